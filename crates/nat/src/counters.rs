@@ -1,0 +1,121 @@
+//! What a worker counts: packets on their way, each outcome, the slow path's work.
+//!
+//! Knows plain numbers of one worker; how they reach the outside is the door "counters out". Invariant: every packet that came
+//! in is in exactly one of transmitted, fragmented, held, punted, handed off, replied or dropped.
+
+use crate::verdict::DropReason;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
+        /// A counter other than a drop.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Counter {
+            /// All counters, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The counter's name, without prefix and `_total`.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            /// What it counts, for people.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Packets received from inside interfaces.
+    InsideReceived = "inside_received_packets",
+    /// Bytes received from inside interfaces, from the Ethernet header on.
+    InsideReceivedBytes = "inside_received_bytes",
+    /// Packets received from outside interfaces.
+    OutsideReceived = "outside_received_packets",
+    /// Bytes received from outside interfaces, from the Ethernet header on.
+    OutsideReceivedBytes = "outside_received_bytes",
+    /// Packets translated and forwarded from inside to outside.
+    Outbound = "outbound_packets",
+    /// Packets translated and forwarded from outside to inside.
+    Inbound = "inbound_packets",
+    /// Packets translated twice and forwarded from inside to inside.
+    Hairpin = "hairpin_packets",
+    /// ICMP errors that were translated and forwarded.
+    IcmpErrorsTranslated = "icmp_errors_translated",
+    /// ICMP errors that the gateway itself sent.
+    IcmpErrorsSent = "icmp_errors_sent",
+    /// ICMP errors that the gateway did not send because of its rate limit.
+    IcmpErrorsLimited = "icmp_errors_limited",
+    /// Packets split because the next link's MTU is smaller.
+    Fragmented = "fragmented_packets",
+    /// Fragments translated.
+    Fragments = "fragments_translated",
+    /// Packets that waited for a next hop's link-layer address.
+    Held = "held_packets",
+    /// Packets left to the kernel because nothing claimed them on an address that the box shares.
+    Punted = "punted_packets",
+    /// Packets handed to another worker.
+    HandedOff = "handed_off_packets",
+    /// Packets whose partial checksum was completed.
+    ChecksumsCompleted = "checksums_completed",
+    /// Mappings made.
+    MappingsCreated = "mappings_created",
+    /// Mappings ended.
+    MappingsRemoved = "mappings_removed",
+    /// Sessions made.
+    SessionsCreated = "sessions_created",
+    /// Sessions ended, by time or because their external address went away.
+    SessionsRemoved = "sessions_removed",
+}
+
+/// One worker's counts.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    counts: [u64; Counter::ALL.len()],
+    drops: [u64; DropReason::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { counts: [0; Counter::ALL.len()], drops: [0; DropReason::ALL.len()] }
+    }
+}
+
+impl Counters {
+    /// The count of `counter`.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.counts[counter as usize]
+    }
+
+    /// The packets dropped for `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// All packets dropped.
+    pub fn dropped_in_all(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+
+    /// Counts one.
+    #[inline]
+    pub fn count(&mut self, counter: Counter) {
+        self.counts[counter as usize] += 1;
+    }
+
+    /// Counts `amount`.
+    #[inline]
+    pub fn add(&mut self, counter: Counter, amount: u64) {
+        self.counts[counter as usize] += amount;
+    }
+
+    /// Counts a dropped packet. The only place that does.
+    #[inline]
+    pub fn drop_packet(&mut self, reason: DropReason) {
+        self.drops[reason as usize] += 1;
+    }
+}

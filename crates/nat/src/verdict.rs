@@ -1,0 +1,149 @@
+//! What becomes of a packet: the values that `process` answers with, and every reason to drop one.
+//!
+//! One list serves the Prometheus label, the command line's text and the row in docs/counters.md. Knows no I/O.
+//! Invariant: there is one way to drop, and it names the reason. Tests: the labels are unique and documented.
+
+use core::net::Ipv4Addr;
+
+use crate::policy::{DeviceId, InterfaceId};
+
+/// What the worker does with a frame that `process` has looked at. The frame's bytes are already what has to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Transmit on the device.
+    Transmit(DeviceId),
+    /// Split into fragments of at most `mtu` bytes from the IPv4 header on, and transmit them in order.
+    Fragment {
+        /// The device.
+        device: DeviceId,
+        /// The link's MTU in bytes.
+        mtu: u16,
+    },
+    /// Translated, but the next hop has no link-layer address yet: hold, have it resolved, then complete with
+    /// [`crate::Nat::readdress`].
+    Hold {
+        /// The interface that it leaves by.
+        interface: InterfaceId,
+        /// The next hop on it.
+        next_hop: Ipv4Addr,
+    },
+    /// The kernel's: an unclaimed packet to an address that the box shares with the NAT. The frame is as it was received.
+    Punt,
+    /// Another worker's.
+    HandOff(u16),
+    /// Nobody's: the frame goes back to the pool.
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
+        /// Why a packet was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl DropReason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The reason's name in metrics, tables and docs.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            /// What it means, for people.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Too short for its headers, or a length field that lies.
+    Truncated = "truncated",
+    /// Not IPv4 (the XDP program should have left it to the kernel).
+    NotIpv4 = "not_ipv4",
+    /// An IPv4 header with a wrong version, length or checksum.
+    BadIpHeader = "bad_ip_header",
+    /// A transport header with an impossible length.
+    BadTransportHeader = "bad_transport_header",
+    /// A TCP packet with flags that no TCP sends.
+    BadTcpFlags = "bad_tcp_flags",
+    /// A protocol that the NAT does not translate.
+    UnsupportedProtocol = "unsupported_protocol",
+    /// An ICMP type that the NAT does not translate.
+    UnsupportedIcmp = "unsupported_icmp",
+    /// An ICMP error whose checksum is wrong.
+    BadIcmpChecksum = "bad_icmp_checksum",
+    /// An ICMP error whose embedded packet cannot be read or translated.
+    BadEmbeddedPacket = "bad_embedded_packet",
+    /// A frame from a VLAN, or a device, that no configured interface has.
+    UnknownInterface = "unknown_interface",
+    /// A frame addressed to another host on the link.
+    NotForUs = "not_for_us",
+    /// A source that no host may have: zero, loopback, multicast, broadcast or reserved.
+    MartianSource = "martian_source",
+    /// A destination that no gateway forwards to: zero, loopback, multicast, broadcast or reserved.
+    MartianDestination = "martian_destination",
+    /// From inside, with a source that is not routed behind that interface.
+    SpoofedInside = "spoofed_inside",
+    /// From outside, with an internal or external address as its source.
+    SpoofedOutside = "spoofed_outside",
+    /// The TTL ran out here.
+    TtlExpired = "ttl_expired",
+    /// Larger than the next link's MTU, with Don't Fragment set.
+    TooBig = "too_big",
+    /// No route to the destination.
+    NoRoute = "no_route",
+    /// The route leads back to the side that the packet came from, or to no configured interface.
+    WrongSide = "wrong_side",
+    /// The interface that it has to leave by is down.
+    InterfaceDown = "interface_down",
+    /// The next hop did not answer, or too many packets wait for it.
+    NeighbourUnresolved = "neighbour_unresolved",
+    /// From outside, to an external endpoint that no mapping or forward has.
+    NoMapping = "no_mapping",
+    /// From outside, to a mapping whose filter does not let that remote in.
+    Filtered = "filtered",
+    /// An ICMP error about a packet that no session has sent.
+    IcmpNoSession = "icmp_no_session",
+    /// A TCP packet without SYN that belongs to no session.
+    TcpNotSyn = "tcp_not_syn",
+    /// No external address is available.
+    NoExternalAddress = "no_external_address",
+    /// Every port of the subscriber's external address is taken.
+    PortsExhausted = "ports_exhausted",
+    /// The mapping table is full.
+    MappingsFull = "mappings_full",
+    /// The session table is full.
+    SessionsFull = "sessions_full",
+    /// The session would have the same endpoints as another one.
+    SessionConflict = "session_conflict",
+    /// A later fragment whose first has not been seen.
+    FragmentWithoutFirst = "fragment_without_first",
+    /// The fragment table is full.
+    FragmentsFull = "fragments_full",
+    /// No free frame for the fragments of a packet that has to be split.
+    NoFrame = "no_frame",
+    /// The transmit ring stayed full.
+    TransmitFull = "transmit_full",
+    /// Too many packets to the kernel in a short time.
+    PuntLimited = "punt_limited",
+    /// Another worker's ring is full.
+    HandOffFull = "hand_off_full",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_numbered_and_named_once() {
+        let mut labels: Vec<_> = DropReason::ALL.iter().map(|reason| reason.label()).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), DropReason::ALL.len());
+        assert!(DropReason::ALL.iter().enumerate().all(|(number, &reason)| reason as usize == number));
+    }
+}

@@ -1,0 +1,98 @@
+//! Mappings, sessions and gauges as others see them: copies, made in bounded slices between bursts.
+//!
+//! Knows no table layout; the control plane turns these into lines and JSON.
+
+use core::net::Ipv4Addr;
+
+use crate::policy::{Endpoint, Protocol};
+
+/// What the connection tracking of a session says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SessionState {
+    /// Not TCP: packets went one way only.
+    Unreplied,
+    /// Not TCP: packets went both ways.
+    Replied,
+    /// TCP: a SYN went from inside to outside.
+    SynSent,
+    /// TCP: a SYN came from outside.
+    SynReceived,
+    /// TCP: SYNs went both ways.
+    Established,
+    /// TCP: the inside has sent its FIN.
+    FinSent,
+    /// TCP: the outside has sent its FIN.
+    FinReceived,
+    /// TCP: FINs went both ways.
+    Closing,
+    /// TCP: a RST was seen.
+    Reset,
+}
+
+/// One session: a mapping's external endpoint with one remote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionView {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The internal endpoint.
+    pub internal: Endpoint,
+    /// The external endpoint.
+    pub external: Endpoint,
+    /// The remote endpoint; of an ICMP query the port is zero.
+    pub remote: Endpoint,
+    /// Its state.
+    pub state: SessionState,
+    /// Whether the inside started it.
+    pub outbound: bool,
+    /// Time until it ends if nothing more comes. **Units:** milliseconds.
+    pub expires_in: u32,
+    /// Packets from the inside.
+    pub packets_out: u32,
+    /// Packets from the outside.
+    pub packets_in: u32,
+}
+
+/// One mapping: an internal endpoint's external endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingView {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The internal endpoint.
+    pub internal: Endpoint,
+    /// The external endpoint.
+    pub external: Endpoint,
+    /// Of an endpoint-dependent mapping, the remote endpoint or address (port zero) that it is for.
+    pub scope: Option<Endpoint>,
+    /// Live sessions under it.
+    pub sessions: u32,
+}
+
+/// Use of one external address for one protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortUse {
+    /// The external address.
+    pub address: Ipv4Addr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Ports taken by mappings.
+    pub used: u32,
+    /// Ports that mappings may take.
+    pub limit: u32,
+}
+
+/// How full the tables are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Live mappings.
+    pub mappings: u32,
+    /// Mappings that fit.
+    pub mappings_limit: u32,
+    /// Live sessions.
+    pub sessions: u32,
+    /// Sessions that fit.
+    pub sessions_limit: u32,
+    /// Internal addresses with mappings.
+    pub subscribers: u32,
+    /// Fragmented packets whose later fragments are followed.
+    pub fragments: u32,
+}
