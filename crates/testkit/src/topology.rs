@@ -10,8 +10,10 @@ pub mod namespace;
 pub mod program;
 pub mod services;
 pub mod sniff;
+pub mod throughput;
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
@@ -265,17 +267,36 @@ impl Topology {
     }
 }
 
+/// Whether this kernel can make VLAN devices. Needs root.
+pub fn kernel_has_vlan() -> bool {
+    let Ok(probe) = Namespace::create(&format!("pctest{}-vlan", std::process::id())) else { return false };
+    probe.ip_batch("link add probe0 type veth peer name probe1\nlink add link probe0 name probe0.2 type vlan id 2").is_ok()
+}
+
 /// Whether this process may build a topology. Says so loudly when not: a skipped test is not a passed one.
 pub fn is_root_or_skips(what: &str) -> bool {
     if nix::unistd::geteuid().is_root() {
         return true;
     }
-    eprintln!("\n    SKIPPED (needs root): {what}\n");
+    skip("needs root", what);
     false
+}
+
+/// Says that a test was skipped, past the test harness, which keeps back what passing tests print.
+pub fn skip(why: &str, what: &str) {
+    say(&format!("\n    SKIPPED ({why}): {what}\n"));
+}
+
+/// Writes a line to standard error, past the test harness.
+pub fn say(line: &str) {
+    // Nobody who cannot read standard error misses this line.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -296,11 +317,13 @@ mod tests {
         }
         topology.gateway().run(&format!("ping -c1 -W2 {SERVER_SECOND}")).expect("answers");
         let sleeper = topology.client(0).program("sleep", ["600"]).start().expect("starts");
+        let inside = || namespace::processes_in(topology.client(0).name()).contains(&sleeper.pid().cast_signed());
+        assert!(program::wait_until(Duration::from_secs(5), inside), "`ip netns exec` has not entered the namespace");
         drop(topology);
         for name in names {
             assert!(!namespace::path_of(&name).exists(), "{name} was left behind");
         }
-        let end = sleeper.wait(std::time::Duration::from_secs(5)).expect("the process in the namespace was ended");
+        let end = sleeper.wait(Duration::from_secs(5)).expect("the process in the namespace was ended");
         assert!(!end.status.success());
     }
 }

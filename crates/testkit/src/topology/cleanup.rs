@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
-use super::namespace::{path_of, processes_in};
+use super::namespace::{directory_of, path_of, processes_in};
 use super::program::wait_until;
 
 /// Names of namespaces that have to go before this process does.
@@ -46,13 +46,19 @@ pub fn remove_all() {
     }
 }
 
-/// Removes one namespace with the processes in it. Nothing happens when it is gone already.
+/// Removes one namespace with the processes in it and its files. Nothing happens when it is gone already.
 pub fn remove(name: &str) {
     forget(name);
     end_processes(name);
     if path_of(name).exists() {
         let _ = std::process::Command::new("ip").args(["netns", "delete", name]).output();
     }
+    let _ = std::fs::remove_dir_all(directory_of(name));
+}
+
+/// Whether a signal has come: what fails from now on fails because of it.
+pub fn is_interrupted() -> bool {
+    CAUGHT.load(Ordering::Relaxed) != 0
 }
 
 /// Ends the processes in a namespace, this one excepted, and waits until they are gone.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::namespace::Namespace;
+use super::namespace::{Namespace, directory_of};
 use super::program::{Output, Program, Running, wait_until};
 use super::{GATEWAY_OUTSIDE, POOL};
 
@@ -61,11 +61,13 @@ pub struct Setup {
     pub forwards: Vec<Forward>,
     /// Further lines of TOML, for the program alone: whole tables.
     pub tables: String,
+    /// A whole file for the program, instead of one made of the above. Only the control socket is put elsewhere.
+    pub file: Option<String>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { inside: vec!["inside0"], pool: Pool::Address, forwards: Vec::new(), tables: String::new() }
+        Self { inside: vec!["inside0"], pool: Pool::Address, forwards: Vec::new(), tables: String::new(), file: None }
     }
 }
 
@@ -76,12 +78,16 @@ pub struct RunningGateway {
     program: Option<Running>,
     binary: PathBuf,
     directory: PathBuf,
-    log: String,
+    kept_log: String,
 }
 
 impl Setup {
-    /// The file for `portcullis run`. The control socket is in `directory`, metrics are on port 9100 of the loopback.
+    /// The file for `portcullis run`. The control socket is in `directory`, metrics are on port 9464 of the loopback.
     pub fn toml(&self, directory: &Path) -> String {
+        let socket = format!("{:?}", directory.join("control.sock").display().to_string());
+        if let Some(file) = &self.file {
+            return with_socket(file, &socket);
+        }
         let mut text = String::new();
         let interfaces = self.inside.iter().map(|name| (*name, "inside")).chain([("outside0", "outside")]);
         for (name, side) in interfaces {
@@ -100,7 +106,7 @@ impl Setup {
         }
         let socket = directory.join("control.sock");
         let _ =
-            writeln!(text, "[control]\nsocket = {:?}\n\n[metrics]\nlisten = \"127.0.0.1:9100\"\n", socket.display().to_string());
+            writeln!(text, "[control]\nsocket = {:?}\n\n[metrics]\nlisten = \"127.0.0.1:9464\"\n", socket.display().to_string());
         text + &self.tables
     }
 
@@ -128,11 +134,23 @@ impl Setup {
                  }}
                  chain filter {{
                      type filter hook forward priority 0; policy accept;
-                     iifname \"outside0\" ct state new ct status != dnat drop
+                     iifname \"outside0\" ct status dnat accept
+                     iifname \"outside0\" ct state new drop
                  }}
              }}"
         )
     }
+}
+
+/// A configuration with its control socket in another place.
+fn with_socket(file: &str, socket: &str) -> String {
+    if !file.lines().any(|line| line.trim() == "[control]") {
+        return format!("{file}\n[control]\nsocket = {socket}\n");
+    }
+    let lines = file.lines().filter(|line| !line.trim_start().starts_with("socket"));
+    let moved =
+        lines.map(|line| if line.trim() == "[control]" { format!("{line}\nsocket = {socket}\n") } else { format!("{line}\n") });
+    moved.collect()
 }
 
 impl Gateway {
@@ -140,14 +158,14 @@ impl Gateway {
     ///
     /// **Errors:** it ended or was not ready in time, with its log.
     pub fn start(&self, host: &Namespace, setup: &Setup) -> Result<RunningGateway> {
-        let directory = std::env::temp_dir().join(host.name());
+        let directory = directory_of(host.name());
         fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         let mut running = RunningGateway {
             namespace: host.name().to_owned(),
             program: None,
             binary: PathBuf::new(),
             directory,
-            log: String::new(),
+            kept_log: String::new(),
         };
         match self {
             Self::Kernel => {
@@ -163,7 +181,8 @@ impl Gateway {
                 fs::write(&file, setup.toml(&running.directory)).with_context(|| format!("writing {}", file.display()))?;
                 let (binary, file) = (binary.display().to_string(), file.display().to_string());
                 let program = host.program(&binary, ["run", "--config", &file]);
-                running.program = Some(program.environment("NO_COLOR", "1").start()?);
+                let program = program.environment("NO_COLOR", "1").log_to(&running.log_path())?;
+                running.program = Some(program.start()?);
                 running.wait_until_ready()?;
             }
         }
@@ -182,9 +201,19 @@ impl RunningGateway {
         self.program.as_ref().map(Running::pid)
     }
 
-    /// What it has logged until now.
+    /// The file that it logs to.
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.join("portcullis.log")
+    }
+
+    /// Its control socket.
+    pub fn socket_path(&self) -> PathBuf {
+        self.directory.join("control.sock")
+    }
+
+    /// What it has logged since it was started.
     pub fn log(&self) -> String {
-        self.program.as_ref().map_or_else(|| self.log.clone(), Running::printed)
+        fs::read_to_string(self.log_path()).unwrap_or_else(|_| self.kept_log.clone())
     }
 
     /// Whether the process is there. The kernel always is.
@@ -195,7 +224,7 @@ impl RunningGateway {
     /// Runs `portcullis` with these words and this gateway's control socket.
     pub fn ask(&self, words: &str) -> Result<Output> {
         let binary = self.binary.display().to_string();
-        let socket = self.directory.join("control.sock").display().to_string();
+        let socket = self.socket_path().display().to_string();
         let arguments =
             ["netns", "exec", &self.namespace, &binary, "--socket", &socket].into_iter().chain(words.split_whitespace());
         Program::new("ip", arguments).environment("NO_COLOR", "1").run()
@@ -225,8 +254,11 @@ impl RunningGateway {
             Program::new("ip", ["-n", &self.namespace, "address", "delete", &format!("{POOL}/32"), "dev", "lo"]).run()?;
             return Ok(None);
         };
-        let output = program.stop(signal, END)?;
-        self.log = output.all();
+        let mut output = program.stop(signal, END)?;
+        self.kept_log = self.log();
+        output.stderr.clone_from(&self.kept_log);
+        // The next gateway in this namespace begins a log of its own, and makes its socket itself.
+        let _ = fs::remove_file(self.log_path());
         Ok(Some(output))
     }
 
@@ -236,7 +268,7 @@ impl RunningGateway {
             if !self.is_running() {
                 return true;
             }
-            if !self.directory.join("control.sock").exists() {
+            if !self.socket_path().exists() {
                 return false;
             }
             answer = self.ask("version").ok();
@@ -255,6 +287,5 @@ impl Drop for RunningGateway {
         if self.program.is_some() {
             let _ = self.stop();
         }
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }

@@ -25,6 +25,11 @@ pub fn path_of(name: &str) -> PathBuf {
     PathBuf::from("/run/netns").join(name)
 }
 
+/// Where files that belong to a namespace are kept; they go with it.
+pub fn directory_of(name: &str) -> PathBuf {
+    std::env::temp_dir().join(name)
+}
+
 /// The processes whose main thread is in the namespace.
 pub fn processes_in(name: &str) -> Vec<i32> {
     let Ok(wanted) = fs::metadata(path_of(name)) else { return Vec::new() };

@@ -4,7 +4,9 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::File;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -40,6 +42,7 @@ pub struct Program {
     what: String,
     limit: Duration,
     input: String,
+    log: Option<File>,
 }
 
 /// What a program that has ended left.
@@ -80,7 +83,7 @@ impl Program {
         let arguments: Vec<_> = arguments.into_iter().collect();
         command.args(&arguments);
         let what = format!("{} {}", program.as_ref().to_string_lossy(), arguments.join(" "));
-        Self { command, what, limit: LIMIT, input: String::new() }
+        Self { command, what, limit: LIMIT, input: String::new(), log: None }
     }
 
     /// Bounds its time.
@@ -104,6 +107,13 @@ impl Program {
         self
     }
 
+    /// Sends all that it prints to a file, which it may outlive its starter with.
+    pub fn log_to(mut self, path: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(path);
+        self.log = Some(file.with_context(|| format!("opening {}", path.display()))?);
+        Ok(self)
+    }
+
     /// Runs it to its end.
     ///
     /// **Errors:** it could not be started, or was killed at its limit. A bad exit code is not an error here: see [`Output::success`].
@@ -115,7 +125,11 @@ impl Program {
     /// Starts it in the background.
     pub fn start(mut self) -> Result<Running> {
         let piped = if self.input.is_empty() { Stdio::null() } else { Stdio::piped() };
-        self.command.stdin(piped).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command.stdin(piped);
+        match self.log.take() {
+            Some(log) => self.command.stdout(log.try_clone()?).stderr(log),
+            None => self.command.stdout(Stdio::piped()).stderr(Stdio::piped()),
+        };
         let mut child = self.command.spawn().with_context(|| format!("starting `{}`", self.what))?;
         if let Some(mut stdin) = child.stdin.take() {
             let input = self.input;

@@ -3,6 +3,7 @@
 //! Knows packet sockets and IPv4 headers. It sees what the kernel's stack sees: frames in both directions, but not those that an XDP
 //! program took. Invariant: listening has begun when [`Sniffer::start`] returns.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,7 @@ pub struct Sniffer {
 }
 
 /// An IPv4 packet that was seen.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Seen {
     /// The source address.
     pub source: Ipv4Addr,
@@ -44,14 +45,19 @@ pub struct Seen {
 }
 
 impl Sniffer {
-    /// Begins to listen on all devices of `host`.
+    /// Begins to listen on all devices of `host`, and keeps every packet.
     pub fn start(host: &Namespace) -> Result<Self> {
+        Self::start_for(host, |_| true)
+    }
+
+    /// Begins to listen on all devices of `host`, and keeps the packets for which `wanted` holds.
+    pub fn start_for(host: &Namespace, wanted: fn(&Seen) -> bool) -> Result<Self> {
         let socket = host.enter(open)?.with_context(|| format!("opening a packet socket in {}", host.name()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let packets = Arc::new(Mutex::new(Vec::new()));
         let thread = {
             let (stop, packets) = (Arc::clone(&stop), Arc::clone(&packets));
-            thread::spawn(move || listen(&socket, &stop, &packets))
+            thread::spawn(move || listen(&socket, wanted, &stop, &packets))
         };
         Ok(Self { stop, packets, thread: Some(thread) })
     }
@@ -60,11 +66,6 @@ impl Sniffer {
     pub fn seen(&self, wanted: impl Fn(&Seen) -> bool) -> Vec<Seen> {
         let packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner);
         packets.iter().filter(|packet| wanted(packet)).cloned().collect()
-    }
-
-    /// The packets seen until now from or to 10.0.0.0/8: an internal address where there must be none.
-    pub fn internal(&self) -> Vec<Seen> {
-        self.seen(|packet| packet.source.octets()[0] == 10 || packet.destination.octets()[0] == 10)
     }
 }
 
@@ -77,12 +78,26 @@ impl Drop for Sniffer {
     }
 }
 
+impl fmt::Debug for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Enough for the headers and those of an embedded packet.
+        const SHOWN: usize = 80;
+        write!(f, "{} > {} protocol {}, {} bytes:", self.source, self.destination, self.protocol, self.bytes.len())?;
+        self.bytes.iter().take(SHOWN).try_for_each(|byte| write!(f, " {byte:02x}"))
+    }
+}
+
 impl Seen {
     /// Reads a frame; none when it is not IPv4.
     fn of(frame: &[u8]) -> Option<Self> {
         let bytes = frame.get(ETHERNET..).filter(|bytes| bytes.len() >= 20 && frame[12..14] == ETHERTYPE_IPV4)?;
         let address = |at: usize| Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
         Some(Self { source: address(12), destination: address(16), protocol: bytes[9], bytes: bytes.to_vec() })
+    }
+
+    /// Whether it comes from or goes to 10.0.0.0/8: on the outside wire there must be no such packet.
+    pub fn is_internal(&self) -> bool {
+        self.source.octets()[0] == 10 || self.destination.octets()[0] == 10
     }
 
     /// The header's length, options included. **Units:** bytes.
@@ -123,11 +138,11 @@ fn open() -> nix::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn listen(socket: &OwnedFd, stop: &AtomicBool, packets: &Mutex<Vec<Seen>>) {
+fn listen(socket: &OwnedFd, wanted: fn(&Seen) -> bool, stop: &AtomicBool, packets: &Mutex<Vec<Seen>>) {
     let mut frame = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
         let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) else { continue };
-        if let Some(packet) = Seen::of(&frame[..length]) {
+        if let Some(packet) = Seen::of(&frame[..length]).filter(wanted) {
             packets.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
         }
     }
@@ -154,6 +169,6 @@ mod tests {
         assert_eq!((request.source, request.destination), ([10, 0, 0, 2].into(), [10, 0, 0, 1].into()));
         assert!(!request.is_fragment() && request.options().is_empty() && request.ttl() == 64);
         assert_eq!(request.payload()[0], 8, "an echo request");
-        assert_eq!(sniffer.internal().len(), sniffer.seen(|_| true).len());
+        assert!(sniffer.seen(|_| true).iter().all(Seen::is_internal));
     }
 }
