@@ -1,0 +1,153 @@
+//! The datagram that an ICMP error quotes: where its headers are, as far as they are quoted.
+//!
+//! Knows that only 8 transport bytes are sure to be there, and that what follows may be padding and extensions (RFC 4884).
+//! Called by `nat` for ICMP errors. Invariant: an [`Embedded`] was checked against the quoted bytes.
+//! Sources: RFC 792, RFC 5508 (REQ-3), RFC 4884. Tests: below.
+
+use core::net::Ipv4Addr;
+
+use crate::icmpv4::{self, IcmpHeader};
+use crate::ipv4::{self, Ipv4Header};
+use crate::packet::{self, Fragment, ParseError, Transport};
+use crate::ports::Ports;
+use crate::{tcp, udp};
+
+/// Bytes behind the IPv4 header that an error quotes at least: "the first 64 bits of the original datagram's data" (RFC 792).
+pub const QUOTED_TRANSPORT_LEN: usize = 8;
+
+/// Where the headers of a quoted datagram are. Made by [`parse_embedded`] only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Embedded {
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    end: u16,
+    l4: u8,
+    protocol: u8,
+    fragment: Fragment,
+    transport: Transport,
+}
+
+impl Embedded {
+    /// The source: who sent the datagram that went wrong.
+    #[inline]
+    #[must_use]
+    pub const fn src(&self) -> Ipv4Addr {
+        self.src
+    }
+
+    /// The destination.
+    #[inline]
+    #[must_use]
+    pub const fn dst(&self) -> Ipv4Addr {
+        self.dst
+    }
+
+    /// Where the payload begins. **Units:** bytes from the quoted header on.
+    #[inline]
+    #[must_use]
+    pub const fn l4(&self) -> usize {
+        self.l4 as usize
+    }
+
+    /// Where what is quoted of the datagram ends. **Units:** bytes from the quoted header on.
+    #[inline]
+    #[must_use]
+    pub const fn end(&self) -> usize {
+        self.end as usize
+    }
+
+    /// The protocol number.
+    #[inline]
+    #[must_use]
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Which part of a datagram it is.
+    #[inline]
+    #[must_use]
+    pub const fn fragment(&self) -> Fragment {
+        self.fragment
+    }
+
+    /// What follows the IPv4 header.
+    #[inline]
+    #[must_use]
+    pub const fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// Source and destination port in `bytes`; none if it is neither TCP nor UDP, or a later fragment.
+    #[inline]
+    #[must_use]
+    pub fn ports<'b>(&self, bytes: &'b [u8]) -> Option<&'b Ports> {
+        match self.transport {
+            Transport::Tcp | Transport::Udp => Ports::from_prefix(bytes.get(self.l4()..self.end())?),
+            _ => None,
+        }
+    }
+
+    /// The ICMP header in `bytes`; none if it is not ICMP, or a later fragment.
+    #[inline]
+    #[must_use]
+    pub fn icmp<'b>(&self, bytes: &'b [u8]) -> Option<&'b IcmpHeader> {
+        match self.transport {
+            Transport::IcmpQuery(_) | Transport::IcmpError | Transport::OtherIcmp(_) => {
+                IcmpHeader::from_prefix(bytes.get(self.l4()..self.end())?)
+            }
+            _ => None,
+        }
+    }
+
+    /// Where the transport checksum is, if it is quoted. **Units:** bytes from the quoted header on.
+    #[inline]
+    #[must_use]
+    pub const fn checksum_offset(&self) -> Option<usize> {
+        let within = match self.transport {
+            Transport::Tcp => tcp::CHECKSUM_OFFSET,
+            Transport::Udp => udp::CHECKSUM_OFFSET,
+            Transport::IcmpQuery(_) | Transport::IcmpError | Transport::OtherIcmp(_) => icmpv4::CHECKSUM_OFFSET,
+            Transport::Other(_) | Transport::None => return None,
+        };
+        let offset = self.l4 as usize + within;
+        if offset + 2 <= self.end as usize { Some(offset) } else { None }
+    }
+}
+
+/// Reads the datagram that begins at `bytes`, the part of an ICMP error behind its 8 bytes of header.
+///
+/// "If the IP checksum of the embedded packet fails to validate, the NAT SHOULD silently drop the Error packet"; "If the embedded
+/// packet includes IP options, the NAT device MUST traverse past the IP options"; "The NAT device SHOULD NOT validate the transport
+/// checksum of the embedded packet". **Source:** RFC 5508, REQ-3.
+///
+/// **Errors:** a header that is not IPv4's or not whole, or fewer than 8 bytes behind it where these matter.
+#[inline]
+pub fn parse_embedded(bytes: &[u8]) -> Result<Embedded, ParseError> {
+    let (header, l4) = packet::checked_header(bytes)?;
+    let fragment = packet::fragment_of(header)?;
+    let end = bytes.len().min(usize::from(header.total_len()));
+    let payload = bytes.get(l4..end).ok_or(ParseError::Truncated)?;
+    Ok(Embedded {
+        src: header.src(),
+        dst: header.dst(),
+        end: end as u16,
+        l4: l4 as u8,
+        protocol: header.protocol(),
+        fragment,
+        transport: transport_of(header, payload, fragment)?,
+    })
+}
+
+#[inline]
+fn transport_of(header: &Ipv4Header, payload: &[u8], fragment: Fragment) -> Result<Transport, ParseError> {
+    if fragment == Fragment::Later {
+        return Ok(Transport::None);
+    }
+    let first_byte = payload.first().copied().filter(|_| payload.len() >= QUOTED_TRANSPORT_LEN);
+    match header.protocol() {
+        ipv4::UDP => first_byte.map(|_| Transport::Udp).ok_or(ParseError::Truncated),
+        ipv4::TCP => first_byte.map(|_| Transport::Tcp).ok_or(ParseError::Truncated),
+        ipv4::ICMP => first_byte.map(packet::icmp_kind).ok_or(ParseError::Truncated),
+        other => Ok(Transport::Other(other)),
+    }
+}
