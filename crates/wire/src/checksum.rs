@@ -234,3 +234,90 @@ impl Delta {
 pub const fn udp_spelling(checksum: u16) -> u16 {
     if checksum == 0 { 0xFFFF } else { checksum }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The definition, word by word.
+    fn slow_sum(bytes: &[u8]) -> u16 {
+        let words = bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)));
+        let mut sum: u64 = words.sum();
+        while sum > 0xFFFF {
+            sum = (sum & 0xFFFF) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    #[test]
+    fn the_sum_is_that_of_rfc_1071s_example() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(sum(&bytes).fold(), 0xddf2);
+        assert_eq!(sum(&bytes).checksum(), 0x220d);
+    }
+
+    #[test]
+    fn equation_3_gives_rfc_1624s_zero_where_rfc_1141_gives_all_ones() {
+        assert_eq!(Delta::of_u16(0x5555, 0x3285).apply(0xDD2F), 0x0000);
+        assert_eq!(add16(add16(0xDD2F, 0x5555), !0x3285), 0xFFFF);
+    }
+
+    #[test]
+    fn the_sum_is_right_for_every_length_and_alignment() {
+        let bytes: Vec<u8> = (0..400_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for start in 0..16 {
+            for end in start..bytes.len() {
+                assert_eq!(sum(&bytes[start..end]).fold(), slow_sum(&bytes[start..end]), "{start}..{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn carries_are_never_lost() {
+        for len in 0..200 {
+            let bytes = vec![0xFF; len];
+            assert_eq!(sum(&bytes).fold(), slow_sum(&bytes), "{len} bytes of all ones");
+        }
+        assert_eq!(sum(&vec![0xFF; 1 << 20]).fold(), 0xFFFF);
+    }
+
+    #[test]
+    fn only_zeros_sum_to_zero() {
+        assert_eq!(sum(&[0; 100]), Sum::ZERO);
+        assert_eq!(sum(&[0xFF; 100]).fold(), 0xFFFF);
+        assert_eq!(Sum::of_u16(1).and(Sum::of_u16(0xFFFE)).fold(), 0xFFFF);
+    }
+
+    #[test]
+    fn sums_of_even_pieces_add_up() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        for split in (0..=256).step_by(2) {
+            assert_eq!(sum(&bytes[..split]).and(sum(&bytes[split..])), sum(&bytes));
+        }
+    }
+
+    #[test]
+    fn the_pseudo_header_is_summed_as_its_twelve_bytes() {
+        let (src, dst) = (Ipv4Addr::new(192, 0, 2, 200), Ipv4Addr::new(255, 254, 253, 252));
+        let bytes = [192, 0, 2, 200, 255, 254, 253, 252, 0, 17, 0xAB, 0xCD];
+        assert_eq!(pseudo_header(src, dst, 17, 0xABCD), sum(&bytes));
+    }
+
+    #[test]
+    fn udp_keeps_no_checksum_and_never_computes_one() {
+        let delta = Delta::of_u16(0x5555, 0x3285);
+        assert_eq!(delta.apply_udp(0), 0, "no checksum stays no checksum");
+        assert_eq!(delta.apply_udp(0xDD2F), 0xFFFF, "a computed zero is transmitted as all ones");
+        assert_eq!(delta.reversed().apply_udp(0xFFFF), 0xDD2F, "and all ones counts as zero on the way back");
+    }
+
+    #[test]
+    fn no_change_changes_nothing_but_the_spelling_of_zero() {
+        for checksum in 0..=0xFFFF {
+            assert_eq!(Delta::NONE.apply(checksum), checksum);
+            assert_eq!(Delta::NONE.reversed(), Delta::NONE);
+            let same = Delta::of_u16(0x1234, 0x1234).apply(checksum);
+            assert_eq!(same, if checksum == 0xFFFF { 0 } else { checksum });
+        }
+    }
+}

@@ -6,6 +6,7 @@
 
 use core::net::Ipv4Addr;
 
+use crate::checksum::Delta;
 use crate::icmpv4::{self, IcmpHeader};
 use crate::ipv4::{self, Ipv4Header};
 use crate::packet::{self, Fragment, ParseError, Transport};
@@ -112,9 +113,91 @@ impl Embedded {
         let offset = self.l4 as usize + within;
         if offset + 2 <= self.end as usize { Some(offset) } else { None }
     }
+
+    /// Gives the datagram that the error `message` quotes another source, and mends all that sums over it: its own header checksum,
+    /// its transport checksum where that is quoted, and the checksum of `message`. For a query, `port` is the identifier.
+    ///
+    /// `message` reaches from the ICMP header to the end of the packet. Nothing happens to one that was not the parsed one's.
+    ///
+    /// "Revert the IP and transport headers of the embedded IP packet to their original form, using the matching mapping".
+    /// **Source:** RFC 5508, REQ-4.
+    pub fn set_src(&self, message: &mut [u8], src: Ipv4Addr, port: Option<u16>) {
+        self.set_end(message, End::Source, src, port);
+    }
+
+    /// Gives the datagram that the error `message` quotes another destination, as [`Self::set_src`] does the source.
+    pub fn set_dst(&self, message: &mut [u8], dst: Ipv4Addr, port: Option<u16>) {
+        self.set_end(message, End::Destination, dst, port);
+    }
+
+    fn set_end(&self, message: &mut [u8], end: End, address: Ipv4Addr, port: Option<u16>) {
+        let Some(bytes) = message.get_mut(icmpv4::HEADER_LEN..icmpv4::HEADER_LEN + self.end()) else { return };
+        let Some(header) = Ipv4Header::from_prefix_mut(bytes) else { return };
+        let header_checksum = header.checksum();
+        let address = match end {
+            End::Source => header.set_src(address),
+            End::Destination => header.set_dst(address),
+        };
+        let header_checksum = Delta::of_u16(header_checksum, header.checksum());
+        let port = port.map_or(Delta::NONE, |port| self.set_port(bytes, end, port));
+        let transport_checksum = self.update_transport_checksum(bytes, address, port);
+        if let Some(outer) = IcmpHeader::from_prefix_mut(message) {
+            outer.update_checksum(address.and(header_checksum).and(port).and(transport_checksum));
+        }
+    }
+
+    /// Sets a port or an identifier. Returns what that does to a sum over it.
+    fn set_port(&self, bytes: &mut [u8], end: End, port: u16) -> Delta {
+        let offset = match (self.transport, end) {
+            (Transport::Tcp | Transport::Udp, End::Source) => self.l4(),
+            (Transport::Tcp | Transport::Udp, End::Destination) => self.l4() + 2,
+            (Transport::IcmpQuery(_), _) => self.l4() + icmpv4::IDENTIFIER_OFFSET,
+            _ => return Delta::NONE,
+        };
+        replace(bytes, offset, |_| port)
+    }
+
+    /// Mends the transport checksum where it is quoted. Returns what that does to a sum over it.
+    fn update_transport_checksum(&self, bytes: &mut [u8], address: Delta, port: Delta) -> Delta {
+        let Some(offset) = self.checksum_offset() else { return Delta::NONE };
+        match self.transport {
+            Transport::Udp => replace(bytes, offset, |old| address.and(port).apply_udp(old)),
+            Transport::Tcp => replace(bytes, offset, |old| address.and(port).apply(old)),
+            Transport::IcmpQuery(_) => replace(bytes, offset, |old| port.apply(old)),
+            _ => Delta::NONE,
+        }
+    }
 }
 
-/// Reads the datagram that begins at `bytes`, the part of an ICMP error behind its 8 bytes of header.
+/// Which end of a datagram.
+#[derive(Clone, Copy)]
+enum End {
+    Source,
+    Destination,
+}
+
+/// Replaces the word at `offset`. Returns what that does to a sum over it.
+fn replace(bytes: &mut [u8], offset: usize, new: impl Fn(u16) -> u16) -> Delta {
+    let Some(word) = bytes.get_mut(offset..).and_then(|rest| rest.first_chunk_mut::<2>()) else { return Delta::NONE };
+    let old = u16::from_be_bytes(*word);
+    let new = new(old);
+    *word = new.to_be_bytes();
+    Delta::of_u16(old, new)
+}
+
+/// What the error `message` quotes: the bytes behind its header, without the extensions that it may end with (RFC 4884, section 3).
+#[inline]
+#[must_use]
+pub fn quoted(message: &[u8]) -> &[u8] {
+    let Some(header) = IcmpHeader::from_prefix(message) else { return &[] };
+    let bytes = &message[icmpv4::HEADER_LEN..];
+    match header.quoted_len() {
+        0 => bytes,
+        len => bytes.get(..len).unwrap_or(bytes),
+    }
+}
+
+/// Reads the datagram that `bytes` begin with: what [`quoted`] gives.
 ///
 /// "If the IP checksum of the embedded packet fails to validate, the NAT SHOULD silently drop the Error packet"; "If the embedded
 /// packet includes IP options, the NAT device MUST traverse past the IP options"; "The NAT device SHOULD NOT validate the transport

@@ -182,3 +182,68 @@ pub fn write_header(buffer: &mut [u8], len: usize, vlan: Option<u16>, dst: Mac, 
     buffer[6..12].copy_from_slice(&src);
     Ok(new_len)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Mac = [2, 0, 0, 0, 0, 0xA];
+    const B: Mac = [2, 0, 0, 0, 0, 0xB];
+
+    /// A frame of 20 bytes in a buffer of 24, tagged with priority 5, drop eligible, VLAN 7.
+    fn tagged() -> [u8; 24] {
+        let mut buffer = [0xEE; 24];
+        buffer[..18].copy_from_slice(&[1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 3, 3, 0x81, 0, 0xB0, 7, 8, 0]);
+        buffer[18..20].copy_from_slice(&[0xD1, 0xD2]);
+        buffer
+    }
+
+    #[test]
+    fn a_tag_is_read() {
+        assert_eq!(link(&tagged()[..20]), Some(Link { vlan: Some(7), ethertype: IPV4, header_len: 18 }));
+        let (_, rest) = EthernetHeader::ref_from_prefix(&tagged()[..]).map(|(h, r)| (*h, r.to_vec())).expect("long enough");
+        assert_eq!(VlanTag::ref_from_prefix(&rest[..]).map(|(tag, _)| tag.priority()), Ok(5));
+    }
+
+    #[test]
+    fn a_priority_tag_names_no_vlan_but_has_its_length() {
+        let mut frame = tagged();
+        frame[15] = 0;
+        assert_eq!(link(&frame), Some(Link { vlan: None, ethertype: IPV4, header_len: 18 }));
+    }
+
+    #[test]
+    fn a_replaced_tag_keeps_priority_and_drop_eligibility() {
+        let mut buffer = tagged();
+        assert_eq!(write_header(&mut buffer, 20, Some(0x123), A, B), Ok(20));
+        assert_eq!(buffer[..20], [2, 0, 0, 0, 0, 0xA, 2, 0, 0, 0, 0, 0xB, 0x81, 0, 0xB1, 0x23, 8, 0, 0xD1, 0xD2]);
+        assert_eq!(buffer[20..], [0xEE; 4], "nothing is written behind the frame");
+    }
+
+    #[test]
+    fn a_tag_is_removed_and_added_again() {
+        let mut buffer = tagged();
+        assert_eq!(write_header(&mut buffer, 20, None, A, B), Ok(16));
+        assert_eq!(buffer[..16], [2, 0, 0, 0, 0, 0xA, 2, 0, 0, 0, 0, 0xB, 8, 0, 0xD1, 0xD2]);
+        assert_eq!(write_header(&mut buffer, 16, Some(9), B, A), Ok(20));
+        assert_eq!(buffer[..20], [2, 0, 0, 0, 0, 0xB, 2, 0, 0, 0, 0, 0xA, 0x81, 0, 0, 9, 8, 0, 0xD1, 0xD2]);
+    }
+
+    #[test]
+    fn a_tag_without_room_is_an_error_and_the_frame_stays() {
+        let mut buffer = tagged();
+        assert_eq!(write_header(&mut buffer, 20, None, A, B), Ok(16));
+        let before = buffer;
+        assert_eq!(write_header(&mut buffer[..19], 16, Some(1), B, B), Err(WriteError::NoRoom));
+        assert_eq!(write_header(&mut buffer, 25, None, B, B), Err(WriteError::NoRoom), "longer than its buffer");
+        assert_eq!(write_header(&mut buffer, 13, None, B, B), Err(WriteError::Truncated));
+        assert_eq!(buffer, before);
+        assert_eq!(write_header(&mut tagged(), 17, None, B, B), Err(WriteError::Truncated), "ends within its tag");
+    }
+
+    #[test]
+    fn the_group_bit_is_the_first_octets_lowest() {
+        assert!(is_group(BROADCAST) && is_group([0x01, 0, 0x5E, 0, 0, 1]));
+        assert!(!is_group(A));
+    }
+}

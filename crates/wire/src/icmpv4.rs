@@ -241,3 +241,67 @@ pub fn fill_checksum(message: &mut [u8]) {
         header.checksum.set(checksum);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An echo request and its reply as Linux sent them.
+    const REQUEST: [u8; 16] = [8, 0, 0x43, 0xb2, 0x5a, 0x4c, 0, 1, 0x5a, 0, 0, 0, 0, 0, 0, 0];
+    const REPLY: [u8; 16] = [0, 0, 0x4b, 0xb2, 0x5a, 0x4c, 0, 1, 0x5a, 0, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn a_query_is_read() {
+        let header = IcmpHeader::from_prefix(&REQUEST).expect("8 bytes");
+        assert_eq!((header.kind(), header.code(), header.checksum()), (ECHO_REQUEST, 0, 0x43b2));
+        assert_eq!((header.identifier(), header.sequence(), header.rest()), (0x5a4c, 1, 0x5a4c_0001));
+        assert_eq!((header.query(), header.is_error()), (Some(Query::Request), false));
+        assert_eq!(IcmpHeader::from_prefix(&REPLY).and_then(IcmpHeader::query), Some(Query::Reply));
+        assert!(checksum_ok(&REQUEST) && checksum_ok(&REPLY));
+    }
+
+    #[test]
+    fn types_are_queries_or_errors_as_rfc_1122_lists_them() {
+        let queries: Vec<u8> = (0..=255).filter(|&kind| query(kind).is_some()).collect();
+        let errors: Vec<u8> = (0..=255).filter(|&kind| is_error(kind)).collect();
+        assert_eq!(queries, [0, 8, 13, 14, 15, 16, 17, 18]);
+        assert_eq!(errors, [3, 4, 5, 11, 12]);
+    }
+
+    #[test]
+    fn any_identifier_leaves_the_checksum_right() {
+        for message in [REQUEST, REPLY] {
+            let mut changed = message;
+            for identifier in 0..=u16::MAX {
+                set_identifier(&mut changed, identifier);
+                assert!(checksum_ok(&changed), "identifier {identifier}");
+            }
+            set_identifier(&mut changed, 0x5a4c);
+            assert_eq!(changed, message);
+        }
+    }
+
+    #[test]
+    fn a_reply_of_zeros_has_the_checksum_that_a_sum_from_scratch_has() {
+        let mut message = [0; 16];
+        fill_checksum(&mut message);
+        assert_eq!(message[2..4], [0xFF, 0xFF]);
+        set_identifier(&mut message, 77);
+        assert!(checksum_ok(&message));
+        set_identifier(&mut message, 0);
+        assert_eq!(message[2..4], [0xFF, 0xFF]);
+        assert!(checksum_ok(&message));
+    }
+
+    #[test]
+    fn the_next_hops_mtu_is_in_the_second_half_and_the_quoted_length_in_the_first() {
+        let mut message = [0; 12];
+        message[..8].copy_from_slice(IcmpHeader::new(DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, 0x0020_05D4).as_bytes());
+        fill_checksum(&mut message);
+        let header = IcmpHeader::from_prefix_mut(&mut message).expect("8 bytes");
+        assert_eq!((header.next_hop_mtu(), header.quoted_len()), (1492, 128));
+        header.set_next_hop_mtu(1280);
+        assert_eq!(header.next_hop_mtu(), 1280);
+        assert!(checksum_ok(&message));
+    }
+}

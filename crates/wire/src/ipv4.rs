@@ -292,3 +292,93 @@ pub const fn may_be_host(address: Ipv4Addr) -> bool {
     let first = address.octets()[0];
     first != 0 && first != 127 && first < 224
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header that many texts use to explain the checksum.
+    const HEADER: [u8; 20] = [0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0xb8, 0x61, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7];
+    /// Of a fragment that Linux sent: Router Alert, then a Record Route with room for one address, which it filled.
+    const WITH_OPTIONS: [u8; 32] = [
+        0x48, 0, 0x05, 0xd8, 0xc7, 0xa6, 0x20, 0, 0x40, 0x11, 0xd2, 0x56, 10, 0, 0, 1, 10, 0, 0, 2, 0x94, 4, 0, 0, 7, 7, 8, 10, 0,
+        0, 1, 0,
+    ];
+
+    #[test]
+    fn fields_are_where_rfc_791_draws_them() {
+        let header = Ipv4Header::from_prefix(&HEADER).expect("20 bytes");
+        assert_eq!((header.version(), header.header_len(), header.total_len()), (4, 20, 0x73));
+        assert_eq!((header.dscp_ecn(), header.id(), header.ttl(), header.protocol()), (0, 0, 64, UDP));
+        assert!(header.dont_fragment() && !header.more_fragments());
+        assert_eq!((header.fragment_offset(), header.checksum()), (0, 0xb861));
+        assert_eq!((header.src(), header.dst()), (Ipv4Addr::new(192, 168, 0, 1), Ipv4Addr::new(192, 168, 0, 199)));
+        assert!(header_checksum_ok(&HEADER) && options(&HEADER).is_empty());
+    }
+
+    #[test]
+    fn options_are_within_header_length_and_checksum() {
+        assert!(header_checksum_ok(&WITH_OPTIONS));
+        assert_eq!(options(&WITH_OPTIONS), &WITH_OPTIONS[20..]);
+        assert_eq!(Ipv4Header::from_prefix(&WITH_OPTIONS).map(Ipv4Header::more_fragments), Some(true));
+        assert!(!header_checksum_ok(&WITH_OPTIONS[..31]), "cut within its options");
+    }
+
+    #[test]
+    fn every_setter_leaves_the_checksum_right() {
+        let edits: [fn(&mut Ipv4Header); 6] = [
+            |header| header.set_ttl(1),
+            |header| header.set_dscp_ecn(0xFF),
+            |header| header.set_id(0xFFFF),
+            |header| {
+                assert_eq!(header.set_src(Ipv4Addr::BROADCAST), Delta::of_address(Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::BROADCAST))
+            },
+            |header| assert_ne!(header.set_dst(Ipv4Addr::UNSPECIFIED), Delta::NONE),
+            |header| assert!(header.decrement_ttl()),
+        ];
+        for (number, edit) in edits.iter().enumerate() {
+            let mut bytes = WITH_OPTIONS;
+            edit(Ipv4Header::from_prefix_mut(&mut bytes).expect("20 bytes"));
+            assert_ne!(bytes, WITH_OPTIONS, "edit {number}");
+            assert!(header_checksum_ok(&bytes), "edit {number}");
+        }
+    }
+
+    #[test]
+    fn a_ttl_of_one_or_zero_runs_out_here() {
+        for ttl in [0, 1] {
+            let mut header = Ipv4Header::new(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, UDP, ttl, 8);
+            assert!(!header.decrement_ttl());
+            assert_eq!(header.ttl(), ttl);
+        }
+        let mut header = Ipv4Header::new(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, UDP, 2, 8);
+        assert!(header.decrement_ttl() && header.ttl() == 1);
+    }
+
+    #[test]
+    fn a_new_header_has_a_right_checksum() {
+        let header = Ipv4Header::new(Ipv4Addr::new(10, 1, 2, 3), Ipv4Addr::new(10, 4, 5, 6), ICMP, 64, 36);
+        assert!(header_checksum_ok(header.as_bytes()));
+        assert_eq!((header.total_len(), header.id(), header.dont_fragment()), (56, 0, true));
+    }
+
+    #[test]
+    fn a_wrong_checksum_stays_wrong() {
+        let mut bytes = HEADER;
+        bytes[11] ^= 1;
+        Ipv4Header::from_prefix_mut(&mut bytes).expect("20 bytes").set_ttl(9);
+        assert!(!header_checksum_ok(&bytes));
+        fill_checksum(&mut bytes);
+        assert!(header_checksum_ok(&bytes));
+    }
+
+    #[test]
+    fn no_host_has_a_special_address() {
+        for martian in ["0.0.0.0", "0.255.255.255", "127.0.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255"] {
+            assert!(!may_be_host(martian.parse().expect("an address")), "{martian}");
+        }
+        for host in ["1.0.0.0", "10.0.0.1", "126.255.255.255", "128.0.0.1", "192.0.2.1", "223.255.255.255"] {
+            assert!(may_be_host(host.parse().expect("an address")), "{host}");
+        }
+    }
+}

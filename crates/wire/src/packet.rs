@@ -201,6 +201,13 @@ impl Layout {
     /// The UDP header; none if it is not UDP.
     #[inline]
     #[must_use]
+    pub fn udp<'f>(&self, frame: &'f [u8]) -> Option<&'f UdpHeader> {
+        if self.transport == Transport::Udp { UdpHeader::from_prefix(self.payload(frame)) } else { None }
+    }
+
+    /// The UDP header, to be changed; none if it is not UDP.
+    #[inline]
+    #[must_use]
     pub fn udp_mut<'f>(&self, frame: &'f mut [u8]) -> Option<&'f mut UdpHeader> {
         if self.transport == Transport::Udp { UdpHeader::from_prefix_mut(self.payload_mut(frame)) } else { None }
     }

@@ -64,3 +64,19 @@ impl Ports {
         delta
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_the_first_four_bytes() {
+        let mut bytes = [0x13, 0x88, 0x11, 0x5d, 0xFF];
+        let ports = Ports::from_prefix_mut(&mut bytes).expect("4 bytes");
+        assert_eq!((ports.src(), ports.dst()), (5000, 4445));
+        assert_eq!(ports.set_src(1), crate::checksum::Delta::of_u16(5000, 1));
+        assert_eq!(ports.set_dst(2), crate::checksum::Delta::of_u16(4445, 2));
+        assert_eq!(bytes, [0, 1, 0, 2, 0xFF]);
+        assert_eq!(Ports::from_prefix(&bytes[..3]), None);
+    }
+}

@@ -11,6 +11,12 @@ use crate::ports::Ports;
 
 /// Length of a header without options. **Units:** bytes.
 pub const HEADER_LEN: usize = 20;
+/// Option type: end of the list.
+const END_OF_OPTIONS: u8 = 0;
+/// Option type: no operation, of one byte.
+const NO_OPERATION: u8 = 1;
+/// Option type: maximum segment size, of four bytes.
+const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 /// Where in the header the checksum is. **Units:** bytes.
 pub const CHECKSUM_OFFSET: usize = 16;
 
@@ -211,5 +217,138 @@ impl TcpHeader {
     #[inline]
     pub fn set_checksum(&mut self, computed: u16) {
         self.checksum.set(computed);
+    }
+}
+
+/// Lowers the maximum segment size that a SYN announces to `most`, and mends the checksum. Returns whether it was larger.
+///
+/// `segment` reaches from the TCP header on; of a first fragment, options that it does not have are not looked for. An option whose
+/// length is a lie ends the search. Without the option nothing is added. **Cost:** SYN packets only; at most 40 options.
+pub fn clamp_mss(segment: &mut [u8], most: u16) -> bool {
+    let Some(header) = TcpHeader::from_prefix(segment).filter(|header| header.flags().syn()) else { return false };
+    let options_end = header.header_len().min(segment.len());
+    let Some(offset) = mss_offset(segment.get(..options_end).unwrap_or(&[])) else { return false };
+    let Some(word) = segment.get_mut(offset..).and_then(|rest| rest.first_chunk_mut::<2>()) else { return false };
+    let old = u16::from_be_bytes(*word);
+    if old <= most {
+        return false;
+    }
+    *word = most.to_be_bytes();
+    // At an odd offset the value lies across two words of the sum: with its bytes swapped it counts the same.
+    let delta = if offset % 2 == 0 { Delta::of_u16(old, most) } else { Delta::of_u16(old.swap_bytes(), most.swap_bytes()) };
+    if let Some(header) = TcpHeader::from_prefix_mut(segment) {
+        header.update_checksum(delta);
+    }
+    true
+}
+
+/// Where in `header` the value of the maximum segment size option is.
+fn mss_offset(header: &[u8]) -> Option<usize> {
+    let mut offset = HEADER_LEN;
+    while let Some(&[kind, len]) = header.get(offset..).and_then(|rest| rest.first_chunk()) {
+        match (kind, len) {
+            (NO_OPERATION, _) => offset += 1,
+            (MAXIMUM_SEGMENT_SIZE, 4) => return Some(offset + 2).filter(|value| value + 2 <= header.len()),
+            (END_OF_OPTIONS, _) | (_, 0 | 1) => return None,
+            _ => offset += usize::from(len),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checksum;
+
+    /// A SYN from 10.0.0.1:40746 to 10.0.0.2:81 that Linux sent, with its checksum completed.
+    const SYN: [u8; 40] = [
+        0x9f, 0x2a, 0x00, 0x51, 0x7c, 0x3f, 0x40, 0x7f, 0, 0, 0, 0, 0xa0, 0x02, 0xfa, 0xf0, 0x2a, 0x0d, 0, 0, 2, 4, 0x05, 0xb4, 4,
+        2, 8, 10, 0xf8, 0xbb, 0xba, 0x06, 0, 0, 0, 0, 1, 3, 3, 10,
+    ];
+
+    fn is_valid(bytes: &[u8]) -> bool {
+        let pseudo = checksum::pseudo_header([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), 6, bytes.len() as u16);
+        pseudo.and(checksum::sum(bytes)).is_valid()
+    }
+
+    #[test]
+    fn fields_are_where_rfc_9293_draws_them() {
+        let header = TcpHeader::from_prefix(&SYN).expect("20 bytes");
+        assert_eq!((header.src_port(), header.dst_port()), (40746, 81));
+        assert_eq!((header.sequence(), header.acknowledgment()), (2_084_520_063, 0));
+        assert_eq!((header.header_len(), header.window(), header.checksum()), (40, 64240, 0x2a0d));
+        assert!(header.flags().is_opening() && is_valid(&SYN));
+    }
+
+    #[test]
+    fn new_ports_leave_the_checksum_right() {
+        let mut bytes = SYN;
+        for port in 0..=u16::MAX {
+            let header = TcpHeader::from_prefix_mut(&mut bytes).expect("20 bytes");
+            header.set_src_port(port);
+            header.set_dst_port(!port);
+            assert!(is_valid(&bytes), "port {port}");
+        }
+    }
+
+    #[test]
+    fn flags_that_some_tcp_sends_are_possible() {
+        let (syn, ack, fin, rst, psh, urg) =
+            (TcpFlags::SYN, TcpFlags::ACK, TcpFlags::FIN, TcpFlags::RST, TcpFlags::PSH, TcpFlags::URG);
+        let (ece, cwr) = (TcpFlags(0x40), TcpFlags(0x80));
+        for flags in
+            [syn, syn.and(ack), syn.and(ece).and(cwr), syn.and(psh), ack, ack.and(psh).and(urg), fin.and(ack), rst, rst.and(ack)]
+        {
+            assert!(!flags.is_impossible(), "{flags:?}");
+        }
+        let nothing = TcpFlags(0);
+        for flags in
+            [nothing, fin, psh, urg, fin.and(psh).and(urg), syn.and(fin), syn.and(rst), rst.and(fin).and(ack), TcpFlags(0xFF)]
+        {
+            assert!(flags.is_impossible(), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_larger_segment_size_is_lowered_and_a_smaller_one_kept() {
+        let mut bytes = SYN;
+        assert!(!clamp_mss(&mut bytes, 1460));
+        assert_eq!(bytes, SYN);
+        assert!(clamp_mss(&mut bytes, 1452));
+        assert_eq!(bytes[22..24], 1452_u16.to_be_bytes());
+        assert!(is_valid(&bytes));
+    }
+
+    #[test]
+    fn a_segment_size_at_an_odd_offset_leaves_the_checksum_right() {
+        let mut bytes = SYN;
+        bytes[20..26].copy_from_slice(&[1, 2, 4, 0xFF, 0xA1, 1]);
+        let pseudo = checksum::pseudo_header([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), 6, 40);
+        bytes[16..18].fill(0);
+        let whole = pseudo.and(checksum::sum(&bytes)).checksum();
+        bytes[16..18].copy_from_slice(&whole.to_be_bytes());
+        for most in (0..=0xFFA0).rev().step_by(257) {
+            assert!(clamp_mss(&mut bytes, most));
+            assert!(is_valid(&bytes), "clamped to {most}");
+        }
+    }
+
+    #[test]
+    fn options_that_lie_end_the_search() {
+        for options in [[3, 0, 2, 4], [3, 1, 2, 4], [3, 200, 2, 4], [0, 2, 4, 9], [1, 1, 1, 2], [1, 1, 2, 4]] {
+            let mut bytes = [0; 24];
+            bytes[12] = 0x60;
+            bytes[13] = TcpFlags::SYN.0;
+            bytes[20..].copy_from_slice(&options);
+            assert!(!clamp_mss(&mut bytes, 0), "{options:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_syn_announces_a_segment_size() {
+        let mut bytes = SYN;
+        bytes[13] = TcpFlags::ACK.0;
+        assert!(!clamp_mss(&mut bytes, 500));
     }
 }

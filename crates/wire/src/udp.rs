@@ -106,3 +106,56 @@ impl UdpHeader {
         self.checksum.set(checksum::udp_spelling(computed));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `hello\n` from port 58783 to 4444, between 10.0.0.1 and 10.0.0.2.
+    const HELLO: [u8; 14] = [0xe5, 0x9f, 0x11, 0x5c, 0, 14, 0xb0, 0xf7, b'h', b'e', b'l', b'l', b'o', b'\n'];
+
+    fn is_valid(bytes: &[u8]) -> bool {
+        let pseudo = checksum::pseudo_header([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), 17, bytes.len() as u16);
+        pseudo.and(checksum::sum(bytes)).is_valid()
+    }
+
+    #[test]
+    fn fields_are_where_rfc_768_draws_them() {
+        let header = UdpHeader::from_prefix(&HELLO).expect("8 bytes");
+        assert_eq!((header.src_port(), header.dst_port(), header.len(), header.checksum()), (58783, 4444, 14, 0xb0f7));
+        assert!(!header.is_empty() && is_valid(&HELLO));
+    }
+
+    #[test]
+    fn new_ports_leave_the_checksum_right() {
+        let mut bytes = HELLO;
+        let header = UdpHeader::from_prefix_mut(&mut bytes).expect("8 bytes");
+        header.set_src_port(1);
+        header.set_dst_port(65535);
+        assert!(is_valid(&bytes));
+        let delta = Delta::of_u16(1, 40000).and(Delta::of_u16(65535, 53));
+        UdpHeader::from_prefix_mut(&mut bytes).expect("8 bytes").set_ports(40000, 53, delta);
+        assert!(is_valid(&bytes));
+        assert_eq!(bytes[..4], [0x9C, 0x40, 0, 53]);
+    }
+
+    #[test]
+    fn no_port_makes_the_checksum_none() {
+        let mut bytes = HELLO;
+        for port in 0..=u16::MAX {
+            let header = UdpHeader::from_prefix_mut(&mut bytes).expect("8 bytes");
+            header.set_src_port(port);
+            assert_ne!(header.checksum(), 0, "port {port}");
+            assert!(is_valid(&bytes), "port {port}");
+        }
+    }
+
+    #[test]
+    fn no_checksum_stays_none() {
+        let mut bytes = HELLO;
+        bytes[6..8].fill(0);
+        let header = UdpHeader::from_prefix_mut(&mut bytes).expect("8 bytes");
+        header.set_src_port(7);
+        assert_eq!(header.checksum(), 0);
+    }
+}
