@@ -1,1 +1,8 @@
-//! Placeholder.
+//! What tests are made of: packets, pcap files, the reference NAT, random traffic, an in-memory wire and a clock that is turned.
+//!
+//! A dev-dependency only. Knows the NAT's public values (policy, verdict, views), never its code: the reference is written from the
+//! RFCs, so that the two can disagree. Tests: in each file, and `tests/oracle.rs` for the NAT itself.
+
+pub mod builder;
+pub mod memory_wire;
+pub mod pcap;
