@@ -105,7 +105,7 @@ impl<'m> Nat<'m> {
             fragments: Fragments::new(capacity.fragments, hasher),
             policy: Arc::default(),
             network: Arc::default(),
-            paths: Paths::new(),
+            paths: Paths::new(now),
             choice: Choice::new(choice),
             owners,
             me,
@@ -219,6 +219,12 @@ impl<'m> Nat<'m> {
             self.finish_round();
         }
         self.fragments.expire(now, SWEEP_MOST as usize);
+        self.paths.refresh(now);
+    }
+
+    /// The next hops in use, each once in a while: their link-layer addresses are to be kept fresh.
+    pub fn used_next_hops(&mut self) -> impl Iterator<Item = (InterfaceId, Ipv4Addr)> + '_ {
+        self.paths.take_used()
     }
 
     /// Ends everything that has been idle too long, at once. **Cost:** cold; O(sessions).

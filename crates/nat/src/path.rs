@@ -6,6 +6,7 @@
 use core::net::Ipv4Addr;
 
 use crate::policy::{DeviceId, InterfaceId, Mac, Network, Route, Side};
+use crate::time::Tick;
 
 /// A way out of the box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,16 +44,25 @@ struct Entry {
     whereabouts: Whereabouts,
 }
 
+/// Next hops noted at once, for whoever keeps them fresh; more are noted when they are next looked up.
+const NOTED: usize = 64;
+
+/// How long a path is remembered at most, so that next hops in use are noted again and again. **Units:** milliseconds.
+const REMEMBERED_FOR: u32 = 10_000;
+
 /// The paths looked up lately.
 pub(crate) struct Paths {
     entries: Box<[Entry]>,
     epoch: u32,
+    /// When the epoch began.
+    since: Tick,
+    used: Vec<(InterfaceId, Ipv4Addr)>,
 }
 
 impl Paths {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(now: Tick) -> Self {
         let nothing = Entry { address: Ipv4Addr::UNSPECIFIED, epoch: 0, whereabouts: Whereabouts::Nowhere };
-        Self { entries: vec![nothing; REMEMBERED].into_boxed_slice(), epoch: 1 }
+        Self { entries: vec![nothing; REMEMBERED].into_boxed_slice(), epoch: 1, since: now, used: Vec::with_capacity(NOTED) }
     }
 
     /// Forgets everything: there is another snapshot.
@@ -67,8 +77,31 @@ impl Paths {
         let entry = &mut self.entries[((bits ^ bits >> 10) as usize) % REMEMBERED];
         if entry.epoch != self.epoch || entry.address != address {
             *entry = Entry { address, epoch: self.epoch, whereabouts: look_up(network, address) };
+            if let Whereabouts::Via(path) = entry.whereabouts {
+                note(&mut self.used, &path);
+            }
         }
         entry.whereabouts
+    }
+
+    /// Forgets what has been remembered for long, so that next hops still in use are noted anew.
+    pub(crate) fn refresh(&mut self, now: Tick) {
+        if now.since(self.since) >= REMEMBERED_FOR {
+            self.since = now;
+            self.forget();
+        }
+    }
+
+    /// The next hops with a known address that were looked up since the last call.
+    pub(crate) fn take_used(&mut self) -> impl Iterator<Item = (InterfaceId, Ipv4Addr)> + '_ {
+        self.used.drain(..)
+    }
+}
+
+fn note(used: &mut Vec<(InterfaceId, Ipv4Addr)>, path: &Path) {
+    let neighbour = (path.interface, path.next_hop);
+    if path.next_hop_mac.is_some() && used.len() < NOTED && !used.contains(&neighbour) {
+        used.push(neighbour);
     }
 }
 
@@ -109,7 +142,7 @@ mod tests {
     fn a_new_snapshot_is_asked_again() {
         let destination = Ipv4Addr::new(192, 0, 2, 1);
         let mut network = Network::default();
-        let mut paths = Paths::new();
+        let mut paths = Paths::new(Tick(0));
         assert_eq!(paths.towards(&network, destination), Whereabouts::Nowhere);
         network.interfaces.push(Interface {
             name: "outside0".into(),
@@ -129,5 +162,14 @@ mod tests {
         paths.forget();
         let Whereabouts::Via(path) = paths.towards(&network, destination) else { panic!("a path") };
         assert_eq!((path.next_hop, path.mtu, path.next_hop_mac), (gateway, 1400, None));
+        assert_eq!(paths.take_used().count(), 0, "an unknown neighbour is no used one");
+        network.neighbours.insert((InterfaceId(0), gateway), [2; 6]);
+        paths.forget();
+        paths.towards(&network, destination);
+        paths.towards(&network, destination);
+        assert_eq!(paths.take_used().collect::<Vec<_>>(), [(InterfaceId(0), gateway)]);
+        paths.refresh(Tick(REMEMBERED_FOR));
+        paths.towards(&network, destination);
+        assert_eq!(paths.take_used().count(), 1, "noted again after a while");
     }
 }

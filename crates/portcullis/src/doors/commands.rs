@@ -47,7 +47,7 @@ pub(crate) trait Tables {
     fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32>;
 }
 
-impl Tables for Nat {
+impl Tables for Nat<'_> {
     fn sessions(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<SessionView>) -> Option<u32> {
         Self::sessions(self, cursor, most, now, into)
     }
