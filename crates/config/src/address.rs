@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_range_is_unusable_if_any_of_its_addresses_is() {
-        let across = AddressRange { first: Ipv4Addr::new(126, 255, 255, 254), last: Ipv4Addr::new(127, 0, 0, 1) };
+        let across = AddressRange { first: Ipv4Addr::new(126, 255, 255, 254), last: Ipv4Addr::LOCALHOST };
         assert_eq!(unusable(across).map(|(_, kind)| kind), Some("loopback"));
         let fine = AddressRange { first: Ipv4Addr::new(128, 0, 0, 0), last: Ipv4Addr::new(169, 253, 255, 255) };
         assert_eq!(unusable(fine), None);

@@ -85,7 +85,7 @@ pub type Warning = Finding<Doubt>;
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         show(f, "error", &self.place, &self.key, &self.what)?;
-        write!(f, "\n  = legal: {}", self.what.legal())
+        write!(f, "\n{} = legal: {}", self.place.gutter(), self.what.legal())
     }
 }
 

@@ -207,7 +207,7 @@ fn read_nat(table: &Table<'_>, report: &mut Report) -> NatRules {
 /// the NAT's clock can tell (`Tick::HORIZON`, 24 days).
 const FLOW_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(7 * 24);
 /// The time of fragments. The most is RFC 1122, section 3.3.2: a reassembly timeout "between 60 seconds and 120 seconds".
-const FRAGMENT_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(120);
+const FRAGMENT_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(2);
 
 /// The least time that an RFC requires, and the RFC.
 type Required = (u64, &'static str);

@@ -81,10 +81,14 @@ impl Place {
         &self.excerpt
     }
 
-    /// The source line with carets below the place, each line in front of `into`'s next one, as compilers show it.
+    /// The blanks below the line's number.
+    pub(crate) fn gutter(&self) -> String {
+        " ".repeat(self.line.to_string().len())
+    }
+
+    /// The source line with carets below the place, as compilers show it.
     pub(crate) fn underline(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = self.line.to_string();
-        let gutter = " ".repeat(number.len());
+        let (number, gutter) = (self.line, self.gutter());
         let indent = self.excerpt.chars().take(self.indent as usize);
         let indent: String = indent.map(|character| if character == '\t' { '\t' } else { ' ' }).collect();
         let carets = "^".repeat(self.width as usize);

@@ -1,5 +1,7 @@
 //! Every kind of mistake gives one error, with its line, its column, its key and what is legal.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use portcullis_config::{Config, ConfigError, Fault, Findings};
 
 /// A legal file to put mistakes into.
@@ -436,13 +438,13 @@ test.toml:13:9: error: pool[0].ports: the range `2000-1000` runs backwards
    |
 13 | ports = \"2000-1000\"
    |         ^^^^^^^^^^^
-  = legal: port ranges from 1 to 65535, such as \"1024-65535\" or \"1024-32767,61000-65535\"";
+   = legal: port ranges from 1 to 65535, such as \"1024-65535\" or \"1024-32767,61000-65535\"";
     assert_eq!(only_fault(&text).to_string(), expected);
 }
 
 #[test]
 fn very_many_mistakes_are_counted_and_not_all_listed() {
-    let text = format!("{GOOD}\n[log]\n") + &(0..250).map(|number| format!("key{number} = 1\n")).collect::<String>();
+    let text = format!("{GOOD}\n[log]\n") + &(0..250).map(|number| format!("key{number} = 1\n")).collect::<Vec<_>>().concat();
     let findings = findings(&text);
     assert_eq!(findings.faults.len() + findings.unlisted, 250);
     assert!(findings.to_string().ends_with("250 errors, of which 150 are not shown"), "{findings}");

@@ -1,5 +1,7 @@
 //! The files in `configs/` are read, without an error and without a warning.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use std::path::{Path, PathBuf};
 
 use portcullis_config::{Config, PoolEntry};
