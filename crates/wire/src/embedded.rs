@@ -2,7 +2,7 @@
 //!
 //! Knows that only 8 transport bytes are sure to be there, and that what follows may be padding and extensions (RFC 4884).
 //! Called by `nat` for ICMP errors. Invariant: an [`Embedded`] was checked against the quoted bytes.
-//! Sources: RFC 792, RFC 5508 (REQ-3), RFC 4884. Tests: below.
+//! Sources: RFC 792, RFC 5508 (REQ-3, REQ-4), RFC 4884. Tests: below, and in `tests/`.
 
 use core::net::Ipv4Addr;
 
@@ -232,5 +232,87 @@ fn transport_of(header: &Ipv4Header, payload: &[u8], fragment: Fragment) -> Resu
         ipv4::TCP => first_byte.map(|_| Transport::Tcp).ok_or(ParseError::Truncated),
         ipv4::ICMP => first_byte.map(packet::icmp_kind).ok_or(ParseError::Truncated),
         other => Ok(Transport::Other(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A datagram with 40 bytes of options, of which 8 transport bytes are quoted, and its length as it was.
+    fn quoted_in_part(protocol: u8, transport: [u8; 8]) -> [u8; 68] {
+        let mut bytes = [1; 68];
+        bytes[..20].copy_from_slice(&[0x4F, 0, 5, 0, 0, 1, 0, 0, 1, protocol, 0, 0, 10, 0, 0, 1, 192, 0, 2, 1]);
+        bytes[60..].copy_from_slice(&transport);
+        ipv4::fill_checksum(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn forty_bytes_of_options_are_traversed() {
+        let bytes = quoted_in_part(ipv4::UDP, [0x13, 0x88, 0, 53, 4, 0xC4, 0xAB, 0xCD]);
+        let embedded = parse_embedded(&bytes).expect("enough quoted");
+        assert_eq!((embedded.l4(), embedded.end(), embedded.transport()), (60, 68, Transport::Udp));
+        assert_eq!(embedded.ports(&bytes).map(|ports| (ports.src(), ports.dst())), Some((5000, 53)));
+        assert_eq!(embedded.checksum_offset(), Some(66));
+        assert_eq!((embedded.src(), embedded.dst()), (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(192, 0, 2, 1)));
+    }
+
+    #[test]
+    fn a_tcp_checksum_beyond_the_quote_is_not_there() {
+        let bytes = quoted_in_part(ipv4::TCP, [0, 1, 0, 2, 0, 0, 0, 9]);
+        let embedded = parse_embedded(&bytes).expect("enough quoted");
+        assert_eq!((embedded.transport(), embedded.checksum_offset()), (Transport::Tcp, None));
+    }
+
+    #[test]
+    fn a_querys_identifier_is_quoted() {
+        let bytes = quoted_in_part(ipv4::ICMP, [8, 0, 1, 2, 0x12, 0x34, 0, 1]);
+        let embedded = parse_embedded(&bytes).expect("enough quoted");
+        assert_eq!(embedded.icmp(&bytes).map(IcmpHeader::identifier), Some(0x1234));
+        assert_eq!(embedded.checksum_offset(), Some(62));
+    }
+
+    #[test]
+    fn a_wrong_header_or_too_short_a_quote_is_refused() {
+        let bytes = quoted_in_part(ipv4::UDP, [0; 8]);
+        assert_eq!(parse_embedded(&bytes[..67]), Err(ParseError::Truncated));
+        assert_eq!(parse_embedded(&bytes[..59]), Err(ParseError::Truncated));
+        let mut wrong = bytes;
+        wrong[8] ^= 1;
+        assert_eq!(parse_embedded(&wrong), Err(ParseError::BadIpHeader), "RFC 5508, REQ-3 a: the embedded checksum");
+    }
+
+    #[test]
+    fn a_later_fragment_has_no_ports_but_addresses() {
+        let mut bytes = quoted_in_part(ipv4::UDP, [7; 8]);
+        bytes[7] = 9;
+        ipv4::fill_checksum(&mut bytes);
+        let embedded = parse_embedded(&bytes).expect("a header is enough");
+        assert_eq!((embedded.fragment(), embedded.transport()), (Fragment::Later, Transport::None));
+        assert_eq!((embedded.ports(&bytes), embedded.checksum_offset()), (None, None));
+    }
+
+    #[test]
+    fn extensions_are_no_part_of_the_quote() {
+        let mut message = vec![11, 0, 0, 0, 0, 32, 0, 0];
+        message.extend([0xDD; 128]);
+        message.extend([0x20, 0, 0, 0, 0, 8, 1, 1, 1, 2, 3, 4]);
+        assert_eq!(quoted(&message), &[0xDD; 128]);
+        message[5] = 0;
+        assert_eq!(quoted(&message).len(), 140, "no length, no extensions");
+        message[5] = 200;
+        assert_eq!(quoted(&message).len(), 140, "a length that lies");
+        assert_eq!(quoted(&message[..7]), &[] as &[u8]);
+    }
+
+    #[test]
+    fn no_udp_checksum_in_a_quote_stays_none() {
+        let bytes = quoted_in_part(ipv4::UDP, [0x13, 0x88, 0, 53, 4, 0xC4, 0, 0]);
+        let mut message = [&[3, 3, 0, 0, 0, 0, 0, 0][..], &bytes].concat();
+        icmpv4::fill_checksum(&mut message);
+        parse_embedded(&bytes).expect("enough quoted").set_src(&mut message, Ipv4Addr::new(203, 0, 113, 9), Some(1));
+        assert_eq!(message[8 + 66..], [0, 0]);
+        assert!(icmpv4::checksum_ok(&message) && ipv4::header_checksum_ok(&message[8..]));
     }
 }

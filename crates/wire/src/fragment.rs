@@ -2,7 +2,7 @@
 //!
 //! Knows one datagram; writes each fragment where the caller says. Called by the worker for the verdict "fragment".
 //! Invariant: the fragments put together are the datagram; each fits the MTU and has a right header checksum.
-//! Source: RFC 791, sections 2.3, 3.1 and 3.2. Tests: below.
+//! Source: RFC 791, sections 2.3, 3.1 and 3.2. Tests: `tests/fragments.rs`.
 
 use core::iter::FusedIterator;
 use core::ops::Range;

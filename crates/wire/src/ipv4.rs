@@ -330,9 +330,7 @@ mod tests {
             |header| header.set_ttl(1),
             |header| header.set_dscp_ecn(0xFF),
             |header| header.set_id(0xFFFF),
-            |header| {
-                assert_eq!(header.set_src(Ipv4Addr::BROADCAST), Delta::of_address(Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::BROADCAST))
-            },
+            |header| assert_ne!(header.set_src(Ipv4Addr::BROADCAST), Delta::NONE),
             |header| assert_ne!(header.set_dst(Ipv4Addr::UNSPECIFIED), Delta::NONE),
             |header| assert!(header.decrement_ttl()),
         ];

@@ -3,7 +3,7 @@
 //! Knows bytes and offsets. Does not know what a packet means to the NAT, nor clocks, files, sockets or threads; keeps no state.
 //! Called by `nat` for every packet and by the worker for fragments.
 //! Invariant: total on any bytes: nothing panics, and nothing outside the given slice is read or written.
-//! Tests: in each file, and over arbitrary bytes in `tests/arbitrary.rs`.
+//! Tests: in each file; `tests/` has arbitrary bytes, etherparse as the oracle, and packets that Linux sent.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

@@ -2,7 +2,7 @@
 //!
 //! Knows lengths, versions and checksums of headers; not what the NAT does with them. Called once for each received frame.
 //! Invariant: a [`Layout`] was checked against the frame: its offsets lie within, in order, and the headers that its transport
-//! promises are whole. Sources: RFC 791, RFC 1812 (section 5.2.2), RFC 1858, RFC 3128. Tests: below and in `tests/`.
+//! promises are whole. Sources: RFC 791, RFC 1812 (section 5.2.2), RFC 1858, RFC 3128. Tests: below, in `tests/arbitrary.rs` and `tests/linux.rs`.
 
 use core::fmt;
 
@@ -359,5 +359,135 @@ pub(crate) const fn icmp_kind(kind: u8) -> Transport {
         Some(query) => Transport::IcmpQuery(query),
         None if icmpv4::is_error(kind) => Transport::IcmpError,
         None => Transport::OtherIcmp(kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An untagged frame: a header with this protocol and fragment word, and the payload.
+    fn frame(protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+        let [len_high, len_low] = (20 + payload.len() as u16).to_be_bytes();
+        let [high, low] = fragment.to_be_bytes();
+        let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+        frame.extend([0x45, 0, len_high, len_low, 0, 1, high, low, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        frame.extend(payload);
+        ipv4::fill_checksum(&mut frame[14..]);
+        frame
+    }
+
+    /// Changes bytes of the IPv4 header and makes its checksum right again.
+    fn edited(mut frame: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
+        frame[14 + at] = byte;
+        ipv4::fill_checksum(&mut frame[14..]);
+        frame
+    }
+
+    fn tcp(flags: u8) -> Vec<u8> {
+        vec![0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]
+    }
+
+    const UDP: [u8; 10] = [0, 1, 0, 2, 0, 10, 0, 0, 9, 9];
+
+    #[test]
+    fn a_wrong_ip_header_is_refused() {
+        let good = frame(ipv4::UDP, 0, &UDP);
+        assert!(parse(&good).is_ok());
+        assert_eq!(parse(&edited(good.clone(), 0, 0x65)), Err(ParseError::BadIpHeader), "version 6");
+        assert_eq!(parse(&edited(good.clone(), 0, 0x44)), Err(ParseError::BadIpHeader), "header of 16 bytes");
+        assert_eq!(parse(&edited(good.clone(), 3, 19)), Err(ParseError::BadIpHeader), "shorter than its header");
+        assert_eq!(parse(&edited(good.clone(), 3, 31)), Err(ParseError::Truncated), "longer than the frame");
+        assert_eq!(parse(&edited(good.clone(), 0, 0x4F)), Err(ParseError::BadIpHeader), "header longer than the datagram");
+        let mut wrong = good;
+        wrong[14 + 11] ^= 1;
+        assert_eq!(parse(&wrong), Err(ParseError::BadIpHeader), "checksum");
+    }
+
+    #[test]
+    fn what_is_not_ipv4_behind_one_tag_is_refused() {
+        let with = |ethertypes: &[u8]| parse(&[&[2; 12][..], ethertypes, &frame(ipv4::UDP, 0, &UDP)[14..]].concat());
+        assert_eq!(with(&[0x86, 0xDD]), Err(ParseError::NotIpv4));
+        assert_eq!(with(&[0x08, 0x06]), Err(ParseError::NotIpv4));
+        assert_eq!(with(&[0x00, 0x2E]), Err(ParseError::NotIpv4), "a length: IEEE 802.3");
+        assert_eq!(with(&[0x88, 0xA8, 0, 1, 0x08, 0]), Err(ParseError::UnsupportedVlan));
+        assert_eq!(with(&[0x81, 0, 0, 1, 0x81, 0, 0, 2, 0x08, 0]), Err(ParseError::UnsupportedVlan));
+        assert_eq!(with(&[0x81, 0, 0, 1, 0x86, 0xDD]), Err(ParseError::NotIpv4));
+        assert_eq!(with(&[0x81, 0, 0x20, 7, 0x08, 0]).map(|layout| (layout.vlan(), layout.l3())), Ok((Some(7), 18)));
+        assert_eq!(with(&[0x81, 0, 0x20, 0, 0x08, 0]).map(|layout| (layout.vlan(), layout.l3())), Ok((None, 18)));
+    }
+
+    #[test]
+    fn a_udp_length_that_lies_is_refused() {
+        let with = |fragment, len: u8| {
+            let mut udp = UDP;
+            udp[5] = len;
+            parse(&frame(ipv4::UDP, fragment, &udp)).map(|layout| layout.transport())
+        };
+        assert_eq!(with(0, 7), Err(ParseError::BadTransportHeader));
+        assert_eq!(with(0, 11), Err(ParseError::BadTransportHeader));
+        assert_eq!(with(0, 8), Ok(Transport::Udp), "surplus bytes");
+        assert_eq!(with(ipv4::MORE_FRAGMENTS, 200), Ok(Transport::Udp), "the rest is in other fragments");
+        assert_eq!(with(ipv4::MORE_FRAGMENTS, 7), Err(ParseError::BadTransportHeader));
+    }
+
+    #[test]
+    fn a_tcp_data_offset_that_lies_is_refused() {
+        let with = |fragment, offset: u8| {
+            let mut tcp = tcp(0x10);
+            tcp[12] = offset << 4;
+            parse(&frame(ipv4::TCP, fragment, &tcp)).map(|layout| layout.transport())
+        };
+        assert_eq!(with(0, 5), Ok(Transport::Tcp));
+        assert_eq!(with(0, 4), Err(ParseError::BadTransportHeader));
+        assert_eq!(with(0, 6), Err(ParseError::BadTransportHeader));
+        assert_eq!(with(ipv4::MORE_FRAGMENTS, 4), Err(ParseError::BadTransportHeader));
+    }
+
+    #[test]
+    fn impossible_tcp_flags_are_refused_by_name() {
+        for flags in [0x00, 0x01, 0x03, 0x06, 0x29] {
+            assert_eq!(parse(&frame(ipv4::TCP, 0, &tcp(flags))), Err(ParseError::BadTcpFlags), "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn a_payload_shorter_than_its_header_is_truncated() {
+        assert_eq!(parse(&frame(ipv4::UDP, 0, &UDP[..7])), Err(ParseError::Truncated));
+        assert_eq!(parse(&frame(ipv4::TCP, 0, &tcp(2)[..19])), Err(ParseError::Truncated));
+        assert_eq!(parse(&frame(ipv4::ICMP, 0, &[8, 0, 0, 0, 0, 0, 0])), Err(ParseError::Truncated));
+        assert_eq!(parse(&frame(47, 0, &[])).map(|layout| layout.transport()), Ok(Transport::Other(47)));
+    }
+
+    /// RFC 1858, section 3.1, tiny fragments: the flags are in the second. Section 4, overlapping fragments: the second writes over
+    /// the first's flags. RFC 3128 has both together.
+    #[test]
+    fn fragments_that_cut_or_overlap_a_tcp_header_are_refused() {
+        let first = |len: usize| parse(&frame(ipv4::TCP, ipv4::MORE_FRAGMENTS, &tcp(0x10)[..len])).map(|layout| layout.fragment());
+        assert_eq!(first(8), Err(ParseError::BadTransportHeader));
+        assert_eq!(first(16), Err(ParseError::BadTransportHeader));
+        assert_eq!(first(20), Ok(Fragment::First));
+        let later = |units| parse(&frame(ipv4::TCP, units, &[0; 8])).map(|layout| layout.fragment());
+        assert_eq!(later(1), Err(ParseError::BadTransportHeader));
+        assert_eq!(later(2), Err(ParseError::BadTransportHeader), "the urgent pointer and the checksum");
+        assert_eq!(later(3), Ok(Fragment::Later));
+        let udp = parse(&frame(ipv4::UDP, 1, &[0; 8])).map(|layout| (layout.fragment(), layout.transport()));
+        assert_eq!(udp, Ok((Fragment::Later, Transport::None)), "a first of 8 bytes has the whole UDP header");
+    }
+
+    #[test]
+    fn a_fragment_that_ends_beyond_the_largest_datagram_is_refused() {
+        // 8,189 units are 65,512 bytes; with the header, 3 more reach 65,535.
+        assert!(parse(&frame(ipv4::ICMP, 8189, &[0; 3])).is_ok());
+        assert_eq!(parse(&frame(ipv4::ICMP, 8189, &[0; 4])), Err(ParseError::BadIpHeader));
+    }
+
+    #[test]
+    fn icmp_is_a_query_an_error_or_neither() {
+        let with = |kind| parse(&frame(ipv4::ICMP, 0, &[kind, 0, 0, 0, 0, 0, 0, 0])).map(|layout| layout.transport());
+        assert_eq!(with(8), Ok(Transport::IcmpQuery(Query::Request)));
+        assert_eq!(with(0), Ok(Transport::IcmpQuery(Query::Reply)));
+        assert_eq!(with(3), Ok(Transport::IcmpError));
+        assert_eq!(with(9), Ok(Transport::OtherIcmp(9)));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Their field holds the folded sum of the pseudo-header, not complemented, and the sum over header and data is still to be added
 //! (Linux, Documentation/networking/checksum-offloads.rst). A delta would keep that wrong, so it is completed first.
-//! Called by `nat` before a rewrite. Invariant: a checksum that verifies is never touched. Tests: below.
+//! Called by `nat` before a rewrite. Invariant: a checksum that verifies is never touched. Tests: `tests/linux.rs` and others.
 
 use crate::checksum::{self, Sum};
 use crate::packet::{Fragment, Layout, Transport};
