@@ -4,12 +4,35 @@
 //! a test calls [`Nat::process`] with bytes and a number and gets verdicts. Called by the worker alone.
 //! Invariants: no packet leaves untranslated; a dropped first packet leaves nothing behind; every outcome is counted.
 //! Sources: RFC 4787, 5382, 5508, 7857, 1812. Tests: `tests/`, and the reference NAT of `testkit`.
+#![forbid(unsafe_code)]
 
+mod arena;
+mod arrival;
 pub mod counters;
+mod establish;
+mod flow;
+mod fragment;
+mod icmp;
+mod index;
+mod leave;
+mod limit;
 mod nat;
+mod path;
 pub mod policy;
+mod ports;
+mod record;
+mod refusal;
+mod rewrite;
+mod slab;
+mod state;
+mod table;
+mod tcp;
 pub mod time;
+mod translate;
+mod translate_error;
 pub mod verdict;
 pub mod view;
 
-pub use nat::{Capacity, Nat, Packet, Seeds};
+pub use arena::{Capacity, TooSmall};
+pub use nat::{Nat, Packet, SWEEP_ROUND, Seeds};
+pub use record::LAYOUT_VERSION;

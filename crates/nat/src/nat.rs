@@ -1,10 +1,27 @@
-//! The eight steps, and the state of one worker.
+//! One worker's NAT: the steps of a packet's way in their order, and the doors of its state.
+//!
+//! Knows which step comes when; each step is its own file. Called by the worker with a burst, a device and the time. Invariants: what is
+//! transmitted was translated; a packet that is refused has changed no table; every packet is counted once.
 
 use core::net::Ipv4Addr;
 use std::sync::Arc;
 
-use crate::counters::Counters;
-use crate::policy::{DeviceId, InterfaceId, Network, Policy};
+use ahash::RandomState;
+use portcullis_steering::{Owners, WorkerId};
+use portcullis_wire::icmp_error;
+
+use crate::arena::{Capacity, TooSmall};
+use crate::arrival::{self, Arrival};
+use crate::counters::{Counter, Counters};
+use crate::establish::Choice;
+use crate::flow::{self, Kind};
+use crate::fragment::Fragments;
+use crate::leave;
+use crate::limit::TokenBucket;
+use crate::path::{self, Paths};
+use crate::policy::{DeviceId, InterfaceId, Network, Policy, Protocol, Side};
+use crate::refusal::{Answer, Refusal};
+use crate::state::State;
 use crate::time::Tick;
 use crate::verdict::{DropReason, Verdict};
 use crate::view::{Gauges, MappingView, PortUse, SessionView};
@@ -19,54 +36,218 @@ pub struct Packet<'f> {
     pub len: usize,
 }
 
-/// How many records each table holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Mappings.
-    pub mappings: u32,
-    /// Sessions.
-    pub sessions: u32,
-    /// External address slots.
-    pub externals: u16,
-    /// Fragmented packets followed at once.
-    pub fragments: u32,
+impl Packet<'_> {
+    pub(crate) fn frame(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    pub(crate) fn frame_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.len]
+    }
 }
 
-/// Randomness, drawn by the caller once: hash keys and the seed of the port choice.
+/// Randomness, drawn by the caller once: hash keys and the key of the port choice.
 #[derive(Clone, Copy, Debug)]
 pub struct Seeds(pub [u64; 4]);
 
 /// One worker's NAT.
-pub struct Nat {
-    counters: Counters,
+pub struct Nat<'m> {
+    pub(crate) state: State<'m>,
+    pub(crate) fragments: Fragments,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) paths: Paths,
+    pub(crate) choice: Choice,
+    pub(crate) owners: Owners,
+    pub(crate) me: WorkerId,
+    pub(crate) counters: Counters,
+    icmp_errors: TokenBucket,
+    sweep: Sweep,
 }
 
-impl Nat {
-    /// Steps 2 to 7 for a burst from one device: verdict `i` is packet `i`'s.
-    pub fn process(&mut self, burst: &mut [Packet<'_>], device: DeviceId, now: Tick, verdicts: &mut Vec<Verdict>) {
-        let _ = (burst, device, now);
-        verdicts.push(Verdict::Drop(DropReason::NoMapping));
+/// How a step ends: with a verdict on a packet that goes on, or with a refusal.
+pub(crate) type Decision = Result<Verdict, Refusal>;
+
+/// Where the sweep over the sessions is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sweep {
+    cursor: u32,
+    last: Tick,
+    /// Records due that were not swept yet, in thousandths.
+    due: u64,
+    /// Whole rounds since the policy was adopted.
+    rounds: u32,
+}
+
+/// A round over all sessions takes this long: a session outlives its timeout in the tables by no more (in look-ups by nothing).
+/// **Units:** milliseconds.
+pub const SWEEP_ROUND: u32 = 4000;
+
+/// Sessions looked at in one step. Chosen so that a step stays in the tens of microseconds.
+const SWEEP_MOST: u32 = 1024;
+
+impl<'m> Nat<'m> {
+    /// An empty NAT whose tables are in zeroed `memory` of at least [`Capacity::bytes`]. It drops everything until it has adopted a
+    /// policy and a network. **Errors:** [`TooSmall`].
+    pub fn new(
+        memory: &'m mut [u8],
+        capacity: Capacity,
+        seeds: Seeds,
+        owners: Owners,
+        me: WorkerId,
+        now: Tick,
+    ) -> Result<Self, TooSmall> {
+        let [a, b, c, d] = seeds.0;
+        let hasher = RandomState::with_seeds(a, b, c, d);
+        let choice = RandomState::with_seeds(d, c, b, a);
+        Ok(Self {
+            state: State::new(memory, &capacity, &hasher)?,
+            fragments: Fragments::new(capacity.fragments, hasher),
+            policy: Arc::default(),
+            network: Arc::default(),
+            paths: Paths::new(now),
+            choice: Choice::new(choice),
+            owners,
+            me,
+            counters: Counters::default(),
+            icmp_errors: TokenBucket::new(0, 0, now),
+            sweep: Sweep { last: now, ..Sweep::default() },
+        })
     }
 
-    /// Ends what has been idle too long: a bounded step of the sweep. Called between bursts, and when idle.
-    pub fn expire(&mut self, now: Tick) {
-        let _ = now;
-    }
-
-    /// Adopts new rules. Mappings of external addresses that are gone end.
-    pub fn adopt_policy(&mut self, policy: Arc<Policy>) {
-        let _ = policy;
+    /// Adopts new rules. Sessions of external addresses that are gone end.
+    pub fn adopt_policy(&mut self, policy: Arc<Policy>, now: Tick) {
+        self.state.adopt(&policy);
+        self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
+        self.icmp_errors = TokenBucket::new(policy.icmp_errors.rate, policy.icmp_errors.burst, now);
+        self.sweep.rounds = 0;
+        self.policy = policy;
     }
 
     /// Adopts the network as it is now.
     pub fn adopt_network(&mut self, network: Arc<Network>) {
-        let _ = network;
+        self.paths.forget();
+        self.network = network;
     }
 
-    /// Completes a held packet's link-layer header. Returns the device, or none while the next hop still has no address.
-    pub fn readdress(&mut self, packet: &mut Packet<'_>, interface: InterfaceId, next_hop: Ipv4Addr) -> Option<DeviceId> {
-        let _ = (packet, interface, next_hop);
-        None
+    /// Steps 2 to 7 for a burst from one device. Appends one verdict for each packet, in order.
+    pub fn process(&mut self, burst: &mut [Packet<'_>], device: DeviceId, now: Tick, verdicts: &mut Vec<Verdict>) {
+        for packet in burst {
+            let verdict = match self.decide(packet, device, now) {
+                Ok(verdict) => verdict,
+                Err(refusal) => self.refuse(packet, device, refusal, now),
+            };
+            verdicts.push(verdict);
+        }
+    }
+
+    fn decide(&mut self, packet: &mut Packet<'_>, device: DeviceId, now: Tick) -> Decision {
+        let arrival = arrival::read(packet.frame(), device, &self.network, &mut self.counters)?;
+        arrival::check_addresses(&arrival, &self.network, &mut self.paths, &self.state)?;
+        match flow::kind(&arrival.layout) {
+            Kind::LaterFragment => self.follow_fragment(packet, &arrival, now),
+            Kind::IcmpError => self.translate_error(packet, &arrival, now),
+            Kind::Flow => self.translate(packet, &arrival, now),
+        }
+    }
+
+    /// Turns a refusal into a verdict: the one place that drops. The frame becomes the ICMP error where one is due.
+    fn refuse(&mut self, packet: &mut Packet<'_>, device: DeviceId, refusal: Refusal, now: Tick) -> Verdict {
+        match refusal {
+            Refusal::Punt => {
+                self.counters.count(Counter::Punted);
+                Verdict::Punt
+            }
+            Refusal::Drop(reason) => self.drop_packet(reason),
+            Refusal::Answer(reason, answer) => {
+                let dropped = self.drop_packet(reason);
+                if self.answer(packet, device, answer, now) { Verdict::Transmit(device) } else { dropped }
+            }
+        }
+    }
+
+    fn drop_packet(&mut self, reason: DropReason) -> Verdict {
+        self.counters.drop_packet(reason);
+        Verdict::Drop(reason)
+    }
+
+    /// Turns the packet into an ICMP error to its sender. Returns whether it did: no error may be due, or the limit is reached.
+    fn answer(&mut self, packet: &mut Packet<'_>, device: DeviceId, answer: Answer, now: Tick) -> bool {
+        let Ok(layout) = portcullis_wire::packet::parse(packet.frame()) else { return false };
+        if !icmp_error::may_answer_with_error(packet.frame(), &layout) {
+            return false;
+        }
+        let interface = self.network.interface_of(device, layout.vlan()).map(|id| &self.network.interfaces[usize::from(id.0)]);
+        let Some(source) = interface.and_then(|interface| interface.addresses.first()) else { return false };
+        if !self.icmp_errors.take(now) {
+            self.counters.count(Counter::IcmpErrorsLimited);
+            return false;
+        }
+        let Some(len) = icmp_error::build_error(packet.buffer, &layout, &answer.message(source.addr())) else { return false };
+        packet.len = len;
+        self.counters.count(Counter::IcmpErrorsSent);
+        true
+    }
+
+    /// Completes a held packet's link-layer header. The verdict is what becomes of it now: it may have to be held on.
+    pub fn readdress(&mut self, packet: &mut Packet<'_>, interface: InterfaceId, next_hop: Ipv4Addr) -> Verdict {
+        let Some(path) = path::via(&self.network, interface, next_hop, None) else {
+            return Verdict::Drop(DropReason::InterfaceDown);
+        };
+        if !path.up {
+            return Verdict::Drop(DropReason::InterfaceDown);
+        }
+        leave::by(packet, &path).unwrap_or(Verdict::Drop(DropReason::NoFrame))
+    }
+
+    /// Counts a packet that the worker had to drop after its verdict.
+    pub fn count_drop(&mut self, reason: DropReason) {
+        self.counters.drop_packet(reason);
+    }
+
+    /// Ends what has been idle too long: a bounded step of the sweep. Called between bursts, and when idle.
+    pub fn expire(&mut self, now: Tick) {
+        let elapsed = u64::from(now.since(self.sweep.last));
+        self.sweep.last = now;
+        let records = u64::from(self.state.sessions.records.high_water());
+        self.sweep.due = (self.sweep.due + elapsed * records * 1000 / u64::from(SWEEP_ROUND)).min(records * 1000);
+        let most = (self.sweep.due / 1000).min(u64::from(SWEEP_MOST)) as u32;
+        self.sweep.due -= u64::from(most) * 1000;
+        if most > 0 {
+            self.sweep_records(most, now);
+        } else if records == 0 {
+            self.finish_round();
+        }
+        self.fragments.expire(now, SWEEP_MOST as usize);
+        self.paths.refresh(now);
+    }
+
+    /// The next hops in use, each once in a while: their link-layer addresses are to be kept fresh.
+    pub fn used_next_hops(&mut self) -> impl Iterator<Item = (InterfaceId, Ipv4Addr)> + '_ {
+        self.paths.take_used()
+    }
+
+    /// Ends everything that has been idle too long, at once. **Cost:** cold; O(sessions).
+    pub fn expire_all(&mut self, now: Tick) {
+        self.sweep.cursor = 0;
+        self.sweep_records(u32::MAX, now);
+        self.fragments.expire(now, usize::MAX);
+    }
+
+    fn sweep_records(&mut self, most: u32, now: Tick) {
+        match self.state.sweep(self.sweep.cursor, most, now, &mut self.counters) {
+            Some(next) => self.sweep.cursor = next,
+            None => self.finish_round(),
+        }
+    }
+
+    /// After two rounds' ends since a policy came, one whole round lies between them.
+    fn finish_round(&mut self) {
+        self.sweep.cursor = 0;
+        self.sweep.rounds = self.sweep.rounds.saturating_add(1);
+        if self.sweep.rounds >= 2 {
+            self.state.nothing_is_stale();
+        }
     }
 
     /// What was counted.
@@ -76,23 +257,74 @@ impl Nat {
 
     /// How full the tables are.
     pub fn gauges(&self) -> Gauges {
-        Gauges::default()
+        let (sessions, mappings) = (&self.state.sessions.records, &self.state.mappings.records);
+        Gauges {
+            mappings: mappings.live(),
+            mappings_limit: mappings.limit(),
+            sessions: sessions.live(),
+            sessions_limit: sessions.limit(),
+            subscribers: self.state.subscribers.len() as u32,
+            fragments: self.fragments.len() as u32,
+        }
     }
 
-    /// The use of each external address, for each protocol.
+    /// The use of each external address, for each protocol. **Cost:** cold; O(addresses).
     pub fn port_use(&self) -> Vec<PortUse> {
-        Vec::new()
+        let mut uses = Vec::new();
+        for (slot, address) in self.state.slots.iter().enumerate() {
+            let Some(address) = *address else { continue };
+            for protocol in Protocol::ALL {
+                let space = self.state.space(slot as u16, protocol);
+                uses.push(PortUse { address, protocol, used: space.used(), limit: space.limit() });
+            }
+        }
+        uses
     }
 
     /// Appends the live sessions among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
     pub fn sessions(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<SessionView>) -> Option<u32> {
-        let _ = (cursor, most, now, into);
-        None
+        let (records, next) = self.state.sessions.records.slice(cursor, most);
+        for (_, session) in records {
+            let expires_in = self.state.expires_in(session, now);
+            if expires_in > 0 {
+                into.push(session.view(expires_in));
+            }
+        }
+        next
     }
 
     /// Appends the live mappings among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
     pub fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
-        let _ = (cursor, most, into);
-        None
+        let (records, next) = self.state.mappings.records.slice(cursor, most);
+        into.extend(records.map(|(_, mapping)| mapping.view()));
+        next
+    }
+}
+
+/// The way of a packet, for whoever counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Outbound,
+    Inbound,
+    Hairpin,
+}
+
+impl Way {
+    /// Of a packet from `arrival`, if it is for an external address or not.
+    pub(crate) fn of(arrival: &Arrival, to_external: bool) -> Option<Self> {
+        match (arrival.side, to_external) {
+            (Side::Inside, false) => Some(Self::Outbound),
+            (Side::Inside, true) => Some(Self::Hairpin),
+            (Side::Outside, true) => Some(Self::Inbound),
+            (Side::Outside, false) => None,
+        }
+    }
+
+    pub(crate) const fn counter(self) -> Counter {
+        match self {
+            Self::Outbound => Counter::Outbound,
+            Self::Inbound => Counter::Inbound,
+            Self::Hairpin => Counter::Hairpin,
+        }
     }
 }

@@ -8,6 +8,7 @@ use crate::policy::{Endpoint, Protocol};
 
 /// What the connection tracking of a session says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum SessionState {
     /// Not TCP: packets went one way only.
     Unreplied,
@@ -27,6 +28,27 @@ pub enum SessionState {
     Closing,
     /// TCP: a RST was seen.
     Reset,
+}
+
+impl SessionState {
+    /// All states, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Unreplied,
+        Self::Replied,
+        Self::SynSent,
+        Self::SynReceived,
+        Self::Established,
+        Self::FinSent,
+        Self::FinReceived,
+        Self::Closing,
+        Self::Reset,
+    ];
+
+    /// The state with that number, as a record keeps it. **Panics:** on a number that no state has.
+    #[inline]
+    pub(crate) const fn from_number(number: u8) -> Self {
+        Self::ALL[number as usize]
+    }
 }
 
 /// One session: a mapping's external endpoint with one remote.

@@ -1,2 +1,9 @@
-//! Placeholder.
+//! Portcullis: a NAT gateway for a dedicated Linux box.
+#![deny(unsafe_code)]
+#![allow(dead_code, reason = "the gateway that uses the rooms is built beside them")]
+
+mod doors;
+mod kernel;
+mod worker;
+
 fn main() {}

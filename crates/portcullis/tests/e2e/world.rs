@@ -3,7 +3,6 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -45,9 +44,9 @@ pub(crate) fn usual() -> Setup {
 }
 
 /// Runs a test in the world, with a gateway that has this setup. On failure the gateway's log is shown, and the next test gets a new world.
-pub(crate) fn run(setup: Setup, test: impl FnOnce(&mut World) -> Result<()>) {
-    let name = thread::current().name().unwrap_or("an end-to-end test").to_owned();
-    if !topology::is_root_or_skips(&name) {
+pub(crate) fn run<T: FnOnce(&mut World) -> Result<()>>(setup: Setup, test: T) {
+    let name = name_of::<T>();
+    if !topology::is_root_or_skips(name) {
         return;
     }
     let mut scene = Scene { world: WORLD.lock().unwrap_or_else(PoisonError::into_inner), good: false };
@@ -66,13 +65,18 @@ pub(crate) fn run(setup: Setup, test: impl FnOnce(&mut World) -> Result<()>) {
 }
 
 /// Runs a test of what only Portcullis does.
-pub(crate) fn run_portcullis(setup: Setup, test: impl FnOnce(&mut World) -> Result<()>) {
+pub(crate) fn run_portcullis<T: FnOnce(&mut World) -> Result<()>>(setup: Setup, test: T) {
     if kind() == Gateway::Kernel {
-        let name = thread::current().name().unwrap_or("an end-to-end test").to_owned();
-        topology::skip("needs Portcullis, the gateway is the kernel", &name);
+        topology::skip("needs Portcullis, the gateway is the kernel", name_of::<T>());
         return;
     }
     run(setup, test);
+}
+
+/// The test's name: its body is a closure in it. The harness names threads after tests only when it runs several at once.
+fn name_of<T>() -> &'static str {
+    let name = std::any::type_name::<T>().trim_end_matches("::{{closure}}");
+    name.strip_prefix("e2e::").unwrap_or(name)
 }
 
 fn kind() -> Gateway {

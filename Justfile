@@ -1,0 +1,53 @@
+# Recipes of the house. `./justw RECIPE` installs what is missing first; `just --list` shows them all.
+
+set positional-arguments
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+prefix := env("PREFIX", "/usr/local")
+destdir := env("DESTDIR", "")
+
+# Shows this list.
+default:
+    @just --list --unsorted
+
+# Real programs through a gateway in three network namespaces (root). `--stay` leaves it up and says what to try.
+demo *ARGS:
+    cargo build --release -p portcullis -p portcullis-testkit --bins
+    cargo run --release -q -p portcullis-testkit --bin demo -- "$@"
+
+# Every test; the end-to-end ones need root and are skipped, loudly, without it.
+test:
+    .ci/test
+
+# Formatting, lints, documentation and, where cargo-deny is installed, licences and bans.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+    if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; else echo "SKIPPED: cargo-deny is not installed"; fi
+
+# What CI runs.
+ci: check test
+
+# The gateway in the foreground, release build (root): `just run --config FILE`.
+run *ARGS:
+    cargo build --release -p portcullis
+    exec target/release/portcullis run "$@"
+
+# The property tests with many more cases than `just test` has time for.
+fuzz CASES="100000":
+    PROPTEST_CASES="$1" cargo test --release -p portcullis-wire -p portcullis-steering -p portcullis-nat -p portcullis-testkit
+
+# Our generator and sink over a bare veth pair (root): what the wire itself carries, the ceiling of every namespace figure.
+bench-wire *ARGS:
+    cargo build --release -p portcullis-bench
+    bench/wire.sh "$@"
+
+# Installs the release build, an example configuration and the systemd unit (PREFIX, DESTDIR).
+install:
+    cargo build --release --locked -p portcullis
+    install -Dm 0755 target/release/portcullis "{{destdir}}{{prefix}}/bin/portcullis"
+    install -d "{{destdir}}/etc/portcullis" "{{destdir}}/etc/systemd/system"
+    test -e "{{destdir}}/etc/portcullis/portcullis.toml" || install -m 0640 configs/home.toml "{{destdir}}/etc/portcullis/portcullis.toml"
+    sed 's|/usr/local/bin/|{{prefix}}/bin/|' configs/portcullis.service > "{{destdir}}/etc/systemd/system/portcullis.service"
+    @echo "edit /etc/portcullis/portcullis.toml, then: systemctl daemon-reload && systemctl enable --now portcullis"

@@ -1,0 +1,213 @@
+//! Sessions and mappings, one entry each.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A protocol that the NAT translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// ICMP queries; the identifier stands where the others have a port.
+    Icmp,
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The IPv4 header's protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Icmp => 1,
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// The name in lines, filters and metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Icmp => "icmp",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = crate::FilterError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Icmp, Self::Tcp, Self::Udp]
+            .into_iter()
+            .find(|protocol| text.eq_ignore_ascii_case(protocol.name()) || text.parse() == Ok(protocol.number()))
+            .ok_or_else(|| crate::FilterError::Protocol(text.to_owned()))
+    }
+}
+
+/// An address with a port, or with an ICMP identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The port, or the ICMP identifier.
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}:{}", self.address, self.port))
+    }
+}
+
+/// What the connection tracking of a session says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionState {
+    /// Not TCP: packets went one way only.
+    Unreplied,
+    /// Not TCP: packets went both ways.
+    Replied,
+    /// TCP: a SYN went from inside to outside.
+    SynSent,
+    /// TCP: a SYN came from outside.
+    SynReceived,
+    /// TCP: SYNs went both ways.
+    Established,
+    /// TCP: the inside has sent its FIN.
+    FinSent,
+    /// TCP: the outside has sent its FIN.
+    FinReceived,
+    /// TCP: FINs went both ways.
+    Closing,
+    /// TCP: a RST was seen.
+    Reset,
+}
+
+/// Which way a session's first packet went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// From inside to outside.
+    Outbound,
+    /// From outside to inside.
+    Inbound,
+}
+
+/// One session: a mapping's external endpoint with one remote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEntry {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Its state.
+    pub state: SessionState,
+    /// Which way its first packet went.
+    pub direction: Direction,
+    /// The internal endpoint.
+    pub internal: Endpoint,
+    /// The external endpoint.
+    pub external: Endpoint,
+    /// The remote endpoint; of an ICMP query the port is zero.
+    pub remote: Endpoint,
+    /// Time until it ends if nothing more comes.
+    pub expires_in_milliseconds: u32,
+    /// Packets from the inside.
+    pub packets_out: u64,
+    /// Packets from the outside.
+    pub packets_in: u64,
+}
+
+/// One mapping: an internal endpoint's external endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappingEntry {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The internal endpoint.
+    pub internal: Endpoint,
+    /// The external endpoint.
+    pub external: Endpoint,
+    /// Of an endpoint-dependent mapping, the remote endpoint or address (port zero) that it is for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub remote: Option<Endpoint>,
+    /// Live sessions under it.
+    pub sessions: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(last: u8, port: u16) -> Endpoint {
+        Endpoint { address: Ipv4Addr::new(192, 0, 2, last), port }
+    }
+
+    #[test]
+    fn a_session_keeps_its_form() {
+        let session = SessionEntry {
+            protocol: Protocol::Tcp,
+            state: SessionState::SynSent,
+            direction: Direction::Outbound,
+            internal: endpoint(1, 1000),
+            external: endpoint(2, 2000),
+            remote: endpoint(3, 80),
+            expires_in_milliseconds: 240_000,
+            packets_out: 1,
+            packets_in: 0,
+        };
+        let json = concat!(
+            r#"{"protocol":"tcp","state":"syn_sent","direction":"outbound","#,
+            r#""internal":{"address":"192.0.2.1","port":1000},"external":{"address":"192.0.2.2","port":2000},"#,
+            r#""remote":{"address":"192.0.2.3","port":80},"expires_in_milliseconds":240000,"packets_out":1,"packets_in":0}"#
+        );
+        assert_eq!(serde_json::to_string(&session).expect("plain data"), json);
+        assert_eq!(serde_json::from_str::<SessionEntry>(json).expect("readable"), session);
+    }
+
+    #[test]
+    fn a_mapping_keeps_its_form_with_and_without_a_remote() {
+        let mut mapping = MappingEntry {
+            protocol: Protocol::Icmp,
+            internal: endpoint(1, 7),
+            external: endpoint(2, 8),
+            remote: None,
+            sessions: 3,
+        };
+        let json = concat!(
+            r#"{"protocol":"icmp","internal":{"address":"192.0.2.1","port":7},"#,
+            r#""external":{"address":"192.0.2.2","port":8},"sessions":3}"#
+        );
+        assert_eq!(serde_json::to_string(&mapping).expect("plain data"), json);
+        assert_eq!(serde_json::from_str::<MappingEntry>(json).expect("readable"), mapping);
+        mapping.remote = Some(endpoint(3, 0));
+        let json = serde_json::to_string(&mapping).expect("plain data");
+        assert_eq!(serde_json::from_str::<MappingEntry>(&json).expect("readable"), mapping);
+    }
+
+    #[test]
+    fn every_state_goes_through_json_and_back() {
+        use SessionState::{Closing, Established, FinReceived, FinSent, Replied, Reset, SynReceived, SynSent, Unreplied};
+        for state in [Unreplied, Replied, SynSent, SynReceived, Established, FinSent, FinReceived, Closing, Reset] {
+            let json = serde_json::to_string(&state).expect("plain data");
+            assert_eq!(serde_json::from_str::<SessionState>(&json).expect("readable"), state);
+        }
+    }
+
+    #[test]
+    fn a_protocol_is_read_by_name_and_by_number() {
+        for protocol in [Protocol::Icmp, Protocol::Tcp, Protocol::Udp] {
+            assert_eq!(protocol.name().to_uppercase().parse(), Ok(protocol));
+            assert_eq!(protocol.number().to_string().parse(), Ok(protocol));
+        }
+        assert!("sctp".parse::<Protocol>().is_err());
+    }
+}

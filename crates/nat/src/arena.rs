@@ -1,0 +1,113 @@
+//! The memory of the tables: how much it is, and how it is cut.
+//!
+//! Knows sizes. The owner hands in zeroed bytes, on huge pages where it has them; the tables keep no pointer inside. Invariant: each
+//! part starts on a cache line.
+
+use zerocopy::FromBytes;
+
+use crate::index::{Index, Line};
+use crate::policy::Protocol;
+use crate::ports::PortSpace;
+use crate::record::{Mapping, Session};
+
+/// How many records each table holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Mappings.
+    pub mappings: u32,
+    /// Sessions.
+    pub sessions: u32,
+    /// External address slots.
+    pub externals: u16,
+    /// Fragmented packets followed at once.
+    pub fragments: u32,
+}
+
+/// The alignment of the parts: a cache line.
+const LINE: usize = 64;
+
+impl Capacity {
+    /// The memory that the tables take. **Units:** bytes.
+    pub fn bytes(&self) -> usize {
+        let sizes = [
+            self.session_lines() * size_of::<Line>(),
+            self.mapping_lines() * size_of::<Line>(),
+            self.sessions as usize * size_of::<Session>(),
+            self.mappings as usize * size_of::<Mapping>(),
+            self.port_spaces() * size_of::<PortSpace>(),
+        ];
+        LINE + sizes.iter().sum::<usize>()
+    }
+
+    /// Each session is found from both sides.
+    fn session_lines(&self) -> usize {
+        Index::lines_for(2 * self.sessions as usize)
+    }
+
+    fn mapping_lines(&self) -> usize {
+        Index::lines_for(self.mappings as usize)
+    }
+
+    fn port_spaces(&self) -> usize {
+        usize::from(self.externals) * Protocol::ALL.len()
+    }
+}
+
+/// The memory handed in is smaller than [`Capacity::bytes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooSmall;
+
+impl core::fmt::Display for TooSmall {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("the memory handed in is smaller than the tables")
+    }
+}
+
+impl core::error::Error for TooSmall {}
+
+/// The parts.
+pub(crate) struct Arenas<'m> {
+    pub(crate) session_lines: &'m mut [Line],
+    pub(crate) mapping_lines: &'m mut [Line],
+    pub(crate) sessions: &'m mut [Session],
+    pub(crate) mappings: &'m mut [Mapping],
+    pub(crate) ports: &'m mut [PortSpace],
+}
+
+impl<'m> Arenas<'m> {
+    /// Cuts zeroed `memory` into the parts. **Errors:** [`TooSmall`].
+    pub(crate) fn cut(memory: &'m mut [u8], capacity: &Capacity) -> Result<Self, TooSmall> {
+        let skip = memory.as_ptr().align_offset(LINE);
+        let memory = memory.get_mut(skip..).ok_or(TooSmall)?;
+        let (session_lines, memory) = part(memory, capacity.session_lines())?;
+        let (mapping_lines, memory) = part(memory, capacity.mapping_lines())?;
+        let (sessions, memory) = part(memory, capacity.sessions as usize)?;
+        let (mappings, memory) = part(memory, capacity.mappings as usize)?;
+        let (ports, _) = part(memory, capacity.port_spaces())?;
+        Ok(Self { session_lines, mapping_lines, sessions, mappings, ports })
+    }
+}
+
+fn part<T>(memory: &mut [u8], count: usize) -> Result<(&mut [T], &mut [u8]), TooSmall>
+where
+    T: FromBytes + zerocopy::IntoBytes + zerocopy::KnownLayout,
+{
+    <[T]>::mut_from_prefix_with_elems(memory, count).map_err(|_| TooSmall)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stated_bytes_suffice_at_any_alignment() {
+        let capacity = Capacity { mappings: 10, sessions: 20, externals: 2, fragments: 4 };
+        let mut memory = vec![0; capacity.bytes() + 7];
+        for shift in 0..8 {
+            let end = shift + capacity.bytes();
+            let arenas = Arenas::cut(&mut memory[shift..end], &capacity).expect("enough memory");
+            assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.ports.len()), (20, 10, 6));
+        }
+        assert!(Arenas::cut(&mut memory[..capacity.bytes() - LINE], &capacity).is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! Steps 2 and 3: where a packet came in, whether it may, and what it is.
+//!
+//! Knows the network snapshot and the external addresses, no sessions. Called first for every packet. Invariant: whatever passes has a
+//! source that may be behind the interface that it came by. Sources: RFC 1812 section 5.3.7 and 5.3.8, RFC 2827, RFC 3704 (strict).
+
+use core::net::Ipv4Addr;
+
+use portcullis_wire::ethernet::{self, EthernetHeader};
+use portcullis_wire::ipv4::may_be_host;
+use portcullis_wire::packet::{self, Layout, ParseError};
+
+use crate::counters::{Counter, Counters};
+use crate::path::{Paths, Whereabouts};
+use crate::policy::{DeviceId, Interface, InterfaceId, Network, Side};
+use crate::state::State;
+use crate::verdict::DropReason;
+
+/// A packet that may be looked at further.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) layout: Layout,
+    pub(crate) interface: InterfaceId,
+    pub(crate) side: Side,
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+}
+
+impl From<ParseError> for DropReason {
+    fn from(error: ParseError) -> Self {
+        match error {
+            ParseError::Truncated => Self::Truncated,
+            ParseError::NotIpv4 => Self::NotIpv4,
+            ParseError::UnsupportedVlan => Self::UnknownInterface,
+            ParseError::BadIpHeader => Self::BadIpHeader,
+            ParseError::BadTransportHeader => Self::BadTransportHeader,
+            ParseError::BadTcpFlags => Self::BadTcpFlags,
+        }
+    }
+}
+
+/// Reads a frame from `device` and checks that it may be here.
+#[inline]
+pub(crate) fn read(frame: &[u8], device: DeviceId, network: &Network, counters: &mut Counters) -> Result<Arrival, DropReason> {
+    let link = ethernet::link(frame).ok_or(DropReason::Truncated)?;
+    let interface = network.interface_of(device, link.vlan).ok_or(DropReason::UnknownInterface)?;
+    let configured = &network.interfaces[usize::from(interface.0)];
+    count_received(configured.side, frame.len(), counters);
+    let layout = packet::parse(frame)?;
+    if EthernetHeader::from_prefix(frame).is_none_or(|header| header.dst != configured.mac) {
+        return Err(DropReason::NotForUs);
+    }
+    let header = layout.ipv4(frame).ok_or(DropReason::Truncated)?;
+    Ok(Arrival { layout, interface, side: configured.side, source: header.src(), destination: header.dst() })
+}
+
+fn count_received(side: Side, bytes: usize, counters: &mut Counters) {
+    let (packets, octets) = match side {
+        Side::Inside => (Counter::InsideReceived, Counter::InsideReceivedBytes),
+        Side::Outside => (Counter::OutsideReceived, Counter::OutsideReceivedBytes),
+    };
+    counters.count(packets);
+    counters.add(octets, bytes as u64);
+}
+
+/// Checks both addresses: no martians, and a source that is routed to where the packet came from.
+#[inline]
+pub(crate) fn check_addresses(
+    arrival: &Arrival,
+    network: &Network,
+    paths: &mut Paths,
+    state: &State<'_>,
+) -> Result<(), DropReason> {
+    if !may_be_host(arrival.source) {
+        return Err(DropReason::MartianSource);
+    }
+    if !may_be_host(arrival.destination) {
+        return Err(DropReason::MartianDestination);
+    }
+    let is_external = state.slot_of(arrival.source).is_some();
+    let behind = match paths.towards(network, arrival.source) {
+        Whereabouts::Via(path) => Some(path),
+        Whereabouts::Local | Whereabouts::Elsewhere | Whereabouts::Nowhere => None,
+    };
+    let may_be_here = match arrival.side {
+        Side::Inside => {
+            let interface = &network.interfaces[usize::from(arrival.interface.0)];
+            behind.is_some_and(|path| path.interface == arrival.interface) && is_configured(interface, arrival.source)
+        }
+        Side::Outside => behind.is_none_or(|path| path.side == Side::Outside),
+    };
+    match arrival.side {
+        _ if may_be_here && !is_external => Ok(()),
+        Side::Inside => Err(DropReason::SpoofedInside),
+        Side::Outside => Err(DropReason::SpoofedOutside),
+    }
+}
+
+fn is_configured(interface: &Interface, source: Ipv4Addr) -> bool {
+    interface.prefixes.is_empty() || interface.prefixes.iter().any(|prefix| prefix.contains(&source))
+}

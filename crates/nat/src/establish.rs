@@ -1,0 +1,250 @@
+//! The slow path: whether a first packet may make a session, and which. It plans; nothing changes until a plan is committed.
+//!
+//! Knows policy and state, no bytes. Called when no session is found. Invariant (I): a plan that is not committed has changed nothing.
+//! (II): no two live mappings share an external endpoint. (III): live mappings are never ended to make room (RFC 6888, REQ-11D).
+//! Sources: RFC 4787 sections 4 and 5, RFC 5382, RFC 5508 section 3. Tests: the reference NAT, `tests/`.
+
+use core::net::Ipv4Addr;
+
+use ahash::RandomState;
+use portcullis_steering::{Owners, WorkerId};
+
+use crate::policy::{Endpoint, External, Filtering, Forward, MappingBehaviour, Policy, Protocol};
+use crate::record::{NewSession, flag};
+use crate::state::{State, Under};
+use crate::tcp::{self, Direction};
+use crate::verdict::DropReason;
+use crate::view::SessionState;
+
+/// A flow as its first packet shows it, on one side of the translation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flow {
+    pub(crate) protocol: Protocol,
+    /// The endpoint that is translated: internal for outbound, external for inbound packets.
+    pub(crate) ours: Endpoint,
+    /// The other endpoint; of an ICMP query the port is zero.
+    pub(crate) remote: Endpoint,
+    /// Whether the packet may begin a session: a SYN, a query, any UDP packet.
+    pub(crate) opens: bool,
+}
+
+/// A session that may be made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) session: NewSession,
+    pub(crate) under: Under,
+}
+
+/// Random numbers for the choice of ports and addresses: a keyed hash of a counter, hard to guess without the key (RFC 6056).
+pub(crate) struct Choice {
+    keys: RandomState,
+    drawn: u64,
+}
+
+impl Choice {
+    pub(crate) fn new(keys: RandomState) -> Self {
+        Self { keys, drawn: 0 }
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.drawn += 1;
+        self.keys.hash_one(self.drawn)
+    }
+}
+
+/// What the planning looks at.
+pub(crate) struct Planner<'a, 'm> {
+    pub(crate) policy: &'a Policy,
+    pub(crate) state: &'a State<'m>,
+    pub(crate) choice: &'a mut Choice,
+    pub(crate) owners: &'a Owners,
+    pub(crate) me: WorkerId,
+}
+
+impl Planner<'_, '_> {
+    /// The session of a first packet from inside.
+    pub(crate) fn outbound(&mut self, flow: &Flow) -> Result<Plan, DropReason> {
+        if !flow.opens {
+            return Err(not_opening(flow.protocol));
+        }
+        if !self.state.sessions.records.has_room(1) {
+            return Err(DropReason::SessionsFull);
+        }
+        if let Some(plan) = self.by_a_forward(flow) {
+            return Ok(plan);
+        }
+        let scope = scope_of(self.policy.mapping, flow.remote);
+        if let Some(number) = self.state.mappings.find(flow.protocol, flow.ours, scope) {
+            let mapping = self.state.mappings.records.get(number);
+            if self.state.slots[usize::from(mapping.slot)] == Some(mapping.external().address) {
+                let (slot, external) = (mapping.slot, mapping.external());
+                return Ok(self.outbound_plan(flow, slot, external, Under::Mapping(number)));
+            }
+            // The mapping's address is gone and the sweep has not met it: until then its endpoint cannot have another one.
+            return Err(DropReason::NoExternalAddress);
+        }
+        self.new_mapping(flow, scope)
+    }
+
+    /// The session of a first packet to an external endpoint.
+    pub(crate) fn inbound(&mut self, flow: &Flow, slot: u16) -> Result<Plan, DropReason> {
+        let plan = if let Some(forward) = forward_to(self.policy, slot, flow.protocol, flow.ours.port) {
+            self.to_a_server(flow, forward, slot)
+        } else {
+            self.to_a_mapping(flow, slot)?
+        };
+        if !flow.opens {
+            return Err(not_opening(flow.protocol));
+        }
+        if !self.state.sessions.records.has_room(1) {
+            return Err(DropReason::SessionsFull);
+        }
+        let session = &plan.session;
+        if self.state.sessions.find_outbound(session.protocol, session.internal, session.remote).is_some() {
+            return Err(DropReason::SessionConflict);
+        }
+        Ok(plan)
+    }
+
+    /// A server behind a forward speaks first: from the endpoint that its forward has, if that is free towards this remote.
+    fn by_a_forward(&self, flow: &Flow) -> Option<Plan> {
+        let policy = self.policy;
+        let (forward, port) = policy.forwards.iter().find_map(|forward| Some((forward, external_port(forward, flow)?)))?;
+        let address = self.state.slots.get(forward.external).copied().flatten()?;
+        let external = Endpoint { address, port };
+        let is_free = self.state.sessions.find_inbound(flow.protocol, external, flow.remote).is_none();
+        is_free.then(|| self.outbound_plan(flow, forward.external as u16, external, Under::Forward))
+    }
+
+    fn new_mapping(&mut self, flow: &Flow, scope: Endpoint) -> Result<Plan, DropReason> {
+        if !self.state.mappings.records.has_room(1) {
+            return Err(DropReason::MappingsFull);
+        }
+        let slot = self.slot_for(flow)?;
+        let address = self.state.slots[usize::from(slot)].ok_or(DropReason::NoExternalAddress)?;
+        let space = self.state.space(slot, flow.protocol);
+        let port = space.free_port(self.choice.draw() as u16).ok_or(DropReason::PortsExhausted)?;
+        debug_assert_eq!(self.owners.of_external(address, port), self.me, "a worker allocates only what it owns");
+        Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, Under::NewMapping(scope)))
+    }
+
+    /// The slot of the subscriber's external address: the one that it has, or any that has a free port.
+    fn slot_for(&mut self, flow: &Flow) -> Result<u16, DropReason> {
+        let slots = &self.state.slots;
+        if let Some(subscriber) = self.state.subscribers.get(&flow.ours.address.to_bits())
+            && slots[usize::from(subscriber.slot)].is_some()
+        {
+            return Ok(subscriber.slot);
+        }
+        let start = self.choice.draw() as usize;
+        let mut with_address =
+            (0..slots.len()).map(|step| (start.wrapping_add(step)) % slots.len()).filter(|&slot| slots[slot].is_some());
+        let has_port = |slot: &usize| self.state.space(*slot as u16, flow.protocol).has_free();
+        match with_address.clone().find(has_port) {
+            Some(slot) => Ok(slot as u16),
+            None if with_address.next().is_some() => Err(DropReason::PortsExhausted),
+            None => Err(DropReason::NoExternalAddress),
+        }
+    }
+
+    fn outbound_plan(&self, flow: &Flow, slot: u16, external: Endpoint, under: Under) -> Plan {
+        let state = first_state(flow.protocol, Direction::Outbound);
+        let flags = flag::OUTBOUND | self.remote_flag(flow.protocol);
+        let (protocol, internal, remote) = (flow.protocol, flow.ours, flow.remote);
+        Plan { session: NewSession { protocol, internal, external, remote, slot, flags, state }, under }
+    }
+
+    /// A session to one of a forward's servers, drawn by the remote endpoint.
+    fn to_a_server(&self, flow: &Flow, forward: &Forward, slot: u16) -> Plan {
+        let drawn = self.choice.keys.hash_one((flow.remote.address.to_bits(), flow.remote.port)) as usize;
+        let server = forward.servers[drawn % forward.servers.len()];
+        let internal = Endpoint { address: server.address, port: server.port + (flow.ours.port - forward.first) };
+        inbound_plan(flow, internal, slot, Under::Forward, 0)
+    }
+
+    /// A session under a mapping, if its filter lets the remote in (RFC 4787, section 5).
+    fn to_a_mapping(&self, flow: &Flow, slot: u16) -> Result<Plan, DropReason> {
+        let number = self.state.mapping_at(slot, flow.protocol, flow.ours).ok_or(DropReason::NoMapping)?;
+        let admitted = match filtering(self.policy, flow.protocol) {
+            Filtering::EndpointIndependent => true,
+            Filtering::AddressDependent => self.state.has_remote(number, flow.remote.address),
+            Filtering::AddressAndPortDependent => false,
+        };
+        if !admitted {
+            return Err(DropReason::Filtered);
+        }
+        let internal = self.state.mappings.records.get(number).internal();
+        let flags = flag::ADMITTED | self.remote_flag(flow.protocol);
+        Ok(inbound_plan(flow, internal, slot, Under::Mapping(number), flags))
+    }
+
+    fn remote_flag(&self, protocol: Protocol) -> u16 {
+        match filtering(self.policy, protocol) {
+            Filtering::AddressDependent => flag::REMOTE_COUNTED,
+            Filtering::EndpointIndependent | Filtering::AddressAndPortDependent => 0,
+        }
+    }
+}
+
+fn inbound_plan(flow: &Flow, internal: Endpoint, slot: u16, under: Under, flags: u16) -> Plan {
+    let state = first_state(flow.protocol, Direction::Inbound);
+    let (protocol, external, remote) = (flow.protocol, flow.ours, flow.remote);
+    Plan { session: NewSession { protocol, internal, external, remote, slot, flags, state }, under }
+}
+
+/// The rules of an external address.
+pub(crate) fn external_of(policy: &Policy, slot: u16) -> Option<&External> {
+    policy.externals.get(usize::from(slot))
+}
+
+fn not_opening(protocol: Protocol) -> DropReason {
+    match protocol {
+        Protocol::Tcp => DropReason::TcpNotSyn,
+        Protocol::Icmp | Protocol::Udp => DropReason::NoMapping,
+    }
+}
+
+fn first_state(protocol: Protocol, direction: Direction) -> SessionState {
+    match protocol {
+        Protocol::Tcp => tcp::opened(direction),
+        Protocol::Icmp | Protocol::Udp => SessionState::Unreplied,
+    }
+}
+
+fn filtering(policy: &Policy, protocol: Protocol) -> Filtering {
+    match protocol {
+        Protocol::Tcp => policy.filtering_tcp,
+        Protocol::Icmp | Protocol::Udp => policy.filtering_udp,
+    }
+}
+
+/// The part of the remote endpoint that makes a mapping of its own (RFC 4787, section 4.1).
+fn scope_of(behaviour: MappingBehaviour, remote: Endpoint) -> Endpoint {
+    match behaviour {
+        MappingBehaviour::EndpointIndependent => Endpoint { address: Ipv4Addr::UNSPECIFIED, port: 0 },
+        MappingBehaviour::AddressDependent => Endpoint { address: remote.address, port: 0 },
+        MappingBehaviour::AddressAndPortDependent => remote,
+    }
+}
+
+/// The forward of an external port.
+fn forward_to(policy: &Policy, slot: u16, protocol: Protocol, port: u16) -> Option<&Forward> {
+    let is_it = |forward: &&Forward| {
+        forward.protocol == protocol && forward.external == usize::from(slot) && (forward.first..=forward.last).contains(&port)
+    };
+    policy.forwards.iter().find(is_it)
+}
+
+/// The external port of a forward that leads to the flow's internal endpoint.
+fn external_port(forward: &Forward, flow: &Flow) -> Option<u16> {
+    if forward.protocol != flow.protocol {
+        return None;
+    }
+    let span = forward.last - forward.first;
+    let offset = forward
+        .servers
+        .iter()
+        .filter(|server| server.address == flow.ours.address)
+        .find_map(|server| flow.ours.port.checked_sub(server.port).filter(|&offset| offset <= span))?;
+    Some(forward.first + offset)
+}

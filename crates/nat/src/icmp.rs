@@ -1,0 +1,77 @@
+//! ICMP errors on their way through: the quoted packet is translated back to what its sender sent.
+//!
+//! Knows where an error's quoted headers are; finds no sessions. Invariant: quoted transport checksums are not judged, only adjusted;
+//! padding and extensions behind the quoted datagram stay as they are (RFC 4884). Source: RFC 5508, REQ-3 to REQ-5.
+
+use core::net::Ipv4Addr;
+
+use portcullis_wire::embedded::{self, Embedded};
+use portcullis_wire::icmpv4::{self, IcmpHeader};
+use portcullis_wire::packet::{Fragment, Layout, Transport};
+
+use crate::policy::{Endpoint, Protocol};
+use crate::verdict::DropReason;
+
+/// The packet that an error quotes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quoted {
+    pub(crate) embedded: Embedded,
+    pub(crate) protocol: Protocol,
+    pub(crate) source: Endpoint,
+    pub(crate) destination: Endpoint,
+}
+
+/// Which of the quoted endpoints changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+}
+
+/// Reads the packet that the error in `frame` quotes. The quoted identifier of an ICMP query is the port of the end that `ours` names.
+pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, DropReason> {
+    let message = layout.payload(frame);
+    if layout.fragment() != Fragment::Whole || !icmpv4::checksum_ok(message) {
+        return Err(DropReason::BadIcmpChecksum);
+    }
+    let header = IcmpHeader::from_prefix(message).ok_or(DropReason::BadEmbeddedPacket)?;
+    if !matches!(header.kind(), icmpv4::DESTINATION_UNREACHABLE | icmpv4::TIME_EXCEEDED | icmpv4::PARAMETER_PROBLEM) {
+        return Err(DropReason::UnsupportedIcmp);
+    }
+    let quoted = embedded::quoted(message);
+    let embedded = embedded::parse_embedded(quoted).map_err(|_| DropReason::BadEmbeddedPacket)?;
+    let (protocol, source_port, destination_port) = match embedded.transport() {
+        Transport::Tcp | Transport::Udp => {
+            let ports = embedded.ports(quoted).ok_or(DropReason::BadEmbeddedPacket)?;
+            let protocol = Protocol::from_number(embedded.protocol()).ok_or(DropReason::BadEmbeddedPacket)?;
+            (protocol, ports.src(), ports.dst())
+        }
+        Transport::IcmpQuery(_) => {
+            let identifier = embedded.icmp(quoted).ok_or(DropReason::BadEmbeddedPacket)?.identifier();
+            match ours {
+                End::Source => (Protocol::Icmp, identifier, 0),
+                End::Destination => (Protocol::Icmp, 0, identifier),
+            }
+        }
+        _ => return Err(DropReason::BadEmbeddedPacket),
+    };
+    let source = Endpoint { address: embedded.src(), port: source_port };
+    let destination = Endpoint { address: embedded.dst(), port: destination_port };
+    Ok(Quoted { embedded, protocol, source, destination })
+}
+
+/// Gives one end of the quoted packet another endpoint, and mends its checksums and the error's.
+pub(crate) fn rewrite_quoted(frame: &mut [u8], layout: &Layout, quoted: &Quoted, end: End, endpoint: Endpoint) {
+    let message = layout.payload_mut(frame);
+    match end {
+        End::Source => quoted.embedded.set_src(message, endpoint.address, Some(endpoint.port)),
+        End::Destination => quoted.embedded.set_dst(message, endpoint.address, Some(endpoint.port)),
+    }
+}
+
+/// The outer addresses of a translated error.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outer {
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+}

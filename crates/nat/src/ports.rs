@@ -1,0 +1,188 @@
+//! The ports of one external address for one protocol: which are free, and which mapping has each of the others.
+//!
+//! Knows port numbers and mapping numbers. Called on the slow path to take and release, and for inbound packets to find a mapping
+//! without a hash. Invariant: a port is free, or taken by exactly one mapping; the last free port is found. **Cost:** O(1) at any
+//! fill. Sources: RFC 6056 section 3.3.1 (random choice), RFC 6888 REQ-15.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::policy::PortSet;
+
+const WORDS: usize = 1024;
+const SUMMARY_WORDS: usize = WORDS / 64;
+
+/// The space of 65,536 ports. **Shape:** plain data; all zero is a space without any port to take.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub(crate) struct PortSpace {
+    /// Ports that mappings may take by policy.
+    allowed: [u64; WORDS],
+    /// Ports that a mapping has.
+    taken: [u64; WORDS],
+    /// One bit for each word that has an allowed port that is not taken.
+    summary: [u64; SUMMARY_WORDS],
+    /// The mapping of each port, plus one; zero for none.
+    mappings: [u32; WORDS * 64],
+}
+
+impl PortSpace {
+    /// Sets the ports that mappings may take. Ports taken before stay taken until they are released.
+    pub(crate) fn allow(&mut self, ports: &PortSet) {
+        self.allowed = *ports.words();
+        for word in 0..WORDS {
+            self.summarise(word);
+        }
+    }
+
+    /// A free port, at or after a random place. None when all are taken.
+    pub(crate) fn free_port(&self, random: u16) -> Option<u16> {
+        let word = usize::from(random) / 64;
+        let upper = self.free_in(word) & (u64::MAX << (random % 64));
+        if upper != 0 {
+            return Some(port_at(word, upper));
+        }
+        let next = self.next_word_with_free(word)?;
+        Some(port_at(next, self.free_in(next)))
+    }
+
+    /// Gives `port` to `mapping`. **Panics** in debug builds when it is taken.
+    pub(crate) fn take(&mut self, port: u16, mapping: u32) {
+        let word = usize::from(port) / 64;
+        debug_assert!(!self.is_taken(port), "port {port} is taken");
+        self.taken[word] |= 1 << (port % 64);
+        self.mappings[usize::from(port)] = mapping + 1;
+        self.summarise(word);
+    }
+
+    /// Takes `port` back. **Panics** in debug builds when it is free.
+    pub(crate) fn release(&mut self, port: u16) {
+        let word = usize::from(port) / 64;
+        debug_assert!(self.is_taken(port), "port {port} is free");
+        self.taken[word] &= !(1 << (port % 64));
+        self.mappings[usize::from(port)] = 0;
+        self.summarise(word);
+    }
+
+    /// The mapping that has `port`. **Cost:** one load.
+    #[inline]
+    pub(crate) fn mapping(&self, port: u16) -> Option<u32> {
+        self.mappings[usize::from(port)].checked_sub(1)
+    }
+
+    /// How many ports mappings have.
+    pub(crate) fn used(&self) -> u32 {
+        self.taken.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// How many ports mappings may have.
+    pub(crate) fn limit(&self) -> u32 {
+        self.allowed.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Whether any port is free.
+    pub(crate) fn has_free(&self) -> bool {
+        self.summary.iter().any(|&word| word != 0)
+    }
+
+    fn is_taken(&self, port: u16) -> bool {
+        self.taken[usize::from(port) / 64] >> (port % 64) & 1 == 1
+    }
+
+    fn free_in(&self, word: usize) -> u64 {
+        self.allowed[word] & !self.taken[word]
+    }
+
+    fn summarise(&mut self, word: usize) {
+        let bit = 1 << (word % 64);
+        if self.free_in(word) == 0 {
+            self.summary[word / 64] &= !bit;
+        } else {
+            self.summary[word / 64] |= bit;
+        }
+    }
+
+    /// The next word after `word`, around the end and back to itself, that has a free port.
+    fn next_word_with_free(&self, word: usize) -> Option<usize> {
+        let start = (word + 1) % WORDS;
+        let first = self.summary[start / 64] & (u64::MAX << (start % 64));
+        if first != 0 {
+            return Some(start / 64 * 64 + first.trailing_zeros() as usize);
+        }
+        (1..=SUMMARY_WORDS).find_map(|step| {
+            let at = (start / 64 + step) % SUMMARY_WORDS;
+            let bits = self.summary[at];
+            (bits != 0).then(|| at * 64 + bits.trailing_zeros() as usize)
+        })
+    }
+}
+
+fn port_at(word: usize, bits: u64) -> u16 {
+    (word * 64) as u16 + bits.trailing_zeros() as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use zerocopy::FromZeros as _;
+
+    fn space(ports: &PortSet) -> Box<PortSpace> {
+        let mut space = Box::new(PortSpace::new_zeroed());
+        space.allow(ports);
+        space
+    }
+
+    #[test]
+    fn every_port_is_given_once_and_the_last_one_is_found() {
+        let mut space = space(&PortSet::range(1000, 3000));
+        let mut given = BTreeSet::new();
+        for step in 0..2001_u32 {
+            let port = space.free_port((step.wrapping_mul(40_503) >> 3) as u16).expect("a free port");
+            space.take(port, step);
+            assert!(given.insert(port), "port {port} was given twice");
+        }
+        assert_eq!(space.free_port(5), None);
+        assert_eq!((space.used(), space.limit(), space.has_free()), (2001, 2001, false));
+        assert_eq!(given, (1000..=3000).collect());
+        space.release(1777);
+        assert_eq!(space.free_port(60_000), Some(1777));
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_a_set(
+            ranges in proptest::collection::vec((0_u16..600, 0_u16..100), 0..4),
+            steps in proptest::collection::vec((any::<bool>(), any::<u16>()), 0..300)
+        ) {
+            let mut ports = PortSet::empty();
+            for (first, length) in ranges {
+                // Both ends of the numbers, so that the search goes round.
+                ports.insert_range(first, first + length);
+                ports.insert_range(u16::MAX - first - length, u16::MAX - first);
+            }
+            let mut space = space(&ports);
+            let mut free: BTreeSet<u16> = (0..=u16::MAX).filter(|&port| ports.contains(port)).collect();
+            let mut taken = Vec::new();
+            for (take, random) in steps {
+                if take {
+                    let expected = free.range(random..).next().or_else(|| free.first()).copied();
+                    let found = space.free_port(random);
+                    prop_assert_eq!(found.is_some(), expected.is_some());
+                    if let Some(port) = found {
+                        prop_assert!(free.remove(&port));
+                        space.take(port, u32::from(random));
+                        prop_assert_eq!(space.mapping(port), Some(u32::from(random)));
+                        taken.push(port);
+                    }
+                } else if !taken.is_empty() {
+                    let port = taken.swap_remove(usize::from(random) % taken.len());
+                    space.release(port);
+                    prop_assert_eq!(space.mapping(port), None);
+                    free.insert(port);
+                }
+                prop_assert_eq!(space.used() as usize, taken.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Step 7: addresses, ports and TTL in place, checksums by delta.
+//!
+//! Knows where headers are and what they become. Called last, when nothing can refuse the packet any more. Invariant: a right checksum
+//! stays right, a wrong one stays wrong, a partial one becomes right; UDP's zero stays zero. Sources: RFC 1624, RFC 3022 section 4.
+
+use portcullis_wire::checksum::Delta;
+use portcullis_wire::packet::{Layout, Transport};
+use portcullis_wire::partial::{self, ChecksumState};
+use portcullis_wire::{icmpv4, ipv4};
+
+use crate::policy::Endpoint;
+use crate::record::Session;
+
+/// What a packet's endpoints become.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rewrite {
+    source: Endpoint,
+    destination: Endpoint,
+    /// The identifier of an ICMP query.
+    identifier: u16,
+    address_delta: Delta,
+    port_delta: Delta,
+}
+
+impl Rewrite {
+    /// Of a packet from inside: the source becomes the session's external endpoint.
+    pub(crate) fn outbound(session: &Session) -> Self {
+        Self {
+            source: session.external(),
+            destination: session.remote(),
+            identifier: session.external_port,
+            address_delta: session.address_delta,
+            port_delta: session.port_delta,
+        }
+    }
+
+    /// Of a packet from outside: the destination becomes the session's internal endpoint.
+    pub(crate) fn inbound(session: &Session) -> Self {
+        Self {
+            source: session.remote(),
+            destination: session.internal(),
+            identifier: session.internal_port,
+            address_delta: session.address_delta.reversed(),
+            port_delta: session.port_delta.reversed(),
+        }
+    }
+
+    /// Of a packet from inside to inside: out by one session and in by another.
+    pub(crate) fn hairpin(out: &Session, back: &Session) -> Self {
+        let (outbound, inbound) = (Self::outbound(out), Self::inbound(back));
+        Self {
+            source: outbound.source,
+            destination: inbound.destination,
+            identifier: inbound.identifier,
+            address_delta: outbound.address_delta.and(inbound.address_delta),
+            port_delta: outbound.port_delta.and(inbound.port_delta),
+        }
+    }
+
+    /// The new source address.
+    pub(crate) fn source(&self) -> core::net::Ipv4Addr {
+        self.source.address
+    }
+
+    /// The new destination address.
+    pub(crate) fn destination(&self) -> core::net::Ipv4Addr {
+        self.destination.address
+    }
+
+    /// Rewrites a whole packet or a first fragment. Returns whether a partial checksum was completed.
+    #[inline]
+    pub(crate) fn apply(&self, frame: &mut [u8], layout: &Layout) -> bool {
+        let was_partial = partial::transport_checksum_state(frame, layout) == ChecksumState::Partial;
+        if let Some(header) = layout.ipv4_mut(frame) {
+            header.set_addresses(self.source.address, self.destination.address, self.address_delta);
+            header.set_ttl(header.ttl() - 1);
+        }
+        let delta = self.address_delta.and(self.port_delta);
+        let (source, destination) = (self.source.port, self.destination.port);
+        match layout.transport() {
+            Transport::Tcp => {
+                if let Some(header) = layout.tcp_mut(frame) {
+                    header.set_ports(source, destination, delta);
+                }
+            }
+            Transport::Udp => {
+                if let Some(header) = layout.udp_mut(frame) {
+                    header.set_ports(source, destination, delta);
+                }
+            }
+            Transport::IcmpQuery(_) => icmpv4::set_identifier(layout.payload_mut(frame), self.identifier),
+            Transport::IcmpError | Transport::OtherIcmp(_) | Transport::Other(_) | Transport::None => {}
+        }
+        was_partial && partial::complete(frame, layout)
+    }
+}
+
+/// Rewrites the addresses of a later fragment, and its TTL.
+pub(crate) fn addresses(header: &mut ipv4::Ipv4Header, source: core::net::Ipv4Addr, destination: core::net::Ipv4Addr) {
+    header.set_src(source);
+    header.set_dst(destination);
+    header.set_ttl(header.ttl() - 1);
+}

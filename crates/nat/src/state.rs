@@ -1,0 +1,286 @@
+//! What a worker remembers: sessions, mappings, ports, subscribers, and the external addresses by slot.
+//!
+//! Knows how they hang together, no packets. Called by the slow path to commit what it planned, and by the sweep. Invariants: a mapping
+//! has its port and at least one session; a subscriber has at least one mapping; what ends takes all that only it needed with it.
+
+use core::net::Ipv4Addr;
+
+use ahash::RandomState;
+use hashbrown::HashMap;
+
+use crate::arena::{Arenas, Capacity, TooSmall};
+use crate::counters::{Counter, Counters};
+use crate::index::Index;
+use crate::policy::{Endpoint, Policy, Protocol};
+use crate::ports::PortSpace;
+use crate::record::{Mapping, NewSession, Session, flag};
+use crate::slab::{NONE, Slab};
+use crate::table::{Mappings, Sessions, TableFull};
+use crate::time::Tick;
+use crate::view::SessionState;
+
+/// An internal address with mappings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subscriber {
+    /// The slot of the external address that all its mappings have (RFC 4787, REQ-2: "Paired").
+    pub(crate) slot: u16,
+    /// Its mappings.
+    pub(crate) mappings: u32,
+}
+
+/// How the session that is to be made comes by its external endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Under {
+    /// A mapping that exists.
+    Mapping(u32),
+    /// A mapping that is made with it, for this scope.
+    NewMapping(Endpoint),
+    /// A forward: no mapping, no port of the pool.
+    Forward,
+}
+
+/// Everything that a worker remembers.
+pub(crate) struct State<'m> {
+    pub(crate) sessions: Sessions<'m>,
+    pub(crate) mappings: Mappings<'m>,
+    ports: &'m mut [PortSpace],
+    pub(crate) subscribers: HashMap<u32, Subscriber, RandomState>,
+    /// Live sessions by (mapping, remote address), of those made while the filter asked for them.
+    remotes: HashMap<(u32, u32), u32, RandomState>,
+    /// The external address of each slot.
+    pub(crate) slots: Vec<Option<Ipv4Addr>>,
+    slot_of: HashMap<u32, u16, RandomState>,
+    /// Idle times by [`timer_of`]. **Units:** milliseconds.
+    timers: [u32; TIMERS],
+    /// Whether sessions of addresses that are gone may still be there.
+    stale: bool,
+}
+
+/// Timers: ICMP, UDP, TCP established, TCP transitory.
+const TIMERS: usize = 4;
+
+/// The timer of a session in that state.
+const fn timer_of(protocol: u8, state: SessionState) -> usize {
+    match state {
+        // RFC 6146, section 3.5.2.2: half-closed connections keep the timeout of established ones.
+        SessionState::Established | SessionState::FinSent | SessionState::FinReceived => 2,
+        SessionState::SynSent | SessionState::SynReceived | SessionState::Closing | SessionState::Reset => 3,
+        SessionState::Unreplied | SessionState::Replied => (protocol == Protocol::Udp as u8) as usize,
+    }
+}
+
+impl<'m> State<'m> {
+    /// An empty state in zeroed `memory`.
+    pub(crate) fn new(memory: &'m mut [u8], capacity: &Capacity, hasher: &RandomState) -> Result<Self, TooSmall> {
+        let arenas = Arenas::cut(memory, capacity)?;
+        let sessions = Sessions::new(Index::new(arenas.session_lines), Slab::new(arenas.sessions), hasher.clone());
+        let mappings = Mappings::new(Index::new(arenas.mapping_lines), Slab::new(arenas.mappings), hasher.clone());
+        Ok(Self {
+            sessions,
+            mappings,
+            ports: arenas.ports,
+            subscribers: HashMap::with_capacity_and_hasher(capacity.mappings as usize, hasher.clone()),
+            remotes: HashMap::with_hasher(hasher.clone()),
+            slots: vec![None; usize::from(capacity.externals)],
+            slot_of: HashMap::with_hasher(hasher.clone()),
+            timers: [0; TIMERS],
+            stale: false,
+        })
+    }
+
+    /// Takes over the addresses, ports and timeouts of `policy`. Sessions of addresses that are gone are dead from now on.
+    pub(crate) fn adopt(&mut self, policy: &Policy) {
+        let timeouts = &policy.timeouts;
+        self.timers = [timeouts.icmp, timeouts.udp, timeouts.tcp_established, timeouts.tcp_transitory]
+            .map(|idle| idle.min(Tick::HORIZON).as_millis() as u32);
+        self.slot_of.clear();
+        for slot in 0..self.slots.len() {
+            let external = policy.externals.get(slot);
+            let address = external.and_then(|external| external.address);
+            self.stale |= self.slots[slot].is_some_and(|before| address != Some(before));
+            self.slots[slot] = address;
+            for protocol in Protocol::ALL {
+                let none = crate::policy::PortSet::empty();
+                let ports = external.map_or(&none, |external| &external.ports);
+                self.space_mut(slot as u16, protocol).allow(ports);
+            }
+            if let Some(address) = address {
+                self.slot_of.insert(address.to_bits(), slot as u16);
+            }
+        }
+    }
+
+    /// The slot of an external address.
+    #[inline]
+    pub(crate) fn slot_of(&self, address: Ipv4Addr) -> Option<u16> {
+        self.slot_of.get(&address.to_bits()).copied()
+    }
+
+    pub(crate) fn space(&self, slot: u16, protocol: Protocol) -> &PortSpace {
+        &self.ports[usize::from(slot) * Protocol::ALL.len() + protocol.index()]
+    }
+
+    fn space_mut(&mut self, slot: u16, protocol: Protocol) -> &mut PortSpace {
+        &mut self.ports[usize::from(slot) * Protocol::ALL.len() + protocol.index()]
+    }
+
+    /// The mapping that has an external endpoint.
+    pub(crate) fn mapping_at(&self, slot: u16, protocol: Protocol, external: Endpoint) -> Option<u32> {
+        let number = self.space(slot, protocol).mapping(external.port)?;
+        // A slot whose address changed still has the ports of mappings that the sweep has not met.
+        (self.mappings.records.get(number).external() == external).then_some(number)
+    }
+
+    /// Whether `mapping` has a live session with `remote`, whatever its port.
+    pub(crate) fn has_remote(&self, mapping: u32, remote: Ipv4Addr) -> bool {
+        self.remotes.contains_key(&(mapping, remote.to_bits()))
+    }
+
+    /// Time until a session ends. **Units:** milliseconds. Zero when it has, or when its external address is gone.
+    #[inline]
+    pub(crate) fn expires_in(&self, session: &Session, now: Tick) -> u32 {
+        if self.stale && self.slots[usize::from(session.slot)].map(Ipv4Addr::to_bits) != Some(session.external_address) {
+            return 0;
+        }
+        let timer = self.timers[timer_of(session.protocol, session.state())];
+        (timer + 1).saturating_sub(now.since(Tick(session.last_seen)))
+    }
+
+    /// The session of packets from `internal` to `remote`, if it has not ended.
+    #[inline]
+    pub(crate) fn outbound(
+        &mut self,
+        protocol: Protocol,
+        internal: Endpoint,
+        remote: Endpoint,
+        now: Tick,
+        counters: &mut Counters,
+    ) -> Option<u32> {
+        let number = self.sessions.find_outbound(protocol, internal, remote)?;
+        self.unless_ended(number, now, counters)
+    }
+
+    /// The session of packets from `remote` to `external`, if it has not ended.
+    #[inline]
+    pub(crate) fn inbound(
+        &mut self,
+        protocol: Protocol,
+        external: Endpoint,
+        remote: Endpoint,
+        now: Tick,
+        counters: &mut Counters,
+    ) -> Option<u32> {
+        let number = self.sessions.find_inbound(protocol, external, remote)?;
+        self.unless_ended(number, now, counters)
+    }
+
+    fn unless_ended(&mut self, number: u32, now: Tick, counters: &mut Counters) -> Option<u32> {
+        if self.expires_in(self.sessions.records.get(number), now) == 0 {
+            self.end_session(number, counters);
+            return None;
+        }
+        Some(number)
+    }
+
+    /// Makes a planned session. **Errors:** [`TableFull`]; nothing has changed then.
+    pub(crate) fn create(&mut self, new: &NewSession, under: Under, now: Tick, counters: &mut Counters) -> Result<u32, TableFull> {
+        let mapping = match under {
+            Under::Mapping(number) => number,
+            Under::NewMapping(scope) => self.create_mapping(new, scope, counters)?,
+            Under::Forward => NONE,
+        };
+        let Ok(number) = self.sessions.insert(Session::new(new, mapping, now.0)) else {
+            if matches!(under, Under::NewMapping(_)) {
+                self.end_mapping(mapping, counters);
+            }
+            return Err(TableFull);
+        };
+        if mapping != NONE {
+            self.mappings.records.get_mut(mapping).sessions += 1;
+            if new.flags & flag::REMOTE_COUNTED != 0 {
+                *self.remotes.entry((mapping, new.remote.address.to_bits())).or_insert(0) += 1;
+            }
+        }
+        counters.count(Counter::SessionsCreated);
+        Ok(number)
+    }
+
+    fn create_mapping(&mut self, new: &NewSession, scope: Endpoint, counters: &mut Counters) -> Result<u32, TableFull> {
+        let (internal, external) = (new.internal, new.external);
+        let number = self.mappings.insert(Mapping {
+            internal_address: internal.address.to_bits(),
+            external_address: external.address.to_bits(),
+            scope_address: scope.address.to_bits(),
+            internal_port: internal.port,
+            external_port: external.port,
+            scope_port: scope.port,
+            protocol: new.protocol as u8,
+            zero: 0,
+            sessions: 0,
+            slot: new.slot,
+            spare: [0; 19],
+        })?;
+        self.space_mut(new.slot, new.protocol).take(external.port, number);
+        let fresh = Subscriber { slot: new.slot, mappings: 0 };
+        let subscriber = self.subscribers.entry(internal.address.to_bits()).or_insert(fresh);
+        subscriber.slot = new.slot;
+        subscriber.mappings += 1;
+        counters.count(Counter::MappingsCreated);
+        Ok(number)
+    }
+
+    /// Ends a session, and its mapping when it was the last one under it.
+    pub(crate) fn end_session(&mut self, number: u32, counters: &mut Counters) {
+        let session = self.sessions.remove(number);
+        counters.count(Counter::SessionsRemoved);
+        if session.mapping == NONE {
+            return;
+        }
+        if session.has(flag::REMOTE_COUNTED) {
+            self.forget_remote((session.mapping, session.remote_address));
+        }
+        let mapping = self.mappings.records.get_mut(session.mapping);
+        mapping.sessions -= 1;
+        if mapping.sessions == 0 {
+            self.end_mapping(session.mapping, counters);
+        }
+    }
+
+    fn forget_remote(&mut self, key: (u32, u32)) {
+        if let Some(count) = self.remotes.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.remotes.remove(&key);
+            }
+        }
+    }
+
+    fn end_mapping(&mut self, number: u32, counters: &mut Counters) {
+        let mapping = self.mappings.remove(number);
+        self.space_mut(mapping.slot, mapping.protocol()).release(mapping.external_port);
+        if let Some(subscriber) = self.subscribers.get_mut(&mapping.internal_address) {
+            subscriber.mappings -= 1;
+            if subscriber.mappings == 0 {
+                self.subscribers.remove(&mapping.internal_address);
+            }
+        }
+        counters.count(Counter::MappingsRemoved);
+    }
+
+    /// Ends the sessions that are over among the `most` records from `cursor` on. Returns where to go on, or none at the end.
+    pub(crate) fn sweep(&mut self, cursor: u32, most: u32, now: Tick, counters: &mut Counters) -> Option<u32> {
+        let end = self.sessions.records.high_water().min(cursor.saturating_add(most));
+        for number in cursor..end {
+            let session = self.sessions.records.get(number);
+            if session.protocol != 0 && self.expires_in(session, now) == 0 {
+                self.end_session(number, counters);
+            }
+        }
+        (end < self.sessions.records.high_water()).then_some(end)
+    }
+
+    /// After a whole sweep that began since the last [`State::adopt`]: no session of an address that is gone is left.
+    pub(crate) fn nothing_is_stale(&mut self) {
+        self.stale = false;
+    }
+}

@@ -1,0 +1,101 @@
+//! Steps 3 to 7 of ICMP errors: the quoted packet names the session, and is translated back with the addresses around it.
+//!
+//! Knows the order of the checks; `icmp` does the bytes. Invariant: an error neither makes, refreshes nor ends a session (RFC 4787,
+//! REQ-12; RFC 5508, REQ-6). Its source is not asked: routers on the way send errors (RFC 4787, REQ-12a).
+
+use crate::arrival::Arrival;
+use crate::counters::Counter;
+use crate::icmp::{self, End, Outer, Quoted};
+use crate::leave;
+use crate::nat::{Decision, Nat, Packet, Way};
+use crate::policy::{Endpoint, Side};
+use crate::refusal::Refusal;
+use crate::time::Tick;
+use crate::verdict::DropReason;
+
+impl Nat<'_> {
+    /// The way of an ICMP error.
+    pub(crate) fn translate_error(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
+        let slot = self.state.slot_of(arrival.destination);
+        match (arrival.side, slot) {
+            (Side::Inside, None) => self.error_outbound(packet, arrival, now),
+            (Side::Inside, Some(_)) => self.error_hairpin(packet, arrival, now),
+            (Side::Outside, Some(slot)) => self.error_inbound(packet, arrival, now).map_err(|refusal| match refusal {
+                Refusal::Drop(reason) => self.unclaimed(reason, Some(slot)),
+                other => other,
+            }),
+            (Side::Outside, None) => Err(Refusal::Drop(DropReason::WrongSide)),
+        }
+    }
+
+    /// About a packet that a session sent out: the quoted source is the session's external endpoint (RFC 5508, REQ-4).
+    fn error_inbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
+        let quoted = icmp::read(packet.frame(), &arrival.layout, End::Source)?;
+        if quoted.source.address != arrival.destination {
+            return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
+        }
+        let internal = self.internal_behind(&quoted, now)?;
+        let outer = Outer { source: arrival.source, destination: internal.address };
+        self.send_error(packet, arrival, outer, Way::Inbound, &[(End::Source, internal)], &quoted)
+    }
+
+    /// About a packet that came in through a session: the quoted destination is its internal endpoint (RFC 5508, REQ-5).
+    fn error_outbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
+        let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
+        let external = self.external_before(&quoted, now)?;
+        let outer = Outer { source: external.address, destination: arrival.destination };
+        self.send_error(packet, arrival, outer, Way::Outbound, &[(End::Destination, external)], &quoted)
+    }
+
+    /// About a packet that was hairpinned here: both of its endpoints go back to what its sender knows (RFC 5508, REQ-7).
+    fn error_hairpin(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
+        let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
+        let external = self.external_before(&quoted, now)?;
+        let back = Quoted { destination: external, ..quoted };
+        if back.source.address != arrival.destination {
+            return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
+        }
+        let internal = self.internal_behind(&back, now)?;
+        let outer = Outer { source: external.address, destination: internal.address };
+        let changes = [(End::Destination, external), (End::Source, internal)];
+        self.send_error(packet, arrival, outer, Way::Hairpin, &changes, &quoted)
+    }
+
+    /// The internal endpoint that sent a packet which was seen outside as quoted.
+    fn internal_behind(&mut self, quoted: &Quoted, now: Tick) -> Result<Endpoint, DropReason> {
+        let number = self.state.inbound(quoted.protocol, quoted.source, quoted.destination, now, &mut self.counters);
+        number.map(|number| self.session(number).internal()).ok_or(DropReason::IcmpNoSession)
+    }
+
+    /// The external endpoint to which a packet was sent that was seen inside as quoted.
+    fn external_before(&mut self, quoted: &Quoted, now: Tick) -> Result<Endpoint, DropReason> {
+        let number = self.state.outbound(quoted.protocol, quoted.destination, quoted.source, now, &mut self.counters);
+        number.map(|number| self.session(number).external()).ok_or(DropReason::IcmpNoSession)
+    }
+
+    fn send_error(
+        &mut self,
+        packet: &mut Packet<'_>,
+        arrival: &Arrival,
+        outer: Outer,
+        way: Way,
+        changes: &[(End, Endpoint)],
+        quoted: &Quoted,
+    ) -> Decision {
+        leave::check_ttl(packet.frame(), &arrival.layout)?;
+        let side = match way {
+            Way::Outbound => Side::Outside,
+            Way::Inbound | Way::Hairpin => Side::Inside,
+        };
+        let path = leave::path_towards(&mut self.paths, &self.network, outer.destination, side)?;
+        leave::check_size(packet.frame(), &arrival.layout, &path)?;
+        for &(end, endpoint) in changes {
+            icmp::rewrite_quoted(packet.frame_mut(), &arrival.layout, quoted, end, endpoint);
+        }
+        if let Some(header) = arrival.layout.ipv4_mut(packet.frame_mut()) {
+            crate::rewrite::addresses(header, outer.source, outer.destination);
+        }
+        self.counters.count(Counter::IcmpErrorsTranslated);
+        self.send(packet, &path, way)
+    }
+}

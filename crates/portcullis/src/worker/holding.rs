@@ -1,0 +1,139 @@
+//! Packets that wait for the link-layer address of their next hop.
+//!
+//! Knows frames and next hops, not why an address is missing. Called by the worker's dispose step, and when the network changes.
+//! Invariant: at most [`MOST_PER_HOP`] frames wait for one next hop, for at most [`SOME_HOPS`] next hops, none longer than [`PATIENCE`].
+//! Sources: RFC 1122 section 2.3.2.2 (save at least one packet), Linux `net/ipv4/neighbour` (unres_qlen, three probes a second apart).
+
+use core::net::Ipv4Addr;
+
+use portcullis_nat::policy::InterfaceId;
+use portcullis_nat::time::Tick;
+
+/// Frames that wait for one next hop. A TCP client's first packets are one; a UDP burst is cut short.
+const MOST_PER_HOP: usize = 16;
+
+/// Next hops that are waited for at once.
+const SOME_HOPS: usize = 64;
+
+/// How long a frame waits. **Units:** milliseconds. The kernel gives up after three probes, one a second.
+const PATIENCE: u32 = 3000;
+
+/// How often the kernel is asked for the same next hop. **Units:** milliseconds.
+const ASK_AGAIN: u32 = 500;
+
+/// A next hop on an interface.
+pub(crate) type NextHop = (InterfaceId, Ipv4Addr);
+
+struct Waiting<F> {
+    next_hop: NextHop,
+    since: Tick,
+    asked: Tick,
+    frames: Vec<F>,
+}
+
+/// The packets that wait.
+pub(crate) struct Holding<F> {
+    waiting: Vec<Waiting<F>>,
+}
+
+/// What became of a frame that was to wait.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Held<F> {
+    /// It waits; the kernel has been asked lately.
+    Waits,
+    /// It waits, and the kernel has to be asked now.
+    WaitsAndAsks,
+    /// Too many wait already.
+    Refused(F),
+}
+
+impl<F> Holding<F> {
+    pub(crate) fn new() -> Self {
+        Self { waiting: Vec::with_capacity(SOME_HOPS) }
+    }
+
+    /// Frames that wait.
+    pub(crate) fn frames(&self) -> usize {
+        self.waiting.iter().map(|waiting| waiting.frames.len()).sum()
+    }
+
+    /// Lets a frame wait for its next hop.
+    pub(crate) fn hold(&mut self, next_hop: NextHop, frame: F, now: Tick) -> Held<F> {
+        let position = self.waiting.iter().position(|waiting| waiting.next_hop == next_hop);
+        let Some(position) = position else {
+            if self.waiting.len() == SOME_HOPS {
+                return Held::Refused(frame);
+            }
+            let mut frames = Vec::with_capacity(MOST_PER_HOP);
+            frames.push(frame);
+            self.waiting.push(Waiting { next_hop, since: now, asked: now, frames });
+            return Held::WaitsAndAsks;
+        };
+        let waiting = &mut self.waiting[position];
+        if waiting.frames.len() == MOST_PER_HOP {
+            return Held::Refused(frame);
+        }
+        waiting.frames.push(frame);
+        if now.since(waiting.asked) < ASK_AGAIN {
+            return Held::Waits;
+        }
+        waiting.asked = now;
+        Held::WaitsAndAsks
+    }
+
+    /// All frames that wait, each with its next hop: the network has changed, and whatever still has no address is held anew.
+    pub(crate) fn release(&mut self) -> impl Iterator<Item = (NextHop, F)> + use<'_, F> {
+        self.waiting.drain(..).flat_map(|waiting| waiting.frames.into_iter().map(move |frame| (waiting.next_hop, frame)))
+    }
+
+    /// A frame that has waited too long, if there is one.
+    pub(crate) fn give_up(&mut self, now: Tick) -> Option<F> {
+        let position = self.waiting.iter().position(|waiting| now.since(waiting.since) > PATIENCE)?;
+        let frame = self.waiting[position].frames.pop();
+        if self.waiting[position].frames.is_empty() {
+            self.waiting.swap_remove(position);
+        }
+        frame
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOP: NextHop = (InterfaceId(1), Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn frames_wait_for_their_next_hop_in_order() {
+        let mut holding = Holding::new();
+        assert_eq!(holding.hold(HOP, 1, Tick(0)), Held::WaitsAndAsks);
+        assert_eq!(holding.hold(HOP, 2, Tick(1)), Held::Waits);
+        assert_eq!(holding.hold(HOP, 3, Tick(600)), Held::WaitsAndAsks);
+        assert_eq!(holding.frames(), 3);
+        assert_eq!(holding.release().map(|(_, frame)| frame).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(holding.frames(), 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut holding = Holding::new();
+        for frame in 0..MOST_PER_HOP {
+            holding.hold(HOP, frame, Tick(0));
+        }
+        assert_eq!(holding.hold(HOP, 99, Tick(0)), Held::Refused(99));
+        for hop in 1..SOME_HOPS as u32 {
+            holding.hold((InterfaceId(0), Ipv4Addr::from_bits(hop)), 0, Tick(0));
+        }
+        assert_eq!(holding.hold((InterfaceId(0), Ipv4Addr::BROADCAST), 98, Tick(0)), Held::Refused(98));
+    }
+
+    #[test]
+    fn nothing_waits_forever() {
+        let mut holding = Holding::new();
+        let start = Tick(u32::MAX - 100);
+        holding.hold(HOP, 1, start);
+        assert_eq!(holding.give_up(start.after(PATIENCE)), None);
+        assert_eq!(holding.give_up(start.after(PATIENCE + 1)), Some(1));
+        assert_eq!(holding.give_up(start.after(PATIENCE + 1)), None);
+    }
+}
