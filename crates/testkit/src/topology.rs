@@ -42,11 +42,12 @@ pub const SERVER_SECOND: &str = "198.51.100.3";
 /// The VLAN that the third client is in.
 pub const VLAN: u16 = 100;
 
-/// Who drew the picture also built it: what hangs where, for people.
-pub const PICTURE: &str = "\
-  client1 10.0.0.2 ──┐
-  client2 10.0.0.3 ──┴─ switch ── inside0 10.0.0.1 [gateway] 203.0.113.1 outside0 ── 203.0.113.2 router 198.51.100.1 ── server 198.51.100.2
-                                               external address 203.0.113.10                                               and 198.51.100.3";
+/// What hangs where, for people.
+pub const PICTURE: &str = concat!(
+    "  client1 10.0.0.2 --+\n",
+    "                     +-- switch -- 10.0.0.1 [ GATEWAY ] 203.0.113.1 -- 203.0.113.2 router 198.51.100.1 -- 198.51.100.2 server\n",
+    "  client2 10.0.0.3 --+             external address 203.0.113.10\n",
+);
 
 /// Whether hosts leave segmentation and checksums to the wire, as they do by default on veth.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

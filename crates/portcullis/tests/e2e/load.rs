@@ -38,7 +38,7 @@ fn ten_thousand_connections_in_a_row_succeed_and_leave_nothing_behind() {
 fn expect_nothing_held(world: &World) -> Result<()> {
     let mut state = String::new();
     let empty = wait_until(Duration::from_secs(15), || {
-        let gauges = ["portcullis_mappings", "portcullis_sessions", "portcullis_ports_used"];
+        let gauges = ["portcullis_mappings", "portcullis_sessions", "portcullis_ports_in_use"];
         let values: Vec<_> = gauges.iter().map(|name| (name, world.metric(name, "").ok())).collect();
         state = format!("{values:?}");
         values.iter().all(|(_, value)| *value == Some(0.0))

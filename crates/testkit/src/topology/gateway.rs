@@ -230,6 +230,11 @@ impl RunningGateway {
         Program::new("ip", arguments).environment("NO_COLOR", "1").run()
     }
 
+    /// The command line that `portcullis` subcommands follow, for people.
+    pub fn command_line(&self) -> String {
+        format!("{} --socket {}", self.binary.display(), self.socket_path().display())
+    }
+
     /// Asks it to end, and waits. Returns how it ended; the kernel's rules are removed.
     pub fn stop(&mut self) -> Result<Option<Output>> {
         self.end(Signal::SIGTERM)
