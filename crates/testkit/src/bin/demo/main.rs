@@ -53,7 +53,7 @@ fn main() -> ExitCode {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)
         }
-        _ => options(&words).map_or_else(refuse, show),
+        _ => options(&words).map_or_else(|| Ok(refuse()), show),
     };
     outcome.unwrap_or_else(|error| {
         wait_if_interrupted();
@@ -62,9 +62,9 @@ fn main() -> ExitCode {
     })
 }
 
-fn refuse() -> Result<ExitCode> {
+fn refuse() -> ExitCode {
     eprintln!("{USAGE}");
-    Ok(ExitCode::from(2))
+    ExitCode::from(2)
 }
 
 fn options(words: &[&str]) -> Option<Options> {
