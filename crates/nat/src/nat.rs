@@ -115,8 +115,11 @@ impl<'m> Nat<'m> {
         })
     }
 
-    /// Adopts new rules. Sessions of external addresses that are gone end.
+    /// Adopts new rules, unless they are the ones that it goes by. Sessions of external addresses that are gone end.
     pub fn adopt_policy(&mut self, policy: Arc<Policy>, now: Tick) {
+        if Arc::ptr_eq(&policy, &self.policy) {
+            return;
+        }
         self.state.adopt(&policy);
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
         self.icmp_errors = TokenBucket::new(policy.icmp_errors.rate, policy.icmp_errors.burst, now);
