@@ -18,8 +18,8 @@ use crate::doors::commands::Phase;
 /// 20,000 packets a second.
 const LOOK_FOR: Duration = Duration::from_micros(50);
 
-/// The longest sleep: counters are published, sessions swept and packets that wait given up without any packet coming in.
-const LONGEST_SLEEP: PollTimeout = PollTimeout::from_u8(20);
+/// The longest sleep, in milliseconds: counters are published, sessions swept and packets that wait given up without any packet coming in.
+const LONGEST_SLEEP: u8 = 20;
 
 /// Where and how a worker's thread runs.
 pub(crate) struct Rules {
@@ -85,5 +85,5 @@ fn is_idle(busy_poll: BusyPoll, since_last_packet: Duration) -> bool {
 /// Sleeps until a frame comes. An interrupted or failed wait is only a shorter one: the round that follows finds out what there is.
 fn sleep(wakers: &[OwnedFd]) {
     let mut wanted: Vec<_> = wakers.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
-    let _ = poll(&mut wanted, LONGEST_SLEEP);
+    let _ = poll(&mut wanted, PollTimeout::from(LONGEST_SLEEP));
 }
