@@ -18,8 +18,9 @@ fn load(name: &str) -> Config {
 
 #[test]
 fn every_example_is_legal() {
-    let entries = std::fs::read_dir(configs()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = entries.filter(|name| name.ends_with(".toml")).collect();
+    let paths = std::fs::read_dir(configs()).unwrap().map(|entry| entry.unwrap().path());
+    let paths = paths.filter(|path| path.extension().is_some_and(|end| end == "toml"));
+    let mut names: Vec<_> = paths.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     names.sort();
     for name in ["cgn.toml", "datacenter.toml", "demo.toml", "home.toml"] {
         assert!(names.iter().any(|found| found == name), "{name} is gone");
