@@ -1,0 +1,333 @@
+//! The sections that stand once: `[nat]`, `[timeouts]`, `[limits]`, `[icmp]`, `[worker]`, `[metrics]`, `[control]`, `[log]`.
+//!
+//! Knows each value's legal range and what holds when it is left out. Invariant: the defaults are those of `nat`, where it has some.
+//! Sources: RFC 4787, 5382, 5508 for the least times. Tests: `tests/bad_input.rs`, `tests/schema.rs`.
+
+use core::net::{Ipv4Addr, SocketAddr};
+use core::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, Timeouts};
+
+use crate::finding::{Doubt, Problem};
+use crate::read::{Document, Report, Table, Value};
+use crate::schema::{CONTROL, ICMP, LIMITS, LOG, METRICS, NAT, TIMEOUTS, WORKER};
+
+/// `[nat]`: how it translates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NatRules {
+    /// The mapping behaviour.
+    pub mapping: MappingBehaviour,
+    /// The filtering behaviour of UDP and ICMP queries.
+    pub filtering_udp: Filtering,
+    /// The filtering behaviour of TCP: that of UDP where the file does not say.
+    pub filtering_tcp: Filtering,
+    /// Whether inbound packets keep alive a session that was let in by the filter alone.
+    pub inbound_refresh: bool,
+}
+
+/// `[limits]`: what is allocated at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Mappings.
+    pub mappings: u32,
+    /// Sessions.
+    pub sessions: u32,
+    /// Fragmented packets followed at once.
+    pub fragments: u32,
+    /// Frames of packet memory, a power of two.
+    pub frames: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { mappings: 262_144, sessions: 524_288, fragments: 4096, frames: 16_384 }
+    }
+}
+
+/// When a worker asks for packets without being woken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BusyPoll {
+    /// While packets come; it sleeps when they stop.
+    #[default]
+    Adaptive,
+    /// All the time: the least delay, and a core always at work.
+    Always,
+    /// Never: it is woken for each burst.
+    Never,
+}
+
+/// `[worker]`: how packets are worked on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerRules {
+    /// The cores that workers are pinned to, one each; empty where the gateway chooses. At most one as yet.
+    pub cores: Vec<u16>,
+    /// When it polls.
+    pub busy_poll: BusyPoll,
+    /// The most packets that it takes at once.
+    pub burst: u16,
+}
+
+impl Default for WorkerRules {
+    fn default() -> Self {
+        Self { cores: Vec::new(), busy_poll: BusyPoll::default(), burst: 64 }
+    }
+}
+
+/// `[metrics]`: where counters can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// The address of the HTTP server, or none for no server.
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))) }
+    }
+}
+
+/// `[control]`: where the command line reaches the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// The path of the unix socket, absolute.
+    pub socket: PathBuf,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: PathBuf::from("/run/portcullis/control.sock") }
+    }
+}
+
+/// How much the log says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// What failed.
+    Error,
+    /// What may go wrong.
+    Warn,
+    /// What happened.
+    #[default]
+    Info,
+    /// What was decided, and why.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// `[log]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// How much it says.
+    pub level: LogLevel,
+}
+
+/// All sections that stand once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) nat: NatRules,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) limits: Limits,
+    pub(crate) icmp: IcmpErrors,
+    pub(crate) worker: WorkerRules,
+    pub(crate) metrics: Metrics,
+    pub(crate) control: Control,
+    pub(crate) log: Log,
+}
+
+impl Settings {
+    pub(crate) fn read(document: &Document<'_>, report: &mut Report) -> Self {
+        type Read = fn(&mut Settings, &Table<'_>, &mut Report);
+        let mut settings = Self::default();
+        let readers: [(_, Read); 8] = [
+            (&NAT, |settings, table, report| settings.nat = read_nat(table, report)),
+            (&TIMEOUTS, |settings, table, report| settings.timeouts = read_timeouts(table, report)),
+            (&LIMITS, |settings, table, report| settings.limits = read_limits(table, report)),
+            (&ICMP, |settings, table, report| settings.icmp = read_icmp(table, report)),
+            (&WORKER, |settings, table, report| settings.worker = read_worker(table, report)),
+            (&METRICS, |settings, table, report| settings.metrics = read_metrics(table, report)),
+            (&CONTROL, |settings, table, report| settings.control = read_control(table, report)),
+            (&LOG, |settings, table, report| settings.log = read_log(table, report)),
+        ];
+        for (section, read) in readers {
+            if let Some(table) = document.table(section, report) {
+                read(&mut settings, &table, report);
+            }
+        }
+        settings
+    }
+}
+
+pub(crate) const MAPPINGS: [(&str, MappingBehaviour); 3] = [
+    ("endpoint-independent", MappingBehaviour::EndpointIndependent),
+    ("address-dependent", MappingBehaviour::AddressDependent),
+    ("address-and-port-dependent", MappingBehaviour::AddressAndPortDependent),
+];
+
+pub(crate) const FILTERINGS: [(&str, Filtering); 3] = [
+    ("endpoint-independent", Filtering::EndpointIndependent),
+    ("address-dependent", Filtering::AddressDependent),
+    ("address-and-port-dependent", Filtering::AddressAndPortDependent),
+];
+
+pub(crate) const BUSY_POLLS: [(&str, BusyPoll); 3] =
+    [("adaptive", BusyPoll::Adaptive), ("always", BusyPoll::Always), ("never", BusyPoll::Never)];
+
+const LOG_LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+
+/// The word for a value, as the file has it.
+pub(crate) fn word_of<T: PartialEq>(words: &[(&'static str, T)], value: &T) -> &'static str {
+    words.iter().find(|(_, meaning)| meaning == value).map_or("?", |&(word, _)| word)
+}
+
+impl LogLevel {
+    /// The level's word.
+    pub fn as_str(self) -> &'static str {
+        word_of(&LOG_LEVELS, &self)
+    }
+}
+
+fn read_nat(table: &Table<'_>, report: &mut Report) -> NatRules {
+    let mapping = table.get("mapping").and_then(|value| value.word(&MAPPINGS, report)).unwrap_or_default();
+    let filtering_udp = table.get("filtering").and_then(|value| value.word(&FILTERINGS, report)).unwrap_or_default();
+    let filtering_tcp = table.get("filtering_tcp").and_then(|value| value.word(&FILTERINGS, report)).unwrap_or(filtering_udp);
+    let inbound_refresh = table.get("inbound_refresh").and_then(|value| value.boolean(report)).unwrap_or_default();
+    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh }
+}
+
+/// Idle times of flows. The least is chosen: the sweep's lateness must stay small beside it. The most is chosen well below what
+/// the NAT's clock can tell (`Tick::HORIZON`, 24 days).
+const FLOW_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(7 * 24);
+/// The time of fragments. The most is RFC 1122, section 3.3.2: a reassembly timeout "between 60 seconds and 120 seconds".
+const FRAGMENT_TIME: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(2);
+
+/// The least time that an RFC requires, and the RFC.
+type Required = (u64, &'static str);
+/// "A NAT UDP mapping timer MUST NOT expire in less than two minutes".
+const UDP_REQUIRED: Required = (120, "RFC 4787, REQ-5,");
+/// "the value of the \"established connection idle-timeout\" MUST NOT be less than 2 hours 4 minutes".
+const TCP_ESTABLISHED_REQUIRED: Required = (7440, "RFC 5382, REQ-5,");
+/// "The value of the \"transitory connection idle-timeout\" MUST NOT be less than 4 minutes".
+const TCP_TRANSITORY_REQUIRED: Required = (240, "RFC 5382, REQ-5,");
+/// "An ICMP Query session timer MUST NOT expire in less than 60 seconds".
+const ICMP_REQUIRED: Required = (60, "RFC 5508, REQ-2,");
+
+fn read_timeouts(table: &Table<'_>, report: &mut Report) -> Timeouts {
+    let default = Timeouts::default();
+    let mut flow = |name, required: Required, default| {
+        let Some(value) = table.get(name) else { return default };
+        let Some(found) = value.duration(FLOW_TIME, report) else { return default };
+        let (least, rfc) = (Duration::from_secs(required.0), required.1);
+        if found < least {
+            report.warning(&value.spot, Doubt::BelowRfc { found, least, rfc });
+        }
+        found
+    };
+    Timeouts {
+        udp: flow("udp", UDP_REQUIRED, default.udp),
+        tcp_established: flow("tcp_established", TCP_ESTABLISHED_REQUIRED, default.tcp_established),
+        tcp_transitory: flow("tcp_transitory", TCP_TRANSITORY_REQUIRED, default.tcp_transitory),
+        icmp: flow("icmp", ICMP_REQUIRED, default.icmp),
+        fragment: table.get("fragment").and_then(|value| value.duration(FRAGMENT_TIME, report)).unwrap_or(default.fragment),
+    }
+}
+
+fn read_limits(table: &Table<'_>, report: &mut Report) -> Limits {
+    let default = Limits::default();
+    let mut number = |name, range, default| table.get(name).and_then(|value| value.integer(range, report)).unwrap_or(default);
+    let mappings = number("mappings", 64..=1 << 24, default.mappings);
+    let sessions = number("sessions", 64..=1 << 25, default.sessions);
+    let fragments = number("fragments", 16..=1 << 20, default.fragments);
+    let frames = table.get("frames").and_then(|value| read_frames(&value, report)).unwrap_or(default.frames);
+    if sessions < mappings {
+        let spot = table.get("sessions").or_else(|| table.get("mappings")).map_or_else(|| table.spot.clone(), |value| value.spot);
+        report.warning(&spot, Doubt::FewerSessions { mappings, sessions });
+    }
+    Limits { mappings, sessions, fragments, frames }
+}
+
+/// Frames of packet memory. The least fills the rings of two queues; the most is 4 GiB of them.
+fn read_frames(value: &Value<'_>, report: &mut Report) -> Option<u32> {
+    let found = value.integer(4096..=1 << 20, report)?;
+    if !found.is_power_of_two() {
+        let above = found.next_power_of_two();
+        report.fault(&value.spot, Problem::NotPowerOfTwo { found, below: above / 2, above });
+    }
+    found.is_power_of_two().then_some(found)
+}
+
+/// RFC 5508, REQ-8 ("Communication administratively prohibited"), and RFC 6888, REQ-11B ("host unreachable").
+const EXHAUSTED_CODES: [u8; 2] = [13, 1];
+
+fn read_icmp(table: &Table<'_>, report: &mut Report) -> IcmpErrors {
+    let default = IcmpErrors::default();
+    let rate = table.get("rate").and_then(|value| value.integer(0..=1_000_000, report)).unwrap_or(default.rate);
+    let burst = table.get("burst").and_then(|value| value.integer(1..=100_000, report)).unwrap_or(default.burst);
+    let code = table.get("exhausted_code").and_then(|value| read_code(&value, report)).unwrap_or(default.exhausted_code);
+    IcmpErrors { rate, burst, exhausted_code: code }
+}
+
+fn read_code(value: &Value<'_>, report: &mut Report) -> Option<u8> {
+    let found = value.integer(0..=255, report)? as u8;
+    let legal = EXHAUSTED_CODES.contains(&found);
+    if !legal {
+        report.fault(&value.spot, Problem::UnknownNumber { found: i64::from(found), legal: &EXHAUSTED_CODES });
+    }
+    legal.then_some(found)
+}
+
+/// The highest core number. **Source:** the size of the C library's `cpu_set_t`.
+const CORE_MOST: u32 = 1023;
+
+fn read_worker(table: &Table<'_>, report: &mut Report) -> WorkerRules {
+    let default = WorkerRules::default();
+    let cores = table.get("cores").map(|value| read_cores(&value, report)).unwrap_or_default();
+    let busy_poll = table.get("busy_poll").and_then(|value| value.word(&BUSY_POLLS, report)).unwrap_or_default();
+    let burst = table.get("burst").and_then(|value| value.integer(1..=256, report));
+    WorkerRules { cores, busy_poll, burst: burst.map_or(default.burst, |burst| burst as u16) }
+}
+
+fn read_cores(list: &Value<'_>, report: &mut Report) -> Vec<u16> {
+    let Some(values) = list.list(report) else { return Vec::new() };
+    match values.len() {
+        0 => report.fault(&list.spot, Problem::EmptyList { wants: list.accepts }),
+        1 => {}
+        found => report.fault(&list.spot, Problem::OneWorker { found }),
+    }
+    values.iter().filter_map(|value| value.integer(0..=CORE_MOST, report)).map(|core| core as u16).collect()
+}
+
+fn read_metrics(table: &Table<'_>, report: &mut Report) -> Metrics {
+    let Some(value) = table.get("listen") else { return Metrics::default() };
+    let Some(text) = value.text(report) else { return Metrics::default() };
+    let listen = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+    if listen.is_none() && !text.is_empty() {
+        value.malformed(text, "an address with a port", report);
+    }
+    Metrics { listen }
+}
+
+/// The longest path of a unix socket. **Source:** `sun_path` of Linux, less the final zero. **Units:** bytes.
+const SOCKET_PATH_MOST: usize = 107;
+
+fn read_control(table: &Table<'_>, report: &mut Report) -> Control {
+    let Some(value) = table.get("socket") else { return Control::default() };
+    let Some(text) = value.text(report) else { return Control::default() };
+    let path = Path::new(text);
+    if !path.is_absolute() || text.len() > SOCKET_PATH_MOST || text.contains('\0') || path.file_name().is_none() {
+        value.malformed(text, "the path of a unix socket", report);
+    }
+    Control { socket: path.to_owned() }
+}
+
+fn read_log(table: &Table<'_>, report: &mut Report) -> Log {
+    Log { level: table.get("level").and_then(|value| value.word(&LOG_LEVELS, report)).unwrap_or_default() }
+}
