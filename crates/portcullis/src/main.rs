@@ -1,9 +1,11 @@
-//! Portcullis: a NAT gateway for a dedicated Linux box.
+//! Portcullis: a NAT gateway for a dedicated Linux box. The one binary: `run` is the gateway, the rest talks to it.
 #![deny(unsafe_code)]
 #![allow(dead_code, reason = "the gateway that uses the rooms is built beside them")]
 
+mod control;
 mod doors;
 mod kernel;
+mod metrics;
 mod worker;
 
 fn main() {}
