@@ -2,10 +2,8 @@
 #![deny(unsafe_code)]
 #![allow(dead_code, reason = "the gateway that uses the rooms is built beside them")]
 
-mod control;
 mod doors;
 mod kernel;
-mod metrics;
 mod worker;
 
 fn main() {}
