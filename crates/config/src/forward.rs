@@ -74,7 +74,7 @@ pub(crate) struct ForwardSpots {
 
 /// The forwards of a file that could be read, each with where it stands.
 pub(crate) fn read(document: &Document<'_>, interfaces: &Interfaces, report: &mut Report) -> Vec<(Forward, ForwardSpots)> {
-    let tables = document.tables(&FORWARD, report);
+    let (tables, _) = document.tables(&FORWARD, report);
     tables.iter().filter_map(|table| read_one(table, interfaces, report)).collect()
 }
 

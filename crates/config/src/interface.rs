@@ -33,7 +33,7 @@ pub struct Interface {
 pub(crate) struct Interfaces {
     pub(crate) list: Vec<Interface>,
     pub(crate) spots: Vec<InterfaceSpots>,
-    /// Whether some could not be read: then what is missing may be among those.
+    /// Whether some are not in the list: then what is missing may be among those.
     pub(crate) damaged: bool,
 }
 
@@ -46,12 +46,13 @@ pub(crate) struct InterfaceSpots {
 
 impl Interfaces {
     pub(crate) fn read(document: &Document<'_>, report: &mut Report) -> Self {
-        let before = report.count();
-        let mut interfaces = Self { list: Vec::new(), spots: Vec::new(), damaged: false };
-        for table in document.tables(&INTERFACE, report) {
+        let (tables, whole) = document.tables(&INTERFACE, report);
+        let mut interfaces = Self { list: Vec::new(), spots: Vec::new(), damaged: !whole };
+        let count = tables.len();
+        for table in tables {
             interfaces.read_one(&table, report);
         }
-        interfaces.damaged = report.count() > before;
+        interfaces.damaged |= interfaces.list.len() < count;
         interfaces
     }
 

@@ -76,19 +76,20 @@ pub(crate) struct PoolSpots {
 
 impl Pools {
     pub(crate) fn read(document: &Document<'_>, interfaces: &Interfaces, report: &mut Report) -> Self {
-        let before = report.count();
-        let mut pools = Self { list: Vec::new(), spots: Vec::new(), damaged: interfaces.damaged };
-        for table in document.tables(&POOL, report) {
+        let (tables, whole) = document.tables(&POOL, report);
+        let mut pools = Self { list: Vec::new(), spots: Vec::new(), damaged: interfaces.damaged || !whole };
+        for table in tables {
             pools.read_one(&table, interfaces, report);
         }
-        pools.damaged |= report.count() > before;
         pools
     }
 
     fn read_one(&mut self, table: &Table<'_>, interfaces: &Interfaces, report: &mut Report) {
         let name = table.require("name", report).and_then(|value| Some((read_name(&value, report)?, value.spot)));
+        let before = report.count();
         let list = table.require("addresses", report);
         let (addresses, spots) = list.map(|value| read_addresses(&value, interfaces, report)).unwrap_or_default();
+        self.damaged |= name.is_none() || report.count() > before;
         let ports = table.get("ports").map(|value| read_ports(&value, report));
         let Some((name, spot)) = name else { return };
         if let Some(first) = self.list.iter().position(|pool| pool.name == name) {

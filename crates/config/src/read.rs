@@ -94,11 +94,14 @@ impl<'t> Document<'t> {
         Self { root }
     }
 
-    /// The tables of a repeated section.
-    pub(crate) fn tables(&self, section: &'static Section, report: &mut Report) -> Vec<Table<'t>> {
-        let Some(value) = self.value(section) else { return Vec::new() };
-        let Some(items) = value.list(report) else { return Vec::new() };
-        items.into_iter().filter_map(|item| Table::new(item, section, report)).collect()
+    /// The tables of a repeated section, and whether all of it were tables.
+    pub(crate) fn tables(&self, section: &'static Section, report: &mut Report) -> (Vec<Table<'t>>, bool) {
+        let Some(value) = self.value(section) else { return (Vec::new(), true) };
+        let Some(items) = value.list(report) else { return (Vec::new(), false) };
+        let count = items.len();
+        let tables: Vec<_> = items.into_iter().filter_map(|item| Table::new(item, section, report)).collect();
+        let whole = tables.len() == count;
+        (tables, whole)
     }
 
     /// The table of a section that stands once.

@@ -139,8 +139,8 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn read(document: &Document<'_>, report: &mut Report) -> Self {
-        let mut settings = Self::default();
         type Read = fn(&mut Settings, &Table<'_>, &mut Report);
+        let mut settings = Self::default();
         let readers: [(_, Read); 8] = [
             (&NAT, |settings, table, report| settings.nat = read_nat(table, report)),
             (&TIMEOUTS, |settings, table, report| settings.timeouts = read_timeouts(table, report)),

@@ -431,6 +431,17 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
+fn a_mistake_in_one_key_does_not_hide_one_in_another_section() {
+    let text = GOOD
+        .replace("addresses = [", "ports = \"0\"\naddresses = [")
+        .replace("side = \"outside\"", "side = \"outside\"\nqueues = 0")
+        .replace("203.0.113.10:8080", "203.0.113.99:8080");
+    let findings = findings(&text);
+    let keys: Vec<_> = findings.faults.iter().map(|fault| fault.key.as_str()).collect();
+    assert_eq!(keys, ["interface[1].queues", "pool[0].ports", "forward[0].external"], "{findings}");
+}
+
+#[test]
 fn a_fault_is_shown_as_compilers_show_it() {
     let text = GOOD.replace("addresses = [\"203.0.113.10\",", "ports = \"2000-1000\"\naddresses = [\"203.0.113.10\",");
     let expected = "\

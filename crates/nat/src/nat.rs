@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ahash::RandomState;
 use portcullis_steering::{Owners, WorkerId};
 use portcullis_wire::icmp_error;
+use portcullis_wire::partial::{self, ChecksumState};
 
 use crate::arena::{Capacity, TooSmall};
 use crate::arrival::{self, Arrival};
@@ -115,8 +116,11 @@ impl<'m> Nat<'m> {
         })
     }
 
-    /// Adopts new rules. Sessions of external addresses that are gone end.
+    /// Adopts new rules, unless they are the ones that it goes by. Sessions of external addresses that are gone end.
     pub fn adopt_policy(&mut self, policy: Arc<Policy>, now: Tick) {
+        if Arc::ptr_eq(&policy, &self.policy) {
+            return;
+        }
         self.state.adopt(&policy);
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
         self.icmp_errors = TokenBucket::new(policy.icmp_errors.rate, policy.icmp_errors.burst, now);
@@ -155,6 +159,7 @@ impl<'m> Nat<'m> {
     fn refuse(&mut self, packet: &mut Packet<'_>, device: DeviceId, refusal: Refusal, now: Tick) -> Verdict {
         match refusal {
             Refusal::Punt => {
+                self.finish_checksum(packet);
                 self.counters.count(Counter::Punted);
                 Verdict::Punt
             }
@@ -163,6 +168,15 @@ impl<'m> Nat<'m> {
                 let dropped = self.drop_packet(reason);
                 if self.answer(packet, device, answer, now) { Verdict::Transmit(device) } else { dropped }
             }
+        }
+    }
+
+    /// Completes a partial checksum: the kernel will verify it.
+    fn finish_checksum(&mut self, packet: &mut Packet<'_>) {
+        let Ok(layout) = portcullis_wire::packet::parse(packet.frame()) else { return };
+        let is_partial = partial::transport_checksum_state(packet.frame(), &layout) == ChecksumState::Partial;
+        if is_partial && partial::complete(packet.frame_mut(), &layout) {
+            self.counters.count(Counter::ChecksumsCompleted);
         }
     }
 

@@ -20,14 +20,15 @@ pub enum Verdict {
         mtu: u16,
     },
     /// Translated, but the next hop has no link-layer address yet: hold, have it resolved, then complete with
-    /// [`crate::Nat::readdress`].
+    /// `Nat::readdress`.
     Hold {
         /// The interface that it leaves by.
         interface: InterfaceId,
         /// The next hop on it.
         next_hop: Ipv4Addr,
     },
-    /// The kernel's: an unclaimed packet to an address that the box shares with the NAT. The frame is as it was received.
+    /// The kernel's: an unclaimed packet to an address that the box shares with the NAT. The frame is as it was received, but for a
+    /// partial checksum, which was completed.
     Punt,
     /// Another worker's.
     HandOff(u16),

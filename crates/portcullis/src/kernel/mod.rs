@@ -6,20 +6,26 @@
 //! Invariant: a snapshot is immutable; nothing in the kernel is changed but claimed addresses and neighbour probes.
 //! Sources: rtnetlink(7), Linux `net/ipv4/{fib_trie,devinet}.c`, `net/core/neighbour.c`. Tests: in each file, and `tests` (root).
 
+mod claims;
 mod decode;
+mod forwarding;
 mod mirror;
 mod narrate;
 mod network;
+mod resolver;
 mod socket;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use claims::{Claims, Wanted};
+pub(crate) use forwarding::Forwarding;
 pub(crate) use mirror::Mirror;
 pub(crate) use network::{
     Attachment, AttachmentError, ConfiguredInterface, HostAddresses, Steering, attachment, host_addresses, local_port_range,
     network, steering_prefixes,
 };
+pub(crate) use resolver::Resolver;
 pub(crate) use socket::Requests;
 pub(crate) use state::{Address, KernelState, Link, Neighbour};
 

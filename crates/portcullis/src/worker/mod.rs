@@ -10,7 +10,7 @@ pub(crate) mod thread;
 #[cfg(test)]
 mod tests;
 
-use portcullis_nat::counters::{Counter, Counters};
+use portcullis_nat::counters::Counters;
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
@@ -52,18 +52,16 @@ pub(crate) struct Queue<P> {
     pub(crate) port: P,
 }
 
-/// One queue's frames that wait for its transmit ring.
-struct Outbox<F> {
-    frames: Vec<F>,
-}
-
 /// The worker.
 pub(crate) struct Worker<P: QueuePort, K> {
     nat: Nat<'static>,
     queues: Vec<Queue<P>>,
-    outboxes: Vec<Outbox<P::Frame>>,
+    /// Each queue's frames that wait for its transmit ring.
+    outboxes: Vec<Vec<P::Frame>>,
     /// The queue that transmits for each device.
     transmitter: Vec<Option<usize>>,
+    /// Packets taken from a queue at once.
+    most: usize,
     pool: Vec<P::Frame>,
     frames_total: usize,
     burst: Vec<P::Frame>,
@@ -79,20 +77,28 @@ pub(crate) struct Worker<P: QueuePort, K> {
 }
 
 impl<P: QueuePort, K: Punter> Worker<P, K> {
-    /// A worker over `queues` with all their frames in `pool`.
-    pub(crate) fn new(nat: Nat<'static>, queues: Vec<Queue<P>>, pool: Vec<P::Frame>, punter: K, doors: WorkerDoors) -> Self {
+    /// A worker over `queues` with all their frames in `pool`, which takes at most `most` packets from a queue at once.
+    pub(crate) fn new(
+        nat: Nat<'static>,
+        queues: Vec<Queue<P>>,
+        pool: Vec<P::Frame>,
+        most: usize,
+        punter: K,
+        doors: WorkerDoors,
+    ) -> Self {
         let devices = queues.iter().map(|queue| usize::from(queue.device.0) + 1).max().unwrap_or(0);
         let mut transmitter = vec![None; devices];
         for (position, queue) in queues.iter().enumerate() {
             transmitter[usize::from(queue.device.0)].get_or_insert(position);
         }
-        let outboxes = queues.iter().map(|_| Outbox { frames: Vec::with_capacity(OUTBOX + BURST) }).collect();
+        let outboxes = queues.iter().map(|_| Vec::with_capacity(OUTBOX)).collect();
         let frames_total = pool.len();
         let mut worker = Self {
             nat,
             queues,
             outboxes,
             transmitter,
+            most: most.clamp(1, BURST),
             pool,
             frames_total,
             burst: Vec::with_capacity(BURST),
@@ -134,14 +140,14 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
 
     /// Whether something waits to be transmitted, so that the worker must not sleep.
     pub(crate) fn has_outgoing(&self) -> bool {
-        self.outboxes.iter().any(|outbox| !outbox.frames.is_empty())
+        self.outboxes.iter().any(|outbox| !outbox.is_empty())
     }
 
     /// The queues, and all frames that are not in their rings. The worker ends.
     pub(crate) fn into_parts(mut self) -> (Vec<Queue<P>>, Vec<P::Frame>) {
         self.pool.extend(self.holding.release().map(|(_, frame)| frame));
         for outbox in &mut self.outboxes {
-            self.pool.append(&mut outbox.frames);
+            self.pool.append(outbox);
         }
         (self.queues, self.pool)
     }
@@ -174,7 +180,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
     fn serve_queue(&mut self, queue: usize, now: Tick) -> usize {
         let Queue { device, port } = &mut self.queues[queue];
         let device = *device;
-        let count = port.receive(&mut self.burst, BURST);
+        let count = port.receive(&mut self.burst, self.most);
         if self.burst.is_empty() {
             return count;
         }
@@ -229,7 +235,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
 
     fn transmit(&mut self, device: DeviceId, frame: P::Frame) {
         let queue = self.transmitter.get(usize::from(device.0)).copied().flatten();
-        match queue.map(|queue| &mut self.outboxes[queue].frames) {
+        match queue.map(|queue| &mut self.outboxes[queue]) {
             Some(outbox) if outbox.len() < OUTBOX => outbox.push(frame),
             _ => {
                 self.late.drop_packet(DropReason::TransmitFull);
@@ -296,8 +302,8 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
     /// Sends what waits, and takes back what was sent.
     fn flush(&mut self) {
         for (queue, outbox) in self.queues.iter_mut().zip(&mut self.outboxes) {
-            if !outbox.frames.is_empty() {
-                queue.port.transmit(&mut outbox.frames);
+            if !outbox.is_empty() {
+                queue.port.transmit(outbox);
             }
         }
     }
@@ -344,19 +350,13 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
     /// Where the frames are.
     pub(crate) fn frames(&self) -> FrameFigures {
         let in_flight: usize = self.queues.iter().map(|queue| queue.port.in_flight()).sum();
-        let outgoing: usize = self.outboxes.iter().map(|outbox| outbox.frames.len()).sum();
+        let outgoing: usize = self.outboxes.iter().map(|outbox| outbox.len()).sum();
         FrameFigures {
             total: self.frames_total as u64,
             pool: self.pool.len() as u64,
             in_flight: (in_flight + outgoing) as u64,
             held: self.holding.frames() as u64,
         }
-    }
-
-    /// What was counted for `counter`, for tests.
-    #[cfg(test)]
-    pub(crate) fn counted(&self, counter: Counter) -> u64 {
-        self.nat.counters().get(counter)
     }
 }
 

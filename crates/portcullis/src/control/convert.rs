@@ -1,0 +1,67 @@
+//! From the NAT's values to the messages.
+
+use portcullis_api as api;
+use portcullis_nat::policy;
+use portcullis_nat::view::{self, MappingView, SessionView};
+
+/// A session as a message.
+pub(super) fn session(view: &SessionView) -> api::SessionEntry {
+    api::SessionEntry {
+        protocol: protocol(view.protocol),
+        state: state(view.state),
+        direction: if view.outbound { api::Direction::Outbound } else { api::Direction::Inbound },
+        internal: endpoint(view.internal),
+        external: endpoint(view.external),
+        remote: endpoint(view.remote),
+        expires_in_milliseconds: view.expires_in,
+        packets_out: u64::from(view.packets_out),
+        packets_in: u64::from(view.packets_in),
+    }
+}
+
+/// A mapping as a message.
+pub(super) fn mapping(view: &MappingView) -> api::MappingEntry {
+    api::MappingEntry {
+        protocol: protocol(view.protocol),
+        internal: endpoint(view.internal),
+        external: endpoint(view.external),
+        remote: view.scope.map(endpoint),
+        sessions: view.sessions,
+    }
+}
+
+/// A protocol as a message.
+pub(super) const fn protocol(protocol: policy::Protocol) -> api::Protocol {
+    match protocol {
+        policy::Protocol::Icmp => api::Protocol::Icmp,
+        policy::Protocol::Tcp => api::Protocol::Tcp,
+        policy::Protocol::Udp => api::Protocol::Udp,
+    }
+}
+
+/// A side as a message.
+pub(super) const fn side(side: policy::Side) -> api::Side {
+    match side {
+        policy::Side::Inside => api::Side::Inside,
+        policy::Side::Outside => api::Side::Outside,
+    }
+}
+
+const fn endpoint(endpoint: policy::Endpoint) -> api::Endpoint {
+    api::Endpoint { address: endpoint.address, port: endpoint.port }
+}
+
+const fn state(state: view::SessionState) -> api::SessionState {
+    use view::SessionState as From;
+    match state {
+        From::Unreplied => api::SessionState::Unreplied,
+        From::Replied => api::SessionState::Replied,
+        From::SynSent => api::SessionState::SynSent,
+        From::SynReceived => api::SessionState::SynReceived,
+        From::Established => api::SessionState::Established,
+        From::FinSent => api::SessionState::FinSent,
+        From::FinReceived => api::SessionState::FinReceived,
+        From::Closing => api::SessionState::Closing,
+        From::Reset => api::SessionState::Reset,
+    }
+}

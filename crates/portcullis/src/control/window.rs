@@ -1,0 +1,317 @@
+//! The window: all that control and metrics see of the running gateway, in one place and read-only.
+//!
+//! Knows the control plane's side of the doors and what start-up was granted; turns them into [`api::Stats`] and into health. Knows
+//! no HTTP. Built by `run.rs`. Invariant: command line and metrics show the same numbers, since both come from here.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use hdrhistogram::Histogram;
+use portcullis_api as api;
+use portcullis_nat::counters::Counter;
+use portcullis_nat::policy::{DeviceId, Interface, Network, Policy};
+use portcullis_nat::verdict::DropReason;
+
+use super::convert;
+use crate::doors::counters::{Published, QueueFigures, QueueName};
+use crate::doors::{ControlDoors, commands, counters, events, policy};
+
+/// A worker that has published nothing for this long makes no progress: it publishes ten times a second, busy or idle.
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(3);
+
+/// What a device was granted at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Granted {
+    /// Where the XDP program runs.
+    pub(crate) mode: api::XdpMode,
+    /// How packets reach the packet memory.
+    pub(crate) copy: api::CopyMode,
+    /// How many queues are bound.
+    pub(crate) queues: u32,
+    /// Whether the packet memory is on huge pages.
+    pub(crate) huge_pages: bool,
+    /// Whether preferred busy polling is on.
+    pub(crate) busy_poll: bool,
+}
+
+/// What the XDP program counted for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct XdpCount {
+    /// The reason's name, unique: a metric label.
+    pub(crate) label: String,
+    /// What it means, for people.
+    pub(crate) meaning: String,
+    /// Packets.
+    pub(crate) packets: u64,
+}
+
+/// Reads the XDP program's counters: every reason, those with zero packets too.
+pub(crate) type XdpCounters = Box<dyn Fn() -> Vec<XdpCount> + Send + Sync>;
+
+/// A worker as the window shows it.
+pub(crate) struct WorkerWindow {
+    /// Its counters.
+    counters: Arc<counters::Reader>,
+    /// Its ear.
+    pub(super) commands: commands::Asker,
+    /// News that it could not tell.
+    events_lost: events::Lost,
+    /// How often it had published, and when that was last seen to change.
+    progress: Mutex<(u64, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Loaded {
+    last_successful: bool,
+    last_success: SystemTime,
+}
+
+/// See the room card.
+pub(crate) struct Window {
+    started: Instant,
+    config_path: String,
+    loaded: Mutex<Loaded>,
+    workers: Vec<WorkerWindow>,
+    policy: policy::Publisher,
+    granted: ArcSwap<Vec<(DeviceId, Granted)>>,
+    xdp: XdpCounters,
+}
+
+/// What metrics show beyond [`api::Stats`].
+pub(crate) struct WorkerTimes {
+    /// The worker's number.
+    pub(crate) worker: u32,
+    /// Nanoseconds a packet.
+    pub(crate) times: Histogram<u64>,
+}
+
+impl Window {
+    /// The window on a gateway whose workers have these doors, all published to alike, with the configuration just loaded.
+    pub(crate) fn new<'d>(
+        config_path: &str,
+        workers: impl IntoIterator<Item = &'d ControlDoors>,
+        policy: policy::Publisher,
+        xdp: XdpCounters,
+    ) -> Self {
+        let now = Instant::now();
+        let workers = workers.into_iter().map(|doors| WorkerWindow {
+            counters: Arc::clone(&doors.counters),
+            commands: doors.commands.clone(),
+            events_lost: doors.events.lost(),
+            progress: Mutex::new((0, now)),
+        });
+        Self {
+            started: now,
+            config_path: config_path.to_owned(),
+            loaded: Mutex::new(Loaded { last_successful: true, last_success: SystemTime::now() }),
+            workers: workers.collect(),
+            policy,
+            granted: ArcSwap::default(),
+            xdp,
+        }
+    }
+
+    /// Says what the devices were granted.
+    pub(crate) fn set_granted(&self, granted: Vec<(DeviceId, Granted)>) {
+        self.granted.store(Arc::new(granted));
+    }
+
+    /// Says how an attempt to load the configuration ended.
+    pub(crate) fn set_reloaded(&self, successful: bool) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.last_successful = successful;
+        if successful {
+            loaded.last_success = SystemTime::now();
+        }
+    }
+
+    pub(super) fn workers(&self) -> &[WorkerWindow] {
+        &self.workers
+    }
+
+    /// Why the gateway is not healthy at `now`, or none. Has to be asked about once a second to notice a stuck worker in time.
+    pub(crate) fn unhealthy(&self, now: Instant) -> Option<String> {
+        let stuck = self.workers.iter().enumerate().find_map(|(number, worker)| {
+            let silent = worker.silent_for(now);
+            (silent > STUCK_AFTER).then(|| format!("worker {number} has made no progress for {} s", silent.as_secs()))
+        });
+        stuck.or_else(|| {
+            let snapshot = self.policy.current();
+            let down: Vec<_> = snapshot.network.interfaces.iter().filter(|each| !each.up).map(|each| each.name.as_str()).collect();
+            (!down.is_empty()).then(|| format!("interface {} down", are(&down)))
+        })
+    }
+
+    /// Everything, at this moment.
+    pub(crate) fn stats(&self) -> api::Stats {
+        let snapshot = self.policy.current();
+        let published: Vec<_> = self.workers.iter().map(|worker| worker.counters.read()).collect();
+        api::Stats {
+            api: api::VERSION,
+            portcullis: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            unhealthy: self.unhealthy(Instant::now()),
+            config: self.config(snapshot.generation),
+            interfaces: self.interfaces(&snapshot.network),
+            gauges: gauges(&published),
+            ports: self.ports(&snapshot.policy),
+            counters: Counter::ALL
+                .iter()
+                .map(|&counter| named(counter.label(), counter.meaning(), &published, |worker| worker.get(counter)))
+                .collect(),
+            drops: DropReason::ALL
+                .iter()
+                .map(|&reason| named(reason.label(), reason.meaning(), &published, |worker| worker.dropped(reason)))
+                .collect(),
+            xdp: self.xdp(),
+            queues: published.iter().flat_map(|worker| &worker.queues).map(queue).collect(),
+            frames: frames(&published),
+            workers: self.workers.iter().zip(&published).enumerate().map(worker).collect(),
+        }
+    }
+
+    /// What packets took, for each worker.
+    pub(crate) fn times(&self) -> Vec<WorkerTimes> {
+        let times =
+            |(number, worker): (usize, &WorkerWindow)| WorkerTimes { worker: number as u32, times: worker.counters.times() };
+        self.workers.iter().enumerate().map(times).collect()
+    }
+
+    fn config(&self, generation: u64) -> api::Config {
+        let loaded = *self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        api::Config {
+            path: self.config_path.clone(),
+            last_reload_successful: loaded.last_successful,
+            last_success_unix_seconds: loaded.last_success.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            generation,
+        }
+    }
+
+    fn interfaces(&self, network: &Network) -> Vec<api::Interface> {
+        let granted = self.granted.load();
+        let of = |device| granted.iter().find(|(of, _)| *of == device).map(|(_, granted)| granted);
+        network.interfaces.iter().map(|each| interface(each, of(each.device))).collect()
+    }
+
+    fn ports(&self, policy: &Policy) -> Vec<api::PortUse> {
+        let pool = |address| {
+            let external = policy.externals.iter().find(|external| external.address == Some(address));
+            external.map_or_else(String::new, |external| external.pool.clone())
+        };
+        let uses = self.workers.iter().flat_map(|worker| worker.counters.port_use());
+        uses.map(|each| api::PortUse {
+            pool: pool(each.address),
+            address: each.address,
+            protocol: convert::protocol(each.protocol),
+            used: u64::from(each.used),
+            limit: u64::from(each.limit),
+        })
+        .collect()
+    }
+
+    fn xdp(&self) -> Vec<api::Named> {
+        let counts = (self.xdp)().into_iter();
+        counts.map(|each| api::Named { name: each.label, meaning: each.meaning, value: each.packets }).collect()
+    }
+}
+
+impl WorkerWindow {
+    /// How long it has published nothing, as far as anybody looked.
+    fn silent_for(&self, now: Instant) -> Duration {
+        let published = self.counters.read().worker.published;
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if progress.0 != published {
+            *progress = (published, now);
+        }
+        now.saturating_duration_since(progress.1)
+    }
+}
+
+fn are(names: &[&str]) -> String {
+    match names {
+        [one] => format!("{one} is"),
+        many => format!("{} are", many.join(", ")),
+    }
+}
+
+fn named(name: &str, meaning: &str, published: &[Published], value: impl Fn(&Published) -> u64) -> api::Named {
+    let value = published.iter().map(value).sum();
+    // The meaning is a doc comment: it starts with the space after the slashes.
+    api::Named { name: name.to_owned(), meaning: meaning.trim().to_owned(), value }
+}
+
+fn gauges(published: &[Published]) -> api::Gauges {
+    let sum = |of: fn(&Published) -> u32| published.iter().map(|worker| u64::from(of(worker))).sum();
+    api::Gauges {
+        mappings: sum(|worker| worker.gauges.mappings),
+        mappings_limit: sum(|worker| worker.gauges.mappings_limit),
+        sessions: sum(|worker| worker.gauges.sessions),
+        sessions_limit: sum(|worker| worker.gauges.sessions_limit),
+        subscribers: sum(|worker| worker.gauges.subscribers),
+        fragments: sum(|worker| worker.gauges.fragments),
+    }
+}
+
+fn frames(published: &[Published]) -> api::Frames {
+    published.iter().map(|worker| worker.frames).fold(api::Frames::default(), |sum, frames| api::Frames {
+        total: sum.total + frames.total,
+        pool: sum.pool + frames.pool,
+        in_flight: sum.in_flight + frames.in_flight,
+        held: sum.held + frames.held,
+        missing: sum.missing + frames.missing(),
+    })
+}
+
+fn queue((name, figures): &(QueueName, QueueFigures)) -> api::Queue {
+    api::Queue {
+        interface: name.interface.clone(),
+        queue: name.queue,
+        rx_dropped: figures.rx_dropped,
+        rx_invalid_descs: figures.rx_invalid_descs,
+        tx_invalid_descs: figures.tx_invalid_descs,
+        rx_ring_full: figures.rx_ring_full,
+        rx_fill_ring_empty: figures.rx_fill_ring_empty,
+        tx_ring_empty: figures.tx_ring_empty,
+    }
+}
+
+fn worker((number, (window, published)): (usize, (&WorkerWindow, &Published))) -> api::Worker {
+    let figures = &published.worker;
+    let times = window.counters.times();
+    api::Worker {
+        worker: number as u32,
+        bursts: figures.bursts,
+        idle_loops: figures.idle_loops,
+        packets: figures.packets,
+        busy_seconds: Duration::from_nanos(figures.busy_nanoseconds).as_secs_f64(),
+        burst_sizes: figures.burst_sizes.to_vec(),
+        generation: figures.generation,
+        events_lost: window.events_lost.get(),
+        packet_times: api::PacketTimes {
+            p50: times.value_at_quantile(0.5),
+            p90: times.value_at_quantile(0.9),
+            p99: times.value_at_quantile(0.99),
+            p999: times.value_at_quantile(0.999),
+            max: times.max(),
+        },
+    }
+}
+
+fn interface(interface: &Interface, granted: Option<&Granted>) -> api::Interface {
+    let [a, b, c, d, e, f] = interface.mac;
+    api::Interface {
+        name: interface.name.clone(),
+        side: convert::side(interface.side),
+        up: interface.up,
+        vlan: interface.vlan,
+        mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+        addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+        mtu: interface.mtu,
+        mode: granted.map(|granted| granted.mode),
+        copy: granted.map(|granted| granted.copy),
+        queues: granted.map_or(0, |granted| granted.queues),
+        huge_pages: granted.is_some_and(|granted| granted.huge_pages),
+        busy_poll: granted.is_some_and(|granted| granted.busy_poll),
+    }
+}

@@ -1,0 +1,73 @@
+//! The names of all metrics, with their help: the one list that the collector, its tests and docs/counters.md go by.
+//!
+//! Knows words only. The NAT's own counters are not repeated here: [`nat_counter`] makes their names. Invariant: the prefix, base
+//! units, `_total` on counters, no label that grows with hosts.
+
+use portcullis_nat::counters::Counter;
+
+/// A metric's name and help.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Name {
+    /// The full name.
+    pub(crate) name: &'static str,
+    /// What it is, for people.
+    pub(crate) help: &'static str,
+}
+
+macro_rules! names {
+    ($($constant:ident = $name:literal: $help:literal,)+) => {
+        $(pub(super) const $constant: Name = Name { name: concat!("portcullis_", $name), help: $help };)+
+
+        /// All of them but the NAT's counters.
+        #[cfg(test)]
+        pub(crate) const ALL: &[Name] = &[$($constant,)+];
+    };
+}
+
+names! {
+    BUILD_INFO = "build_info": "The version that runs, as a label; the value is always 1.",
+    START_TIME = "start_time_seconds": "When the gateway started, in seconds since 1970.",
+    HEALTHY = "healthy": "Whether /healthz says ok: 1 or 0.",
+    RELOAD_SUCCESSFUL = "config_last_reload_successful": "Whether the last attempt to load the configuration succeeded: 1 or 0.",
+    RELOAD_TIME = "config_last_reload_success_timestamp_seconds":
+        "When the configuration was last loaded with success, in seconds since 1970.",
+    GENERATION = "snapshot_generation": "How often rules or network were published to the workers.",
+    DROPS = "drops_total": "Packets dropped, by reason.",
+    XDP = "xdp_packets_total": "Packets that the XDP program has seen, by what it did with them and why.",
+    MAPPINGS = "mappings": "Live mappings.",
+    MAPPINGS_LIMIT = "mappings_limit": "Mappings that fit.",
+    SESSIONS = "sessions": "Live sessions.",
+    SESSIONS_LIMIT = "sessions_limit": "Sessions that fit.",
+    SUBSCRIBERS = "subscribers": "Internal addresses with mappings.",
+    FRAGMENTS = "fragmented_packets_followed": "Fragmented packets whose later fragments are followed.",
+    PORTS = "ports_in_use": "External ports taken by mappings; by address where the pools are small.",
+    PORTS_LIMIT = "ports_limit": "External ports that mappings may take; by address where the pools are small.",
+    INTERFACE_UP = "interface_up": "Whether frames can be sent through the interface: 1 or 0.",
+    INTERFACE_INFO = "interface_info": "What the interface was granted, as labels; the value is always 1.",
+    XSK_RX_DROPPED = "xsk_rx_dropped_total": "Frames that the kernel dropped for other reasons than a full ring.",
+    XSK_RX_INVALID = "xsk_rx_invalid_descriptors_total": "Fill-ring descriptors that the kernel did not accept.",
+    XSK_TX_INVALID = "xsk_tx_invalid_descriptors_total": "Transmit descriptors that the kernel did not accept.",
+    XSK_RX_FULL = "xsk_rx_ring_full_total": "Frames that the kernel dropped because the rx ring was full.",
+    XSK_FILL_EMPTY = "xsk_rx_fill_ring_empty_total": "Times that the fill ring had nothing to receive into.",
+    XSK_TX_EMPTY = "xsk_tx_ring_empty_total": "Times that the tx ring had nothing to send.",
+    FRAMES = "frames": "Frames of packet memory, by where they are.",
+    FRAMES_LIMIT = "frames_limit": "All frames of packet memory.",
+    FRAMES_MISSING = "frames_missing": "Frames that are nowhere (positive) or in two places (negative): a bug unless it is 0.",
+    WORKER_BURSTS = "worker_bursts_total": "Bursts with packets.",
+    WORKER_IDLE = "worker_idle_loops_total": "Rounds of the worker that found no packet.",
+    WORKER_BUSY = "worker_busy_seconds_total": "Time that the worker spent on bursts.",
+    WORKER_GENERATION = "worker_snapshot_generation": "The generation of rules and network that the worker goes by.",
+    EVENTS_LOST = "worker_events_lost_total": "News for the control plane that did not fit its queue.",
+    BURST_PACKETS = "burst_packets": "Packets in a burst.",
+    PACKET_SECONDS = "burst_packet_seconds": "What a packet takes from receive to dispose: its burst's time by its burst's size.",
+}
+
+/// The metric of a NAT counter.
+pub(super) fn nat_counter(label: &str) -> String {
+    format!("portcullis_{label}_total")
+}
+
+/// The metrics of all NAT counters.
+pub(crate) fn nat_counters() -> impl Iterator<Item = String> {
+    Counter::ALL.iter().map(|counter| nat_counter(counter.label()))
+}

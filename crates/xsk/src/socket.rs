@@ -1,0 +1,532 @@
+//! One queue of one device with its four rings: the AF_XDP socket, as a [`Port`] of the worker.
+//!
+//! Knows rings, wake-ups and modes, no packets. Opened by the control plane, moved to the worker that polls it. Invariant: `held` is
+//! the set of frames that the kernel has of this socket; a descriptor that is not in it is refused, in release builds too.
+//! Sources: kernel `Documentation/networking/af_xdp.rst`, net/xdp/xsk.c. Tests: here the arithmetic, tests/sockets.rs the kernel.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, config::BindFlags};
+
+use crate::{
+    capability,
+    port::Port,
+    sys,
+    umem::{FrameSet, Rings, Shared, Umem, UmemError, UmemOptions, XskFrame, socket_config},
+};
+
+/// Descriptors moved at once between a ring and the burst.
+const BURST: usize = 64;
+/// Packets that one send call transmits in copy mode (`TX_BATCH_SIZE` in net/xdp/xsk.c).
+const KICK_BUDGET: usize = 32;
+/// Send calls of one wake-up at most: a full ring of 2048 needs 64.
+const KICKS: usize = 64;
+/// How long a bind waits for a queue that a process before us has not quite released (0.35 s were seen after a kill).
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+/// Set in a descriptor's options when the packet goes on in the next one (`XDP_PKT_CONTD`).
+const CONTINUED: u32 = 1;
+
+// linux/asm-generic/socket.h; not in every libc.
+const SO_BUSY_POLL: i32 = 46;
+const SO_PREFER_BUSY_POLL: i32 = 69;
+const SO_BUSY_POLL_BUDGET: i32 = 70;
+
+/// How packets get between the device and the UMEM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The device writes into the UMEM.
+    ZeroCopy,
+    /// The kernel copies.
+    Copy,
+}
+
+impl Mode {
+    /// The word for logs and metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ZeroCopy => "zero_copy",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// A queue of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// The device's name.
+    pub device: String,
+    /// The queue's number.
+    pub queue: u32,
+}
+
+/// Why a socket cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody else has the queue.
+    #[error("{device} queue {queue} is in use by another AF_XDP socket: stop the other program (is a second gateway running?)")]
+    Busy {
+        /// The device's name.
+        device: String,
+        /// The queue's number.
+        queue: u32,
+    },
+    /// No such device in this namespace.
+    #[error("{device}: no such device")]
+    NoDevice {
+        /// The device's name.
+        device: String,
+    },
+    /// The device has no such queue, or its driver refuses the rings.
+    #[error("{device} queue {queue}: the device has no such queue, or refuses it: compare `ethtool -l {device}`")]
+    NoQueue {
+        /// The device's name.
+        device: String,
+        /// The queue's number.
+        queue: u32,
+    },
+    /// The driver has no zero-copy mode.
+    #[error("{device} queue {queue}: the driver grants no zero-copy")]
+    NoZeroCopy {
+        /// The device's name.
+        device: String,
+        /// The queue's number.
+        queue: u32,
+    },
+    /// A right is missing.
+    #[error("{device} queue {queue}: not permitted; missing {}", capability::list(missing))]
+    NotPermitted {
+        /// The device's name.
+        device: String,
+        /// The queue's number.
+        queue: u32,
+        /// The capabilities' names.
+        missing: Vec<&'static str>,
+    },
+    /// Anything else.
+    #[error("{device} queue {queue}: cannot open an AF_XDP socket: {source}")]
+    Failed {
+        /// The device's name.
+        device: String,
+        /// The queue's number.
+        queue: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No packet memory.
+    #[error(transparent)]
+    Umem(#[from] UmemError),
+}
+
+/// What the kernel counts for a queue (`XDP_STATISTICS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStatistics {
+    /// Received packets dropped for another reason than those below: too long for a frame, for instance.
+    pub rx_dropped: u64,
+    /// Received packets dropped because of an invalid descriptor in the fill ring.
+    pub rx_invalid_descs: u64,
+    /// Packets not transmitted because of an invalid descriptor.
+    pub tx_invalid_descs: u64,
+    /// Received packets dropped because the worker did not empty the rx ring.
+    pub rx_ring_full: u64,
+    /// Times that the kernel found the fill ring empty.
+    pub rx_fill_ring_empty_descs: u64,
+    /// Times that the kernel found the tx ring empty.
+    pub tx_ring_empty_descs: u64,
+}
+
+impl QueueStatistics {
+    /// The counters with their labels, for metrics and tables.
+    pub fn rows(&self) -> [(&'static str, u64); 6] {
+        [
+            ("rx_dropped", self.rx_dropped),
+            ("rx_invalid_descs", self.rx_invalid_descs),
+            ("tx_invalid_descs", self.tx_invalid_descs),
+            ("rx_ring_full", self.rx_ring_full),
+            ("rx_fill_ring_empty_descs", self.rx_fill_ring_empty_descs),
+            ("tx_ring_empty_descs", self.tx_ring_empty_descs),
+        ]
+    }
+}
+
+/// Reads a queue's statistics from its descriptor, from any thread. **Cost:** one system call.
+pub fn statistics(fd: BorrowedFd<'_>) -> io::Result<QueueStatistics> {
+    // SAFETY: six counters of the kernel's struct xdp_statistics: any bytes are legal.
+    let raw: [u64; 6] = unsafe { sys::get_option(fd.as_raw_fd(), libc::SOL_XDP, libc::XDP_STATISTICS) }?;
+    Ok(QueueStatistics {
+        rx_dropped: raw[0],
+        rx_invalid_descs: raw[1],
+        tx_invalid_descs: raw[2],
+        rx_ring_full: raw[3],
+        rx_fill_ring_empty_descs: raw[4],
+        tx_ring_empty_descs: raw[5],
+    })
+}
+
+/// How a socket asks the kernel to poll its queue from the worker's own calls, instead of by interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusyPolling {
+    /// How long one call may poll. **Units:** microseconds.
+    pub time_us: u16,
+    /// Packets that one poll may take.
+    pub budget: u16,
+}
+
+/// An open socket on a queue.
+#[derive(Debug)]
+pub struct Socket {
+    name: Queue,
+    mode: Mode,
+    /// Whether the kernel releases the queue when the rings are dropped (see [`Umem`] on the first socket).
+    closable: bool,
+    busy_polling: bool,
+    fd: RawFd,
+    tx: TxQueue,
+    rx: RxQueue,
+    fill: FillQueue,
+    completion: CompQueue,
+    core: Core,
+}
+
+/// The part of a socket that outlives its rings: which frames the kernel has of it.
+struct Core {
+    umem: Arc<Shared>,
+    held: FrameSet,
+    /// Frames that came back with a descriptor that is no packet; filled again first.
+    spare: Vec<XskFrame>,
+    in_transmit: usize,
+    refused: u64,
+    scratch: Box<[FrameDesc; BURST]>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("held", &self.held.len()).field("in_transmit", &self.in_transmit).finish_non_exhaustive()
+    }
+}
+
+impl Socket {
+    /// Opens the queue with frames of `umem`, in the mode that the UMEM was made for. A busy queue is tried again for 2 s.
+    ///
+    /// The fill ring is empty until [`Port::fill`] is called; the XDP program redirects to it once it is registered in the map.
+    /// Has to be called in the device's network namespace. **Errors:** see [`SocketError`]; nothing is left behind.
+    pub fn open(umem: &Umem, queue: &Queue) -> Result<Self, SocketError> {
+        let shared = &umem.shared;
+        let copying = if shared.zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
+        let config = socket_config(umem.ring(), copying | BindFlags::XDP_USE_NEED_WAKEUP);
+        let closable = umem.is_anchored();
+        let rings = bind_patiently(shared, config, queue)?;
+        let fd = rings.1.fd().as_raw_fd();
+        let mode = granted_mode(fd).map_err(|source| error_of(source, queue, shared.zero_copy))?;
+        let (tx, rx, fill, completion) = rings;
+        let core = Core {
+            umem: Arc::clone(shared),
+            held: FrameSet::new(umem.frames_total()),
+            spare: Vec::new(),
+            in_transmit: 0,
+            refused: 0,
+            scratch: Box::new([FrameDesc::default(); BURST]),
+        };
+        Ok(Self { name: queue.clone(), mode, closable, busy_polling: false, fd, tx, rx, fill, completion, core })
+    }
+
+    /// The device and queue.
+    pub fn queue(&self) -> &Queue {
+        &self.name
+    }
+
+    /// The mode that the kernel reports.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The descriptor, for `poll()` or epoll when idle and for the XSKMAP.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the rings are, and they are borrowed with `self`.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+
+    /// Descriptors that the kernel handed out and that were refused: out of bounds, or of a frame that it did not have.
+    pub fn refused_descriptors(&self) -> u64 {
+        self.core.refused
+    }
+
+    /// The kernel's counters of the queue.
+    pub fn statistics(&self) -> io::Result<QueueStatistics> {
+        statistics(self.fd())
+    }
+
+    /// Asks for preferred busy polling on the socket. Not fatal where the kernel refuses: it is logged and false is returned. Drives
+    /// NIC queues; on veth it does nothing.
+    pub fn prefer_busy_polling(&mut self, how: BusyPolling) -> bool {
+        let options =
+            [(SO_PREFER_BUSY_POLL, 1), (SO_BUSY_POLL, i32::from(how.time_us)), (SO_BUSY_POLL_BUDGET, i32::from(how.budget))];
+        let set = options.into_iter().try_for_each(|(name, value)| sys::set_option(self.fd, libc::SOL_SOCKET, name, value));
+        if let Err(error) = &set {
+            tracing::warn!(device = %self.name.device, queue = self.name.queue, %error, "no busy polling");
+        }
+        self.busy_polling = set.is_ok();
+        self.busy_polling
+    }
+
+    /// Closes the socket and gives back the frames that it had in its rings. The frames of a zero-copy socket stay the device's (it
+    /// may still write to them for a moment) and are counted as lost; so are those of a socket that is its UMEM's own descriptor.
+    pub fn close(self) -> Vec<XskFrame> {
+        let Self { tx, rx, fill, completion, mut core, closable, mode, .. } = self;
+        drop((tx, rx, fill, completion));
+        if closable && mode == Mode::Copy { core.take_back() } else { Vec::new() }
+    }
+}
+
+/// Binds; a queue that is busy is tried again until the patience is over.
+fn bind_patiently(shared: &Shared, config: xsk_rs::config::SocketConfig, queue: &Queue) -> Result<Rings, SocketError> {
+    let failed = |source| error_of(source, queue, shared.zero_copy);
+    let name = CString::new(queue.device.as_str()).map_err(|_| failed(io::Error::from_raw_os_error(libc::ENODEV)))?;
+    let mut attempts = sys::Attempts::new(BUSY_PATIENCE);
+    loop {
+        match shared.bind(config, &name, queue.queue) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempts.again() => {}
+            result => return result.map_err(failed),
+        }
+    }
+}
+
+fn error_of(source: io::Error, queue: &Queue, zero_copy: bool) -> SocketError {
+    let Queue { device, queue } = queue.clone();
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => SocketError::Busy { device, queue },
+        Some(libc::ENODEV | libc::ENXIO) => SocketError::NoDevice { device },
+        Some(libc::EPERM) => SocketError::NotPermitted { device, queue, missing: capability::missing() },
+        Some(libc::EOPNOTSUPP) if zero_copy => SocketError::NoZeroCopy { device, queue },
+        Some(libc::EINVAL) => SocketError::NoQueue { device, queue },
+        _ => SocketError::Failed { device, queue, source },
+    }
+}
+
+fn granted_mode(fd: RawFd) -> io::Result<Mode> {
+    // SAFETY: struct xdp_options is one u32 of flags.
+    let flags: u32 = unsafe { sys::get_option(fd, libc::SOL_XDP, libc::XDP_OPTIONS) }?;
+    Ok(if flags & libc::XDP_OPTIONS_ZEROCOPY == 0 { Mode::Copy } else { Mode::ZeroCopy })
+}
+
+impl Core {
+    /// Makes a frame of a descriptor that the kernel handed out, or refuses it.
+    #[inline]
+    fn accept(&mut self, mut descriptor: FrameDesc) -> Option<XskFrame> {
+        let index = self.umem.index_of(descriptor.addr());
+        if !index.is_some_and(|index| self.held.remove(index)) {
+            self.refused += 1;
+            return None;
+        }
+        let whole = descriptor.options() & CONTINUED == 0 && self.umem.holds(descriptor.addr(), descriptor.lengths().data());
+        descriptor.set_options(0);
+        // SAFETY: the frame was in `held`: this socket gave it to the kernel once, with its reference, and now takes it back once. The
+        // kernel handed the descriptor out, so it is done with the frame. The address is inside the memory; the length is checked in
+        // `whole`, and a frame that is not whole gives its bytes to nobody before it was filled again.
+        let frame = unsafe { XskFrame::from_descriptor(descriptor, &self.umem) };
+        if whole {
+            return Some(frame);
+        }
+        self.refused += 1;
+        self.spare.push(frame);
+        None
+    }
+
+    /// Takes back all frames that the kernel had. The socket is closed.
+    fn take_back(&mut self) -> Vec<XskFrame> {
+        let mut frames = std::mem::take(&mut self.spare);
+        for index in self.held.take() {
+            // SAFETY: the frame was in `held`, with its reference, and the closed socket cannot hand it out any more.
+            frames.push(unsafe { XskFrame::from_descriptor(self.umem.home(index), &self.umem) });
+        }
+        frames
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        let held = self.held.take().len();
+        self.umem.count_lost(held);
+        for _ in 0..held {
+            // SAFETY: every frame in `held` left one reference behind in into_descriptor; `self.umem` itself keeps the memory until
+            // the rings are closed.
+            unsafe { Arc::decrement_strong_count(Arc::as_ptr(&self.umem)) };
+        }
+        for frame in self.spare.drain(..) {
+            // Not dropped as a frame: a socket may go with what the kernel had of it.
+            frame.into_descriptor();
+            self.umem.count_lost(1);
+            // SAFETY: the reference that into_descriptor has just left behind.
+            unsafe { Arc::decrement_strong_count(Arc::as_ptr(&self.umem)) };
+        }
+    }
+}
+
+impl Port for Socket {
+    type Frame = XskFrame;
+
+    fn receive(&mut self, frames: &mut Vec<XskFrame>, most: usize) -> usize {
+        let before = frames.len();
+        let mut left = most;
+        while left > 0 {
+            let want = left.min(BURST);
+            // SAFETY: the queue and the descriptors' frames are of the same UMEM.
+            let got = unsafe { self.rx.consume(&mut self.core.scratch[..want]) };
+            for position in 0..got {
+                let descriptor = self.core.scratch[position];
+                frames.extend(self.core.accept(descriptor));
+            }
+            left -= got;
+            if got < want {
+                break;
+            }
+        }
+        frames.len() - before
+    }
+
+    fn transmit(&mut self, frames: &mut Vec<XskFrame>) -> usize {
+        let room = self.tx.nb_free(frames.len() as u32) as usize;
+        let count = room.min(frames.len());
+        let mut leaving = frames.drain(..count);
+        let mut left = count;
+        while left > 0 {
+            let chunk = left.min(BURST);
+            for (slot, frame) in self.core.scratch.iter_mut().zip(leaving.by_ref().take(chunk)) {
+                *slot = give(&mut self.core.held, &self.core.umem, frame);
+            }
+            // SAFETY: the frames are of this UMEM, were given up just now and are not used again until they come back.
+            let put = unsafe { self.tx.produce(&self.core.scratch[..chunk]) };
+            assert_eq!(put, chunk, "the ring had room");
+            left -= chunk;
+        }
+        drop(leaving);
+        self.core.in_transmit += count;
+        count
+    }
+
+    fn complete(&mut self, pool: &mut Vec<XskFrame>) -> usize {
+        let mut completed = 0;
+        loop {
+            // SAFETY: the queue and the descriptors' frames are of the same UMEM.
+            let got = unsafe { self.completion.consume(&mut self.core.scratch[..]) };
+            for position in 0..got {
+                let descriptor = self.core.scratch[position];
+                pool.extend(self.core.accept(descriptor));
+            }
+            completed += got;
+            if got < BURST {
+                break;
+            }
+        }
+        self.core.in_transmit = self.core.in_transmit.saturating_sub(completed);
+        completed
+    }
+
+    fn fill(&mut self, pool: &mut Vec<XskFrame>, keep: usize) -> usize {
+        pool.append(&mut self.core.spare);
+        let spendable = pool.len().saturating_sub(keep);
+        let count = spendable.min(self.fill.nb_free(spendable as u32) as usize);
+        let mut left = count;
+        while left > 0 {
+            let chunk = left.min(BURST);
+            let from = pool.len() - chunk;
+            for (slot, frame) in self.core.scratch.iter_mut().zip(pool.drain(from..)) {
+                *slot = give(&mut self.core.held, &self.core.umem, frame);
+            }
+            // SAFETY: the frames are of this UMEM, were given up just now and are not used again until they come back.
+            let put = unsafe { self.fill.produce(&self.core.scratch[..chunk]) };
+            assert_eq!(put, chunk, "the ring had room");
+            left -= chunk;
+        }
+        count
+    }
+
+    fn wake(&mut self) {
+        if self.core.in_transmit > 0 && self.tx.needs_wakeup() {
+            kick(self.fd, self.core.in_transmit);
+        }
+        if self.busy_polling || self.fill.needs_wakeup() {
+            sys::kick_receive(self.fd);
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.core.held.len() + self.core.spare.len()
+    }
+}
+
+/// Gives the kernel a frame: from here on it is in `held`.
+#[inline]
+fn give(held: &mut FrameSet, umem: &Arc<Shared>, frame: XskFrame) -> FrameDesc {
+    assert!(frame.belongs_to(umem), "a frame of another UMEM");
+    held.insert(frame.index());
+    frame.into_descriptor()
+}
+
+/// Has the kernel transmit `waiting` packets. EAGAIN says that its budget ran out and more is in the ring; other errors (the device's
+/// queue is full, the link is down) leave the rest in the ring for the next wake-up.
+fn kick(fd: RawFd, waiting: usize) {
+    for _ in 0..(waiting.div_ceil(KICK_BUDGET) + 1).min(KICKS) {
+        match sys::kick_transmit(fd) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            _ => return,
+        }
+    }
+}
+
+/// A UMEM with its sockets and its free frames.
+#[derive(Debug)]
+pub struct Opened {
+    /// The memory.
+    pub umem: Umem,
+    /// The sockets, in the order of the queues asked for.
+    pub sockets: Vec<Socket>,
+    /// All frames: none is in a ring yet.
+    pub frames: Vec<XskFrame>,
+}
+
+/// Makes a UMEM and opens all `queues` over it, in zero-copy mode if `options` asks for it and every queue grants it, else in copy
+/// mode. (The kernel gives all sockets of a UMEM the first one's mode, so one device without zero-copy decides for all; it is logged.)
+pub fn open_all(options: UmemOptions, queues: &[Queue]) -> Result<Opened, SocketError> {
+    if options.zero_copy {
+        match open_in(options, queues) {
+            Err(error @ (SocketError::NoZeroCopy { .. } | SocketError::NoQueue { .. } | SocketError::Failed { .. })) => {
+                tracing::info!(%error, "no zero-copy for all queues: using copy mode");
+            }
+            result => return result,
+        }
+    }
+    open_in(UmemOptions { zero_copy: false, ..options }, queues)
+}
+
+fn open_in(options: UmemOptions, queues: &[Queue]) -> Result<Opened, SocketError> {
+    let (umem, frames) = Umem::new(options)?;
+    match queues.iter().map(|queue| Socket::open(&umem, queue)).collect() {
+        Ok(sockets) => Ok(Opened { umem, sockets, frames }),
+        Err(error) => {
+            umem.retire();
+            Err(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_the_queue_and_what_to_do() {
+        let queue = Queue { device: "eth7".into(), queue: 3 };
+        let text = |errno, zero_copy| error_of(io::Error::from_raw_os_error(errno), &queue, zero_copy).to_string();
+        assert!(text(libc::EBUSY, false).contains("eth7 queue 3 is in use"));
+        assert!(text(libc::EINVAL, false).contains("ethtool -l eth7"));
+        assert!(text(libc::ENODEV, false).contains("eth7: no such device"));
+        assert!(text(libc::EOPNOTSUPP, true).contains("no zero-copy"));
+        assert!(text(libc::EOPNOTSUPP, false).contains("cannot open"));
+    }
+}

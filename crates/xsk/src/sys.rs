@@ -1,0 +1,84 @@
+//! The few system calls that no crate wraps: socket options, wake-ups, limits, bounded retries.
+//!
+//! Knows numbers and pointers, no meaning. Called by the other files of this crate. Invariant: every unsafe call is one line here.
+
+use std::{
+    io,
+    os::fd::RawFd,
+    ptr, thread,
+    time::{Duration, Instant},
+};
+
+/// Reads a socket option into a plain value. **Errors:** the kernel's, or a size that is not the value's.
+///
+/// # Safety
+///
+/// `T` is made of integers only: every pattern of bytes is a legal value, and it has no padding that matters.
+pub(crate) unsafe fn get_option<T: Default>(fd: RawFd, level: i32, name: i32) -> io::Result<T> {
+    let mut value = T::default();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the pointer is to `value`, which is `len` bytes long and takes any bytes (the caller's promise).
+    let result = unsafe { libc::getsockopt(fd, level, name, ptr::from_mut(&mut value).cast(), &raw mut len) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(value)
+}
+
+/// Sets a socket option that is an `int`.
+pub(crate) fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the pointer is to `value`, which lives through the call and is `len` bytes long.
+    let result = unsafe { libc::setsockopt(fd, level, name, ptr::from_ref(&value).cast(), len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes the kernel look at an AF_XDP socket's tx ring.
+#[inline]
+pub(crate) fn kick_transmit(fd: RawFd) -> io::Result<()> {
+    // SAFETY: no buffer and no address are passed.
+    // JUSTIFICATION: xsk-rs hides EAGAIN, which says that the kernel's budget ran out before the ring did.
+    let result = unsafe { libc::sendto(fd, ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes the kernel look at an AF_XDP socket's fill ring, and poll its queue once when busy polling is on.
+#[inline]
+pub(crate) fn kick_receive(fd: RawFd) {
+    // SAFETY: no buffer and no address are passed. The result only says that nothing was received this way, which is always so.
+    let _ = unsafe { libc::recvfrom(fd, ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut()) };
+}
+
+/// Raises RLIMIT_MEMLOCK as far as the process may, for kernels that charge UMEM and maps to it. Harmless where it may not.
+pub(crate) fn raise_locked_memory_limit() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+    if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_ok() {
+        return;
+    }
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+        && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)
+    {
+        tracing::debug!(%error, "cannot raise the locked-memory limit");
+    }
+}
+
+/// A bounded wait for somebody else's condition: tries again every 20 ms until the time is over.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    until: Instant,
+}
+
+impl Attempts {
+    pub(crate) fn new(time: Duration) -> Self {
+        Self { until: Instant::now() + time }
+    }
+
+    /// Waits a little and says whether to try again.
+    pub(crate) fn again(&mut self) -> bool {
+        let again = Instant::now() < self.until;
+        if again {
+            thread::sleep(Duration::from_millis(20));
+        }
+        again
+    }
+}

@@ -1,0 +1,546 @@
+//! The packet memory: one UMEM for all sockets of the process, cut into frames that are owned like any other value.
+//!
+//! Knows registration, frames and their accounting, no packets. Called at start and by [`crate::socket`]. Invariant: a frame is in
+//! exactly one place: in a ring ([`crate::port::Port::in_flight`]), in somebody's hands as an [`XskFrame`], or counted as lost.
+//! Sources: kernel `Documentation/networking/af_xdp.rst`; libxdp xsk.c (the first socket of a UMEM is the UMEM's own descriptor).
+
+use std::{
+    fmt,
+    mem::ManuallyDrop,
+    num::NonZeroU32,
+    ptr, slice,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use xsk_rs::{
+    CompQueue, FillQueue, FrameDesc, RxQueue, Socket as RawSocket, TxQueue,
+    config::{BindFlags, FrameSize, LibxdpFlags, QueueSize, SocketConfig, UmemConfig},
+};
+
+use crate::{capability, memory::Pages, port::Frame, sys};
+
+/// What the kernel keeps free before the packet for XDP programs (`XDP_PACKET_HEADROOM`).
+pub const HEADROOM: usize = 256;
+/// An Ethernet header with one VLAN tag.
+pub const LINK_HEADER: usize = 18;
+const HUGE_PAGE: usize = 2 << 20;
+
+/// The size of a frame, headroom included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FrameBytes {
+    /// 2048 bytes: MTUs up to 1774.
+    #[default]
+    Half,
+    /// 4096 bytes: MTUs up to 3822.
+    Page,
+}
+
+impl FrameBytes {
+    /// The number. **Units:** bytes.
+    pub const fn get(self) -> usize {
+        match self {
+            Self::Half => 2048,
+            Self::Page => 4096,
+        }
+    }
+
+    /// The largest MTU whose packets fit, with their link-layer header. **Units:** bytes from the network header on.
+    pub const fn largest_mtu(self) -> usize {
+        self.get() - HEADROOM - LINK_HEADER
+    }
+
+    /// The smallest size that `mtu` fits in, or none: then the MTU has to be lowered to at most 3822.
+    pub fn for_mtu(mtu: usize) -> Option<Self> {
+        [Self::Half, Self::Page].into_iter().find(|size| mtu <= size.largest_mtu())
+    }
+}
+
+/// What a UMEM is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct UmemOptions {
+    /// How many frames. [`UmemOptions::frames_for`] says how many a number of sockets needs.
+    pub frames: u32,
+    /// Their size.
+    pub frame_size: FrameBytes,
+    /// Entries of every rx and every tx ring: a power of two. The completion ring has as many, the fill ring twice as many: so a
+    /// process that stands still fills its rx ring, which is counted as that, before the fill ring runs empty.
+    pub ring: u32,
+    /// Whether to try huge pages first.
+    pub huge_pages: bool,
+    /// Whether the sockets are to be bound in zero-copy mode. All sockets of a UMEM have the same mode (the kernel hands the first
+    /// one's down); [`crate::socket::open_all`] finds the best that all queues grant.
+    pub zero_copy: bool,
+}
+
+impl Default for UmemOptions {
+    fn default() -> Self {
+        Self { frames: Self::frames_for(2, 2048), frame_size: FrameBytes::Half, ring: 2048, huge_pages: true, zero_copy: false }
+    }
+}
+
+impl UmemOptions {
+    /// Enough frames for every ring of `sockets` sockets to be full, and half a socket's share in the worker's hands.
+    pub const fn frames_for(sockets: u32, ring: u32) -> u32 {
+        (sockets * 8 + 4) * ring / 2
+    }
+}
+
+/// Why there is no UMEM.
+#[derive(Debug, thiserror::Error)]
+pub enum UmemError {
+    /// A number that cannot be.
+    #[error("{what} is {value}: has to be {legal}")]
+    Illegal {
+        /// Which one.
+        what: &'static str,
+        /// What it is.
+        value: u64,
+        /// What it may be.
+        legal: &'static str,
+    },
+    /// The kernel limits locked memory: "No buffer space available".
+    #[error(
+        "cannot lock {mebibytes} MiB of packet memory: give the process CAP_IPC_LOCK or raise its limit (LimitMEMLOCK=infinity)"
+    )]
+    LockedMemory {
+        /// The size asked for.
+        mebibytes: usize,
+    },
+    /// A right is missing.
+    #[error("cannot create packet memory: not permitted; missing {}", capability::list(missing))]
+    NotPermitted {
+        /// The capabilities' names.
+        missing: Vec<&'static str>,
+    },
+    /// Anything else.
+    #[error("cannot create {mebibytes} MiB of packet memory: {source}")]
+    Failed {
+        /// The size asked for.
+        mebibytes: usize,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// The UMEM. Clones are the same memory; it lives as long as any socket or frame.
+#[derive(Clone)]
+pub struct Umem {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Umem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Umem").field("frames", &self.shared.frames).field("frame_bytes", &self.shared.frame_bytes).finish()
+    }
+}
+
+pub(crate) type Rings = (TxQueue, RxQueue, FillQueue, CompQueue);
+
+pub(crate) struct Shared {
+    /// Where the memory begins. Valid while `raw` lives.
+    base: *mut u8,
+    frames: u32,
+    frame_bytes: usize,
+    ring: u32,
+    pages: Pages,
+    pub(crate) zero_copy: bool,
+    retiring: AtomicBool,
+    lost: AtomicUsize,
+    /// Every frame's descriptor at its first place; see [`Shared::home`].
+    homes: Box<[FrameDesc]>,
+    /// How many sockets were bound, the anchor included.
+    bound: AtomicU32,
+    /// A socket on the loopback device that the others share the UMEM with, so that every one of them can be closed by itself.
+    /// Dropped before `raw`.
+    anchor: Mutex<Option<Rings>>,
+    pub(crate) raw: xsk_rs::Umem,
+}
+
+// SAFETY: `base` is the only field that is not already Send and Sync (the queues of the anchor are Send and behind a mutex). It is
+// never dereferenced through `Shared` itself, only by a frame for that frame's own bytes, and a frame has one owner.
+// JUSTIFICATION: frames go from worker to worker, and all of them name the memory that they are part of.
+unsafe impl Send for Shared {}
+// SAFETY: see above.
+unsafe impl Sync for Shared {}
+
+impl Umem {
+    /// Registers memory and gives it away as frames. Tries huge pages if asked, and says which pages it got in [`Umem::pages`].
+    ///
+    /// **Errors:** illegal numbers, missing rights, no memory; nothing is left behind.
+    pub fn new(options: UmemOptions) -> Result<(Self, Vec<XskFrame>), UmemError> {
+        let size = options.frame_size.get();
+        let bytes = check(options)? * size;
+        sys::raise_locked_memory_limit();
+        let config = umem_config(options)?;
+        let (raw, descriptors, pages) = register(options, config, bytes)?;
+        let first = *descriptors.first().ok_or(illegal("the number of frames", 0, "at least 1"))?;
+        // SAFETY: `first` describes a frame of `raw` that nobody else uses yet; its packet is empty, only the place is taken.
+        let place = unsafe { raw.data(&first) }.contents().as_ptr();
+        let base = ptr::with_exposed_provenance_mut(place.expose_provenance() - first.addr());
+
+        let shared = Arc::new(Shared {
+            base,
+            frames: descriptors.len() as u32,
+            frame_bytes: size,
+            ring: options.ring,
+            pages,
+            zero_copy: options.zero_copy,
+            retiring: AtomicBool::new(false),
+            lost: AtomicUsize::new(0),
+            homes: descriptors.clone().into_boxed_slice(),
+            bound: AtomicU32::new(0),
+            anchor: Mutex::new(None),
+            raw,
+        });
+        let frames = descriptors.into_iter().map(|descriptor| XskFrame { descriptor, umem: Arc::clone(&shared) }).collect();
+        let umem = Self { shared };
+        if !options.zero_copy {
+            umem.anchor_to_loopback();
+        }
+        Ok((umem, frames))
+    }
+
+    /// All frames there are. At any time this is the sum of every port's `in_flight()`, of the frames in hands and pools, and of
+    /// [`Umem::frames_lost`].
+    pub fn frames_total(&self) -> usize {
+        self.shared.frames as usize
+    }
+
+    /// Frames that were dropped outside a pool (a bug: debug builds assert) or retired with a zero-copy socket.
+    pub fn frames_lost(&self) -> usize {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
+    /// The pages that the memory is on.
+    pub fn pages(&self) -> Pages {
+        self.shared.pages
+    }
+
+    /// The size of a frame.
+    pub fn frame_bytes(&self) -> usize {
+        self.shared.frame_bytes
+    }
+
+    /// Entries of every rx and tx ring.
+    pub fn ring(&self) -> u32 {
+        self.shared.ring
+    }
+
+    /// From now on frames may be dropped: the process tears down. Only silences the assertion.
+    pub fn retire(&self) {
+        self.shared.retiring.store(true, Ordering::Relaxed);
+    }
+
+    /// Binds the UMEM's own descriptor to the loopback device. Without it the first socket would be the UMEM itself, could not be
+    /// closed alone, and its device's end would keep new sockets from sharing the UMEM. Copy mode only: the others inherit the mode.
+    fn anchor_to_loopback(&self) {
+        let config = socket_config(64, BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP);
+        let mut attempts = sys::Attempts::new(Duration::from_secs(2));
+        loop {
+            match self.shared.bind(config, c"lo", 0) {
+                Ok(rings) => {
+                    *lock(&self.shared.anchor) = Some(rings);
+                    return;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempts.again() => {}
+                Err(error) => {
+                    tracing::warn!(%error, "no anchor socket on lo: the first queue is released only when the process ends");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether a socket bound now could be closed by itself.
+    pub(crate) fn is_anchored(&self) -> bool {
+        self.shared.bound.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Shared {
+    /// Binds a socket of this UMEM to a queue.
+    pub(crate) fn bind(&self, config: SocketConfig, device: &std::ffi::CStr, queue: u32) -> std::io::Result<Rings> {
+        let interface = xsk_rs::config::Interface::new(device.to_owned());
+        // SAFETY: the contract concerns a (device, queue) that is bound twice while libxdp loads its own program; the config always
+        // has INHIBIT_PROG_LOAD.
+        let (tx, rx, rest) = unsafe { RawSocket::new(config, &self.raw, &interface, queue) }.map_err(|error| io_of(&error))?;
+        // None: this process already has the queue bound.
+        let (fill, completion) = rest.ok_or_else(|| std::io::Error::from_raw_os_error(libc::EBUSY))?;
+        self.bound.fetch_add(1, Ordering::Relaxed);
+        Ok((tx, rx, fill, completion))
+    }
+
+    /// The number of the frame that has `address`, where the memory has it.
+    #[inline]
+    pub(crate) fn index_of(&self, address: usize) -> Option<usize> {
+        let index = address / self.frame_bytes;
+        (index < self.frames as usize).then_some(index)
+    }
+
+    /// Whether a packet of `len` bytes at `address` stays inside its frame.
+    #[inline]
+    pub(crate) fn holds(&self, address: usize, len: usize) -> bool {
+        len <= self.frame_bytes - address % self.frame_bytes
+    }
+
+    /// The descriptor of a frame as [`Umem::new`] made it: empty, with the full headroom.
+    pub(crate) fn home(&self, index: usize) -> FrameDesc {
+        self.homes[index]
+    }
+
+    pub(crate) fn count_lost(&self, frames: usize) {
+        self.lost.fetch_add(frames, Ordering::Relaxed);
+    }
+}
+
+/// One frame of the UMEM, owned: whoever has it may read and write its bytes, nobody else. Given by value to a ring; when it is
+/// merely dropped it is lost, and debug builds complain.
+pub struct XskFrame {
+    descriptor: FrameDesc,
+    umem: Arc<Shared>,
+}
+
+impl fmt::Debug for XskFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("XskFrame")
+            .field("address", &self.descriptor.addr())
+            .field("len", &self.packet_len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl XskFrame {
+    /// Gives up the frame without losing it: the reference that it holds on the memory goes to whoever takes the descriptor.
+    #[inline]
+    pub(crate) fn into_descriptor(self) -> FrameDesc {
+        ManuallyDrop::new(self).descriptor
+    }
+
+    /// Takes a frame back that was given up by [`XskFrame::into_descriptor`].
+    ///
+    /// # Safety
+    ///
+    /// The frame of `descriptor` was given up once and not taken back since, so that this is its only owner and the reference on
+    /// `umem` that it gave up is still counted. The kernel is done with it. Address and length are inside the frame.
+    #[inline]
+    pub(crate) unsafe fn from_descriptor(descriptor: FrameDesc, umem: &Arc<Shared>) -> Self {
+        // SAFETY: the pointer is of a live Arc, and the count that into_descriptor left behind becomes this Arc's.
+        // JUSTIFICATION: cloning instead costs two contended atomic operations for every packet on a line that all workers share.
+        let umem = unsafe { Arc::from_raw(Arc::as_ptr(umem)) };
+        Self { descriptor, umem }
+    }
+
+    /// The frame's number in its UMEM.
+    #[inline]
+    pub(crate) fn index(&self) -> usize {
+        self.descriptor.addr() / self.umem.frame_bytes
+    }
+
+    #[inline]
+    pub(crate) fn belongs_to(&self, umem: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.umem, umem)
+    }
+}
+
+impl Frame for XskFrame {
+    #[inline]
+    fn packet_len(&self) -> usize {
+        self.descriptor.lengths().data()
+    }
+
+    #[inline]
+    fn set_packet_len(&mut self, len: usize) {
+        assert!(self.umem.holds(self.descriptor.addr(), len), "a packet of {len} bytes does not fit its frame");
+        // SAFETY: the descriptor is of a frame of this UMEM, which this value owns.
+        let mut data = unsafe { self.umem.raw.data_mut(&mut self.descriptor) };
+        data.cursor().set_pos(len);
+    }
+
+    #[inline]
+    fn buffer(&mut self) -> &mut [u8] {
+        let start = self.descriptor.addr();
+        let len = self.umem.frame_bytes - start % self.umem.frame_bytes;
+        // SAFETY: `start` was checked to be inside the memory when the frame came from the kernel (or is where Umem::new put it), and
+        // `len` ends with its frame. The memory is mapped while `umem` lives, and initialised (the kernel zeroed it). This value is the
+        // frame's only owner and is borrowed mutably, so nobody else, the kernel included, reads or writes these bytes.
+        // JUSTIFICATION: xsk-rs lends only the packet's present length, and the worker needs the room behind it too.
+        unsafe { slice::from_raw_parts_mut(self.umem.base.add(start), len) }
+    }
+}
+
+impl Drop for XskFrame {
+    fn drop(&mut self) {
+        self.umem.count_lost(1);
+        debug_assert!(
+            std::thread::panicking() || self.umem.retiring.load(Ordering::Relaxed),
+            "a frame was dropped outside a pool: {self:?}"
+        );
+    }
+}
+
+/// The configuration of a socket with our rings and flags; never libxdp's own program.
+pub(crate) fn socket_config(ring: u32, flags: BindFlags) -> SocketConfig {
+    let mut builder = SocketConfig::builder();
+    builder.libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD).bind_flags(flags);
+    if let Ok(size) = QueueSize::new(ring) {
+        builder.rx_queue_size(size).tx_queue_size(size);
+    }
+    builder.build()
+}
+
+/// The error of the kernel inside one of xsk-rs.
+pub(crate) fn io_of(error: &(dyn std::error::Error + 'static)) -> std::io::Error {
+    let inner = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    match inner.and_then(std::io::Error::raw_os_error) {
+        Some(number) => std::io::Error::from_raw_os_error(number),
+        None => std::io::Error::other(error.to_string()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn illegal(what: &'static str, value: u64, legal: &'static str) -> UmemError {
+    UmemError::Illegal { what, value, legal }
+}
+
+/// Checks the numbers, and gives the number of frames.
+fn check(options: UmemOptions) -> Result<usize, UmemError> {
+    if !options.ring.is_power_of_two() || !(64..=32_768).contains(&options.ring) {
+        return Err(illegal("the ring size", options.ring.into(), "a power of two from 64 to 32768"));
+    }
+    if options.frames == 0 || options.frames as usize > (u32::MAX as usize) / options.frame_size.get() {
+        return Err(illegal("the number of frames", options.frames.into(), "from 1 to what makes 4 GiB"));
+    }
+    Ok(options.frames as usize)
+}
+
+fn umem_config(options: UmemOptions) -> Result<UmemConfig, UmemError> {
+    let bad = |_| illegal("the ring size", options.ring.into(), "a power of two");
+    let frame = FrameSize::new(options.frame_size.get() as u32).map_err(|_| illegal("the frame size", 0, "2048 or 4096"))?;
+    UmemConfig::builder()
+        .frame_size(frame)
+        .fill_queue_size(QueueSize::new(options.ring * 2).map_err(bad)?)
+        .comp_queue_size(QueueSize::new(options.ring).map_err(bad)?)
+        .build()
+        .map_err(|error| UmemError::Failed { mebibytes: 0, source: std::io::Error::other(error.to_string()) })
+}
+
+type Registered = (xsk_rs::Umem, Vec<FrameDesc>, Pages);
+
+/// Maps and registers the memory, on huge pages when they are wanted and there.
+fn register(options: UmemOptions, config: UmemConfig, bytes: usize) -> Result<Registered, UmemError> {
+    if options.huge_pages {
+        let rounded = bytes.next_multiple_of(HUGE_PAGE) / options.frame_size.get();
+        match create(config, rounded as u32, true) {
+            Ok((raw, frames)) => return Ok((raw, frames, Pages::Huge)),
+            Err(error) => tracing::info!(%error, "no huge pages for the packet memory: using ordinary ones"),
+        }
+    }
+    create(config, options.frames, false).map(|(raw, frames)| (raw, frames, Pages::Ordinary)).map_err(|error| {
+        let mebibytes = bytes >> 20;
+        match error.raw_os_error() {
+            Some(libc::ENOBUFS) => UmemError::LockedMemory { mebibytes },
+            Some(libc::EPERM) => UmemError::NotPermitted { missing: capability::missing() },
+            _ => UmemError::Failed { mebibytes, source: error },
+        }
+    })
+}
+
+fn create(config: UmemConfig, frames: u32, huge: bool) -> std::io::Result<(xsk_rs::Umem, Vec<FrameDesc>)> {
+    let frames = NonZeroU32::new(frames).ok_or_else(|| std::io::Error::from_raw_os_error(libc::EINVAL))?;
+    xsk_rs::Umem::new(config, frames, huge).map_err(|error| io_of(&error))
+}
+
+/// A set of frame numbers, exact: which frames a port has given to the kernel.
+#[derive(Debug)]
+pub(crate) struct FrameSet {
+    words: Box<[u64]>,
+    len: usize,
+}
+
+impl FrameSet {
+    pub(crate) fn new(frames: usize) -> Self {
+        Self { words: vec![0; frames.div_ceil(64)].into_boxed_slice(), len: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a number. It is not in the set: a frame has one owner.
+    #[inline]
+    pub(crate) fn insert(&mut self, index: usize) {
+        let bit = 1 << (index % 64);
+        debug_assert!(self.words[index / 64] & bit == 0);
+        self.words[index / 64] |= bit;
+        self.len += 1;
+    }
+
+    /// Takes a number out, and says whether it was in.
+    #[inline]
+    pub(crate) fn remove(&mut self, index: usize) -> bool {
+        let bit = 1 << (index % 64);
+        let was = self.words[index / 64] & bit != 0;
+        self.words[index / 64] &= !bit;
+        self.len -= usize::from(was);
+        was
+    }
+
+    /// Empties the set and gives its numbers, ascending.
+    pub(crate) fn take(&mut self) -> Vec<usize> {
+        let numbers = (0..self.words.len() * 64).filter(|&index| self.words[index / 64] >> (index % 64) & 1 == 1).collect();
+        self.words.fill(0);
+        self.len = 0;
+        numbers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_size_is_chosen_by_the_mtu_with_headroom_and_tagged_header() {
+        assert_eq!(FrameBytes::for_mtu(1500), Some(FrameBytes::Half));
+        assert_eq!(FrameBytes::for_mtu(1774), Some(FrameBytes::Half));
+        assert_eq!(FrameBytes::for_mtu(1775), Some(FrameBytes::Page));
+        assert_eq!(FrameBytes::for_mtu(3822), Some(FrameBytes::Page));
+        assert_eq!(FrameBytes::for_mtu(3823), None);
+    }
+
+    #[test]
+    fn the_frames_for_two_sockets_fill_every_ring_and_leave_some() {
+        let frames = UmemOptions::frames_for(2, 2048);
+        assert_eq!(frames, 2 * (2 * 2048 + 2048 + 2048) + 2 * 2048);
+    }
+
+    #[test]
+    fn a_frame_set_gives_back_exactly_what_it_was_given() {
+        let mut set = FrameSet::new(130);
+        for index in [0, 63, 64, 129] {
+            set.insert(index);
+        }
+        assert_eq!(set.len(), 4);
+        assert!(set.remove(63));
+        assert!(!set.remove(63));
+        assert!(!set.remove(1));
+        assert_eq!(set.take(), [0, 64, 129]);
+        assert_eq!(set.len(), 0);
+    }
+
+    #[test]
+    fn illegal_numbers_are_refused_before_anything_is_mapped() {
+        let refused = |options| matches!(Umem::new(options), Err(UmemError::Illegal { .. }));
+        assert!(refused(UmemOptions { ring: 1000, ..UmemOptions::default() }));
+        assert!(refused(UmemOptions { ring: 32, ..UmemOptions::default() }));
+        assert!(refused(UmemOptions { frames: 0, ..UmemOptions::default() }));
+        assert!(refused(UmemOptions { frames: u32::MAX, ..UmemOptions::default() }));
+    }
+}
