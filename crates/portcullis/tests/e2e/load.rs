@@ -8,6 +8,7 @@ use portcullis_testkit::topology::program::wait_until;
 use portcullis_testkit::topology::throughput::{self, Comparison};
 use portcullis_testkit::topology::{Offloads, Topology, say};
 
+use crate::offloads::all_checksum_errors;
 use crate::world::{World, run_portcullis, usual};
 
 /// No less than this part of what the kernel's masquerade carries.
@@ -16,6 +17,8 @@ const RATIO: f64 = 0.7;
 const LONG: Duration = Duration::from_secs(30);
 /// The measurements beside it.
 const SHORT: Duration = Duration::from_secs(8);
+/// The reasons for which a loaded gateway may drop.
+const QUEUE_DROPS: [&str; 2] = ["transmit_full", "no_frame"];
 /// How many connections in a row.
 const CONNECTIONS: usize = 10_000;
 
@@ -54,23 +57,36 @@ fn expect_nothing_held(world: &World) -> Result<()> {
 fn iperf3_both_ways_does_not_stall_and_keeps_up_with_the_kernel() {
     run_portcullis(usual(), |world| {
         world.stop_watching_outside();
+        let errors = all_checksum_errors(world)?;
         let measured = compare(world);
         world.usual_offloads()?;
         world.watch_outside()?;
         let [wire, offloaded] = measured?;
+        ensure!(all_checksum_errors(world)? == errors, "hosts have counted checksum errors");
         say(&format!("    MTU-sized packets on the wire: {wire}\n    with the hosts' offloads on:   {offloaded}"));
         ensure!(wire.ratio() >= RATIO, "less than {RATIO} of the kernel's rate: {wire}");
         Ok(())
     });
 }
 
+/// What was dropped until now, by reason.
+fn drops(world: &World) -> Result<Vec<(String, u64)>> {
+    let stats = world.json("stats --json")?;
+    let drops = stats["drops"].as_array().context("no drops in the stats")?;
+    Ok(drops.iter().filter_map(|drop| Some((drop["name"].as_str()?.to_owned(), drop["value"].as_u64()?))).collect())
+}
+
 /// Both gateways on topologies that are built alike, hosts' segmentation off, then on. What a stopped gateway leaves to hold packets
 /// back would be in the kernel's way, so the kernel has a topology of its own.
 fn compare(world: &mut World) -> Result<[Comparison; 2]> {
+    let before = drops(world)?;
     let [wire, offloaded] = [(Offloads::Off, LONG), (Offloads::On, SHORT)].map(|(offloads, time)| {
         world.topology.set_offloads(offloads)?;
         throughput::both_ways(&world.topology, time).with_context(|| format!("Portcullis, offloads {offloads:?}"))
     });
+    let unexpected: Vec<_> =
+        drops(world)?.into_iter().filter(|drop| !before.contains(drop) && !QUEUE_DROPS.contains(&&*drop.0)).collect();
+    ensure!(unexpected.is_empty(), "packets were dropped for other reasons than a full queue: {unexpected:?}");
     world.gateway.stop()?;
     let other = Topology::build("pctest")?;
     let _kernel = Gateway::Kernel.start(other.gateway(), &Setup::default())?;

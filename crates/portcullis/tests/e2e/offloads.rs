@@ -21,7 +21,8 @@ fn checksum_errors(host: &Namespace) -> Result<u64> {
     Ok(errors)
 }
 
-fn all_checksum_errors(world: &World) -> Result<u64> {
+/// Checksum errors that the hosts have counted.
+pub(crate) fn all_checksum_errors(world: &World) -> Result<u64> {
     [world.client(0), world.client(1), world.server(), world.router()].into_iter().map(checksum_errors).sum()
 }
 
