@@ -20,7 +20,7 @@ fn the_gateways_own_services_are_reached_from_inside() {
         let _ssh = Service::tcp_echo(host, "10.0.0.1:22")?;
         let _dns = Service::dns(host, "10.0.0.1:53")?;
         for client in [world.client(0), world.client(1)] {
-            contains(&client.run("nc -w 2 10.0.0.1 22")?, "seen from 10.0.0.").context("a TCP server that speaks first")?;
+            contains(&client.run("nc -N -w 2 10.0.0.1 22")?, "seen from 10.0.0.").context("a TCP server that speaks first")?;
             contains(&client.run("dig +short +tries=1 +time=2 @10.0.0.1 example.org")?, "192.0.2.53").context("a DNS server")?;
             contains(&client.run("ping -c 2 -i 0.2 -W 2 10.0.0.1")?, " 0% packet loss").context("ping inside")?;
             contains(&client.run("ping -c 2 -i 0.2 -W 2 203.0.113.1")?, " 0% packet loss").context("ping outside, from inside")?;
@@ -73,7 +73,7 @@ fn the_interfaces_own_address_serves_clients_and_the_box_at_once() {
         contains(&host.run("ping -c 2 -i 0.2 -W 2 198.51.100.2")?, " 0% packet loss").context("the box pings")?;
         contains(&world.client(1).run("ping -c 2 -i 0.2 -W 2 198.51.100.2")?, " 0% packet loss").context("a client pings")?;
         contains(&world.server().run("ping -c 2 -i 0.2 -W 2 203.0.113.1")?, " 0% packet loss").context("the box is pinged")?;
-        contains(&world.server().run("nc -w 2 203.0.113.1 22")?, "seen from 198.51.100.2:").context("the box's own service")?;
+        contains(&world.server().run("nc -N -w 2 203.0.113.1 22")?, "seen from 198.51.100.2:").context("the box's own service")?;
         contains(&world.server().run("curl -sS --max-time 5 http://203.0.113.1:8080/")?, "at 10.0.0.2:80").context("a forward")?;
         contains(&world.client(1).run("curl -sS --max-time 5 http://203.0.113.1:8080/")?, "at 10.0.0.2:80").context("hairpinned")
     });

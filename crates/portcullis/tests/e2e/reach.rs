@@ -22,7 +22,7 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
         "5000000",
     ),
     ("dig", "dig +short +tries=1 +time=2 @198.51.100.2 example.org", "192.0.2.53"),
-    ("nc over TCP", "nc -w 2 198.51.100.2 7", "seen from 203.0.113.10:"),
+    ("nc over TCP", "nc -N -w 2 198.51.100.2 7", "seen from 203.0.113.10:"),
     ("nc over UDP", "nc -u -w 1 198.51.100.2 7", "seen from 203.0.113.10:"),
 ];
 
