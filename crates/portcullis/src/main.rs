@@ -2,8 +2,12 @@
 #![deny(unsafe_code)]
 #![allow(dead_code, reason = "the gateway that uses the doors is built beside them")]
 
+mod cli;
 mod control;
 mod doors;
 mod metrics;
+mod run;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
