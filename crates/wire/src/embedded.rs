@@ -294,6 +294,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_behind_the_datagram_is_no_part_of_it() {
+        let mut bytes = quoted_in_part(ipv4::TCP, [0; 8]).to_vec();
+        bytes[2..4].copy_from_slice(&68_u16.to_be_bytes());
+        ipv4::fill_checksum(&mut bytes);
+        bytes.extend([0; 60]);
+        let embedded = parse_embedded(&bytes).expect("enough quoted");
+        assert_eq!((embedded.end(), embedded.checksum_offset()), (68, None), "padding for extensions (RFC 4884)");
+    }
+
+    #[test]
     fn extensions_are_no_part_of_the_quote() {
         let mut message = vec![11, 0, 0, 0, 0, 32, 0, 0];
         message.extend([0xDD; 128]);
