@@ -6,3 +6,4 @@
 pub mod builder;
 pub mod memory_wire;
 pub mod pcap;
+pub mod reference;
