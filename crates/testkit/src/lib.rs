@@ -7,4 +7,5 @@
 pub mod builder;
 pub mod memory_wire;
 pub mod pcap;
+pub mod reference;
 pub mod topology;

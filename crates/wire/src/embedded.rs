@@ -100,7 +100,7 @@ impl Embedded {
         }
     }
 
-    /// Where the transport checksum is, if it is quoted. **Units:** bytes from the quoted header on.
+    /// Where the transport checksum is, if both its bytes are quoted. **Units:** bytes from the quoted header on.
     #[inline]
     #[must_use]
     pub const fn checksum_offset(&self) -> Option<usize> {
@@ -294,6 +294,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_behind_the_datagram_is_no_part_of_it() {
+        let mut bytes = quoted_in_part(ipv4::TCP, [0; 8]).to_vec();
+        bytes[2..4].copy_from_slice(&68_u16.to_be_bytes());
+        ipv4::fill_checksum(&mut bytes);
+        bytes.extend([0; 60]);
+        let embedded = parse_embedded(&bytes).expect("enough quoted");
+        assert_eq!((embedded.end(), embedded.checksum_offset()), (68, None), "padding for extensions (RFC 4884)");
+    }
+
+    #[test]
     fn extensions_are_no_part_of_the_quote() {
         let mut message = vec![11, 0, 0, 0, 0, 32, 0, 0];
         message.extend([0xDD; 128]);
@@ -304,6 +314,20 @@ mod tests {
         message[5] = 200;
         assert_eq!(quoted(&message).len(), 140, "a length that lies");
         assert_eq!(quoted(&message[..7]), &[] as &[u8]);
+    }
+
+    #[test]
+    fn half_a_checksum_in_a_quote_is_left_alone() {
+        let transport = [0, 1, 0, 2, 0, 0, 0, 9, 0, 0, 0, 0, 0x50, 0x10, 0, 0, 0xAB];
+        let mut bytes = [&quoted_in_part(ipv4::TCP, [0; 8])[..60], &transport].concat();
+        let embedded = parse_embedded(&bytes).expect("enough quoted");
+        assert_eq!(embedded.checksum_offset(), None);
+        let mut message = [&[3, 3, 0, 0, 0, 0, 0, 0][..], &bytes].concat();
+        icmpv4::fill_checksum(&mut message);
+        embedded.set_src(&mut message, Ipv4Addr::new(203, 0, 113, 9), Some(7));
+        assert!(icmpv4::checksum_ok(&message) && ipv4::header_checksum_ok(&message[8..]));
+        bytes[60..62].copy_from_slice(&[0, 7]);
+        assert_eq!(message[8 + 60..], bytes[60..]);
     }
 
     #[test]

@@ -112,13 +112,17 @@ proptest! {
         let right = recipe.frame();
         let layout = parse(&right).expect("a right packet");
         prop_assert_eq!(partial::transport_checksum_state(&right, &layout), partial::ChecksumState::Complete);
-        prop_assume!(recipe.protocol != ipv4::ICMP);
+        if recipe.protocol == ipv4::ICMP {
+            return Ok(());
+        }
         let len = (layout.end() - layout.l4()) as u16;
         let pseudo = portcullis_wire::checksum::pseudo_header(recipe.src.into(), recipe.dst.into(), recipe.protocol, len);
         let mut frame = right.clone();
         let at = layout.l4() + if recipe.protocol == ipv4::TCP { 16 } else { 6 };
         frame[at..at + 2].copy_from_slice(&pseudo.fold().to_be_bytes());
-        prop_assume!(frame != right);
+        if frame == right || pseudo.fold() == 0xFFFF {
+            return Ok(()); // once in 65,536: the field is then right as it is, in either spelling of zero
+        }
         prop_assert_eq!(partial::transport_checksum_state(&frame, &layout), partial::ChecksumState::Partial);
         prop_assert!(partial::complete(&mut frame, &layout));
         prop_assert_eq!(frame, right);
@@ -171,6 +175,9 @@ proptest! {
         };
         let mut message = error(&recipe);
         let embedded = parse_embedded(quoted(&message)).expect("enough quoted");
+        if recipe.protocol == ipv4::TCP && embedded.end() - embedded.l4() == 17 {
+            return Ok(()); // half of the checksum is quoted, and stays as it is
+        }
         let (src_port, dst_port) = if recipe.protocol == ipv4::ICMP { (Some(src.1), None) } else { (Some(src.1), Some(dst.1)) };
         embedded.set_src(&mut message, src.0.into(), src_port);
         embedded.set_dst(&mut message, dst.0.into(), dst_port);
@@ -182,8 +189,7 @@ proptest! {
     fn an_error_translated_keeps_its_checksum_right_however_damaged_its_quote(
         frame in errors(), address in any::<[u8; 4]>(), port in proptest::option::of(any::<u16>())
     ) {
-        let Ok(layout) = parse(&frame) else { return Ok(()) };
-        prop_assume!(layout.transport() == Transport::IcmpError);
+        let Some(layout) = parse(&frame).ok().filter(|layout| layout.transport() == Transport::IcmpError) else { return Ok(()) };
         let mut message = layout.payload(&frame).to_vec();
         icmpv4::fill_checksum(&mut message);
         let Ok(embedded) = parse_embedded(quoted(&message)) else { return Ok(()) };

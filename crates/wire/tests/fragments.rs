@@ -145,9 +145,9 @@ proptest! {
     }
 
     #[test]
-    fn etherparse_puts_the_fragments_together(payload in vec(any::<u8>(), 200..3000), mtu in 100..1000_usize, rotate in any::<prop::sample::Index>()) {
+    fn etherparse_puts_the_fragments_together(payload in vec(any::<u8>(), 600..3000), mtu in 100..600_usize, rotate in any::<prop::sample::Index>()) {
         let mut pieces = split(&datagram(&[0x94, 4, 0, 0], 0, &payload), mtu);
-        prop_assume!(pieces.len() > 1);
+        prop_assert!(pieces.len() > 1);
         let by = rotate.index(pieces.len());
         pieces.rotate_left(by);
         let mut pool = etherparse::defrag::IpDefragPool::<(), ()>::new();

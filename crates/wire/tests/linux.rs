@@ -58,6 +58,18 @@ fn a_field_that_is_right_and_equals_the_pseudo_headers_sum_is_complete() {
 }
 
 #[test]
+fn bytes_behind_the_udp_length_are_not_covered() {
+    let mut frame = PARTIAL_UDP.to_vec();
+    frame.extend([0xAB, 0xCD]);
+    frame[17] += 2;
+    portcullis_wire::ipv4::fill_checksum(&mut frame[14..]);
+    let layout = parse(&frame).expect("surplus bytes (RFC 9868) are allowed");
+    assert_eq!(transport_checksum_state(&frame, &layout), ChecksumState::Partial);
+    assert!(complete(&mut frame, &layout));
+    assert_eq!(layout.udp(&frame).map(UdpHeader::checksum), Some(PARTIAL_UDP_COMPLETED));
+}
+
+#[test]
 fn no_udp_checksum_is_absent_and_not_made_up() {
     let mut frame = PARTIAL_UDP.to_vec();
     frame[40..42].fill(0);

@@ -95,7 +95,8 @@ impl Device {
     pub fn by_index(ifindex: u32) -> Result<Self, DeviceError> {
         let missing = || DeviceError::Missing { device: format!("interface {ifindex}") };
         let name = nix::net::if_::if_indextoname(ifindex).map_err(|_| missing())?;
-        Self::by_name(&name.to_string_lossy())
+        // nix takes the null pointer of an unknown index for an empty name.
+        if name.is_empty() { Err(missing()) } else { Self::by_name(&name.to_string_lossy()) }
     }
 
     /// How many receive queues the device has now: each needs a socket, or its packets are lost.
@@ -103,12 +104,14 @@ impl Device {
         self.channels.map_or(1, |channels| (channels.combined + channels.rx).max(1))
     }
 
-    /// The largest MTU with which the driver takes an XDP program without multi-buffer support, where that is known.
+    /// The largest MTU with which the driver takes an XDP program without multi-buffer support, where that is known. On veth it is the
+    /// other end's MTU that counts.
     ///
-    /// **Source:** veth: drivers/net/veth.c (`veth_xdp_set`): a page less XDP headroom, `NET_IP_ALIGN`, the link header and
-    /// `skb_shared_info` (320 bytes on 64-bit). Others differ, most near 3000, and say it themselves when they refuse.
+    /// **Source:** drivers/net/veth.c (`veth_xdp_set`): a page less `XDP_PACKET_HEADROOM`, `NET_IP_ALIGN` (0 on `x86_64`, else 2),
+    /// `skb_shared_info` (320) and the link header. Others differ, most near 3000, and say so when they refuse.
     pub fn largest_xdp_mtu(&self) -> Option<u32> {
-        (self.driver == "veth").then_some(4096 - 256 - 2 - 14 - 320 - 6)
+        let align = if cfg!(target_arch = "x86_64") { 0 } else { 2 };
+        (self.driver == "veth").then_some(4096 - 256 - align - 320 - 14)
     }
 }
 

@@ -33,7 +33,7 @@ pub trait Port {
     /// Returns how many.
     fn fill(&mut self, pool: &mut Vec<Self::Frame>, keep: usize) -> usize;
 
-    /// Tells the kernel what it asked to be told (need_wakeup): that there is something to transmit or room to receive.
+    /// Tells the kernel what it asked to be told (`need_wakeup`): that there is something to transmit or room to receive.
     fn wake(&mut self);
 
     /// Frames that are in the port's rings or in the kernel's hands.

@@ -358,6 +358,11 @@ impl Steer {
         self.program.as_fd()
     }
 
+    /// The guard, for a test that runs it on crafted packets.
+    pub fn guard_program(&self) -> BorrowedFd<'_> {
+        self.guard.as_fd()
+    }
+
     fn value_of(&self, interface: &Interface) -> InterfaceValue {
         let any = if interface.any_source { abi::INTERFACE_ANY_SOURCE } else { 0 };
         let generic = if self.written.generic.contains(&interface.device) { abi::INTERFACE_GENERIC } else { 0 };

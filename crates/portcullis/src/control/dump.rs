@@ -19,7 +19,7 @@ use crate::doors::commands::{Chunk, Dump};
 const SILENT: Duration = Duration::from_secs(2);
 
 /// How long an asker may read nothing, as a person with a pager does.
-const STALLED: Duration = Duration::from_secs(300);
+const STALLED: Duration = Duration::from_mins(5);
 
 /// How long to wait before the next look at a dump that had nothing. The worker wakes nobody: that would be a system call.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 const CHUNKS: usize = 4;
 
 /// The body of the answer. `convert` makes the message of a record, `wanted` says which are sent.
-pub(super) fn body<V, E>(dumps: Vec<Dump<V>>, convert: fn(&V) -> E, wanted: impl Fn(&E) -> bool + Send + 'static) -> Body
+pub(super) fn body<V, E>(dumps: Vec<Dump<V>>, convert: fn(&V) -> E, wanted: impl Fn(&E) -> bool + Send + Sync + 'static) -> Body
 where
     V: Send + 'static,
     E: Serialize + Send + 'static,

@@ -26,7 +26,7 @@ pub(crate) struct Limits {
 }
 
 /// The control socket: few askers, dumps that may be long.
-pub(crate) const CONTROL: Limits = Limits { connections: 32, head: Duration::from_secs(5), lifetime: Duration::from_secs(3600) };
+pub(crate) const CONTROL: Limits = Limits { connections: 32, head: Duration::from_secs(5), lifetime: Duration::from_hours(1) };
 
 /// The metrics port: short answers, anybody may connect.
 pub(crate) const METRICS: Limits = Limits { connections: 16, head: Duration::from_secs(5), lifetime: Duration::from_secs(30) };

@@ -88,7 +88,7 @@ fn error(status: StatusCode, kind: api::ErrorKind, message: String) -> Response 
 fn stream<V, E>(
     dumps: Result<Vec<crate::doors::commands::Dump<V>>, crate::doors::commands::Busy>,
     convert: fn(&V) -> E,
-    wanted: impl Fn(&E) -> bool + Send + 'static,
+    wanted: impl Fn(&E) -> bool + Send + Sync + 'static,
 ) -> Response
 where
     V: Send + 'static,

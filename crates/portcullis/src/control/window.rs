@@ -299,13 +299,13 @@ fn worker((number, (window, published)): (usize, (&WorkerWindow, &Published))) -
 }
 
 fn interface(interface: &Interface, granted: Option<&Granted>) -> api::Interface {
-    let [a, b, c, d, e, f] = interface.mac;
+    let mac: Vec<_> = interface.mac.iter().map(|byte| format!("{byte:02x}")).collect();
     api::Interface {
         name: interface.name.clone(),
         side: convert::side(interface.side),
         up: interface.up,
         vlan: interface.vlan,
-        mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+        mac: mac.join(":"),
         addresses: interface.addresses.iter().map(ToString::to_string).collect(),
         mtu: interface.mtu,
         mode: granted.map(|granted| granted.mode),

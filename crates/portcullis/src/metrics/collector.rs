@@ -3,6 +3,8 @@
 //! Knows names, labels and the window; nothing is kept between scrapes, so nothing can be stale. Invariants: every reason and every
 //! counter is there from the start, with 0; the number of series is bounded by configuration, never by traffic.
 
+#![allow(clippy::cast_precision_loss, reason = "Prometheus knows floating-point numbers only: exact up to 2^53")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -111,8 +113,9 @@ impl Page {
             *sum = (sum.0 + each.used, sum.1 + each.limit);
         }
         for ((pool, address, protocol), (used, limit)) in &sums {
-            let mut labels = vec![("pool", *pool), ("protocol", *protocol)];
+            let mut labels = vec![("pool", *pool)];
             labels.extend(address.iter().map(|address| ("address", address.as_str())));
+            labels.push(("protocol", *protocol));
             self.gauge(names::PORTS, &labels, *used as f64);
             self.gauge(names::PORTS_LIMIT, &labels, *limit as f64);
         }

@@ -72,9 +72,10 @@ async fn look(window: Arc<Window>) {
         interval.tick().await;
         let now = window.unhealthy(Instant::now());
         if now != before {
-            match &now {
-                Some(reason) => tracing::warn!(reason, "the gateway is not healthy"),
-                None => tracing::info!("the gateway is healthy again"),
+            if let Some(reason) = &now {
+                tracing::warn!(reason, "the gateway is not healthy");
+            } else {
+                tracing::info!("the gateway is healthy again");
             }
         }
         before = now;

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
+/*
+ * The generator's XDP programs.
+ *
+ * `generate` writes the next packet into the frame that BPF_PROG_RUN lends it and redirects it out of an interface. It knows the
+ * setup below and its own state, and nothing of time but the clock it stamps with. The kernel recycles frames, with whatever
+ * their last reader left in them: so it writes every header byte, every time. template.rs says in Rust what it must write, and
+ * a test compares the two byte for byte.
+ *
+ * `accept` passes everything: a veth takes redirected frames only when its peer has an XDP program (or GRO).
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define ETHERNET_LEN 14
+#define IPV4_LEN 20
+#define STAMP_LEN 22
+#define HEADERS_MAX (ETHERNET_LEN + IPV4_LEN + 20)
+
+enum protocol { UDP, TCP_SYN, TCP_ACK, ICMP_ECHO };
+enum checksum { RIGHT, ZERO, PARTIAL };
+
+/* Counted from `first`, `count` of them; addresses and ports are in host order. */
+struct range {
+	__u32 first;
+	__u32 count;
+};
+
+/*
+ * Written before loading; the verifier then knows it as constants. Every sequence starts at 0.
+ * The sums are one's complement sums over the template (and the pseudo header without addresses), unfolded, in memory order.
+ */
+const volatile struct setup {
+	__u32 ifindex;
+	__u32 protocol;
+	__u32 checksum;
+	__u32 flows;
+	__u32 first_flow;
+	__u32 ip_sum;
+	__u32 l4_sum;
+	__u32 pseudo_sum;
+	__u32 payload_len;
+	struct range src, dst, sport, dport;
+	__u8 template[HEADERS_MAX];
+	__u8 padding[2];
+} setup = {};
+
+/* What the next packet is. One runner at a time, so plain writes. The indices are the flow's digits in mixed radix. */
+struct state {
+	__u64 sent;
+	__u64 sequence;
+	__u32 flow;
+	__u32 src, sport, dst, dport;
+	__u32 padding;
+} state = {};
+
+struct ipv4 {
+	__u8 fixed[10];
+	__be16 check;
+	__be32 saddr;
+	__be32 daddr;
+} __attribute__((packed, aligned(2)));
+
+struct ports {
+	__be16 source;
+	__be16 dest;
+} __attribute__((packed, aligned(2)));
+
+struct udp {
+	struct ports ports;
+	__be16 len;
+	__be16 check;
+} __attribute__((packed, aligned(2)));
+
+struct tcp {
+	struct ports ports;
+	__be32 seq;
+	__be32 ack;
+	__u8 fixed[4];
+	__be16 check;
+	__be16 urgent;
+} __attribute__((packed, aligned(2)));
+
+struct icmp_echo {
+	__u8 type;
+	__u8 code;
+	__be16 check;
+	__be16 id;
+	__be16 sequence;
+} __attribute__((packed, aligned(2)));
+
+struct stamp {
+	__be16 magic;
+	__be32 flow;
+	__be64 sequence;
+	__be64 sent;
+} __attribute__((packed, aligned(2)));
+
+#define MAGIC 0x5043
+
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+static __always_inline __u64 sum64(__u64 value)
+{
+	return (value & 0xffffffff) + (value >> 32);
+}
+
+/* Steps to the next flow, and after the last one to the next sequence number. */
+static __always_inline void advance(void)
+{
+	state.sent++;
+	if (++state.flow >= setup.flows) {
+		state.flow = state.src = state.sport = state.dst = state.dport = 0;
+		state.sequence++;
+		return;
+	}
+	if (++state.src < setup.src.count)
+		return;
+	state.src = 0;
+	if (++state.sport < setup.sport.count)
+		return;
+	state.sport = 0;
+	if (++state.dst < setup.dst.count)
+		return;
+	state.dst = 0;
+	if (++state.dport >= setup.dport.count)
+		state.dport = 0;
+}
+
+/* What an upper-layer checksum field gets, given the sum of what it covers and of its pseudo header. */
+static __always_inline __u16 l4_check(__u64 sum, __u64 pseudo)
+{
+	__u16 check;
+
+	if (setup.checksum == ZERO)
+		return 0;
+	if (setup.checksum == PARTIAL)
+		return fold(pseudo);
+	check = ~fold(sum);
+	return check ? check : 0xffff;
+}
+
+static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	const __u32 headers = ETHERNET_LEN + IPV4_LEN + l4_len;
+	struct ipv4 *ip = data + ETHERNET_LEN;
+	void *l4 = data + ETHERNET_LEN + IPV4_LEN;
+	struct stamp *stamp = data + headers;
+	__u64 sequence = state.sequence;
+	__u16 sport = bpf_htons(setup.sport.first + state.sport);
+	__u16 dport = bpf_htons(setup.dport.first + state.dport);
+	__u64 addresses, sum;
+
+	if (data + headers + STAMP_LEN > end)
+		return XDP_ABORTED;
+#pragma unroll
+	for (__u32 i = 0; i < headers; i += 2)
+		*(__u16 *)(data + i) = *(const volatile __u16 *)(setup.template + i);
+
+	ip->saddr = bpf_htonl(setup.src.first + state.src);
+	ip->daddr = bpf_htonl(setup.dst.first + state.dst);
+	addresses = (__u64)ip->saddr + ip->daddr;
+	ip->check = ~fold(setup.ip_sum + addresses);
+
+	stamp->magic = bpf_htons(MAGIC);
+	stamp->flow = bpf_htonl(setup.first_flow + state.flow);
+	stamp->sequence = bpf_cpu_to_be64(sequence);
+	stamp->sent = bpf_cpu_to_be64(bpf_ktime_get_ns());
+	sum = setup.l4_sum + (__u64)stamp->flow + sum64(stamp->sequence) + sum64(stamp->sent);
+
+	if (setup.protocol == UDP) {
+		struct udp *udp = l4;
+
+		udp->ports.source = sport;
+		udp->ports.dest = dport;
+		udp->check = l4_check(sum + addresses + sport + dport, setup.pseudo_sum + addresses);
+	} else if (setup.protocol == ICMP_ECHO) {
+		struct icmp_echo *icmp = l4;
+
+		icmp->id = sport;
+		icmp->sequence = bpf_htons(sequence);
+		icmp->check = ~fold(sum + icmp->id + icmp->sequence);
+	} else {
+		struct tcp *tcp = l4;
+
+		tcp->ports.source = sport;
+		tcp->ports.dest = dport;
+		if (setup.protocol == TCP_ACK) {
+			tcp->seq = bpf_htonl((__u32)sequence * setup.payload_len);
+			/* Each packet acknowledges something else, so that no receive offload merges it with the next. */
+			tcp->ack = bpf_htonl((__u32)sequence);
+			sum += (__u64)tcp->seq + tcp->ack;
+		}
+		tcp->check = l4_check(sum + addresses + sport + dport, setup.pseudo_sum + addresses);
+	}
+	advance();
+	return bpf_redirect(setup.ifindex, 0);
+}
+
+SEC("xdp")
+int generate(struct xdp_md *ctx)
+{
+	if (setup.protocol == TCP_SYN || setup.protocol == TCP_ACK)
+		return emit(ctx, 20);
+	return emit(ctx, 8);
+}
+
+SEC("xdp")
+int accept(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,285 @@
+//! The generator: makes the kernel run generate.bpf.c on live frames, at a rate, for a bounded time.
+//!
+//! Knows an interface and a stream; not what is at the other end. Called by the program and by tests, in the network namespace
+//! of the calling thread. Invariant: every run ends by its count or its duration.
+//! Sources: Linux `net/bpf/test_run.c` (`BPF_F_TEST_XDP_LIVE_FRAMES`). Tests: below (the program against [`Template::frame`]),
+//! `tests/wire.rs`.
+
+use std::mem::MaybeUninit;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
+use serde::Serialize;
+
+use crate::address::{Mac, seconds};
+use crate::interface::{self, Transmitted};
+use crate::pace::{Pace, Step};
+use crate::skeleton::{GenerateSkel, GenerateSkelBuilder, types};
+use crate::stream::{Checksum, Protocol, Stream, Template};
+
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`. **Source:** Linux `include/uapi/linux/bpf.h`.
+const LIVE_FRAMES: u32 = 1 << 1;
+/// How many packets an unpaced run sends between two looks at the clock. Chosen: about a millisecond.
+const UNPACED_BATCH: u64 = 4096;
+/// How long to wait for the interface's counters to show the last packets, and how often to look.
+const SETTLE: (u32, Duration) = (50, Duration::from_millis(2));
+
+/// What to send, where, how fast and how long.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// The interface that the packets leave by; its peer must accept redirected frames.
+    #[arg(long, value_name = "IF")]
+    pub interface: String,
+    /// The packets.
+    #[command(flatten)]
+    pub stream: Stream,
+    /// Packets a second; as fast as it goes unless given.
+    #[arg(long, value_name = "PPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: Option<u64>,
+    /// Stop after as many packets.
+    #[arg(long, required_unless_present = "duration")]
+    pub count: Option<u64>,
+    /// Stop after as many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub duration: Option<Duration>,
+}
+
+/// What was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Sent {
+    /// Packets built and handed to the interface.
+    pub sent: u64,
+    /// Their frames' bytes, without FCS.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Over that time.
+    pub packets_per_second: f64,
+    /// What the interface counted as sent meanwhile, other traffic included. On a veth: what the peer took.
+    pub interface_sent: u64,
+    /// What the interface dropped meanwhile: the peer's ring was full.
+    pub interface_dropped: u64,
+}
+
+/// Sends a stream and says what was sent.
+///
+/// **Errors:** without count and duration; when the stream contradicts itself; without `CAP_NET_ADMIN` and `CAP_BPF`; when
+/// the interface is not there, down, or nothing came out of it.
+pub fn generate(options: &Options) -> Result<Sent> {
+    ensure!(options.count.is_some() || options.duration.is_some(), "a run needs a count or a duration to end by");
+    let name = &options.interface;
+    let index = interface::index(name)?;
+    let template = Template::new(&options.stream, interface::mac(name)?)?;
+    let mut object = MaybeUninit::uninit();
+    let program = load(&mut object, &template, index)?;
+
+    let before = interface::transmitted(name)?;
+    let elapsed = drive(options, |batch| run(&program, &template, batch, name))?;
+    let sent = sent_so_far(&program)?;
+    let (interface_sent, interface_dropped) = settled(name, before, sent)?;
+    if sent > 0 && interface_sent == 0 && interface_dropped == 0 {
+        bail!("interface {name}: nothing came out; a veth's peer takes redirected frames only with an XDP program or GRO on");
+    }
+    let seconds = elapsed.as_secs_f64();
+    let bytes = sent * options.stream.size as u64;
+    #[allow(clippy::cast_precision_loss, reason = "a count of packets is below 2^52")]
+    let packets_per_second = sent as f64 / seconds;
+    Ok(Sent { sent, bytes, seconds, packets_per_second, interface_sent, interface_dropped })
+}
+
+/// Calls `send` for batch after batch until the count or the duration is reached. Returns how long it took.
+fn drive(options: &Options, mut send: impl FnMut(u64) -> Result<()>) -> Result<Duration> {
+    // Without it a sleep takes 50 us longer than asked for. It costs nothing if it is refused.
+    let _less_precise = nix::sys::prctl::set_timerslack(1);
+    let mut pace = options.rate.map(Pace::new);
+    let (count, duration) = (options.count.unwrap_or(u64::MAX), options.duration.unwrap_or(Duration::MAX));
+    let (start, mut sent) = (Instant::now(), 0);
+    loop {
+        let elapsed = start.elapsed();
+        if sent >= count || elapsed >= duration {
+            return Ok(elapsed);
+        }
+        match pace.as_mut().map_or(Step::Send(UNPACED_BATCH), |pace| pace.next(elapsed)) {
+            Step::Send(batch) => {
+                let batch = batch.min(count - sent);
+                send(batch)?;
+                sent += batch;
+            }
+            Step::Wait(time) => thread::sleep(time.min(duration.saturating_sub(elapsed))),
+        }
+    }
+}
+
+/// Loads the program for `template`, to send by the interface of `index`.
+fn load<'object>(object: &'object mut MaybeUninit<OpenObject>, template: &Template, index: u32) -> Result<GenerateSkel<'object>> {
+    let mut open = GenerateSkelBuilder::default().open(object).context("opening the generator's program")?;
+    let constants = open.maps.rodata_data.as_mut().context("the generator's program has no constants")?;
+    constants.setup = setup(template, index);
+    open.load().context("loading the generator's program (needs root, or CAP_NET_ADMIN and CAP_BPF)")
+}
+
+fn setup(template: &Template, index: u32) -> types::setup {
+    let (stream, sums, headers) = (template.stream(), template.sums(), template.headers_len());
+    let range = |first, count| types::range { first, count };
+    let mut setup = types::setup {
+        ifindex: index,
+        protocol: match stream.protocol {
+            Protocol::Udp => 0,
+            Protocol::TcpSyn => 1,
+            Protocol::TcpAck => 2,
+            Protocol::IcmpEcho => 3,
+        },
+        checksum: match stream.checksum {
+            Checksum::Right => 0,
+            Checksum::Zero => 1,
+            Checksum::Partial => 2,
+        },
+        flows: stream.flows,
+        first_flow: stream.first_flow,
+        ip_sum: sums.ip.into(),
+        l4_sum: sums.l4.into(),
+        pseudo_sum: sums.pseudo.into(),
+        payload_len: (stream.size - headers) as u32,
+        src: range(stream.sources.first().into(), stream.sources.count()),
+        dst: range(stream.destinations.first().into(), stream.destinations.count()),
+        sport: range(stream.source_ports.first().into(), stream.source_ports.count()),
+        dport: range(stream.destination_ports.first().into(), stream.destination_ports.count()),
+        ..types::setup::default()
+    };
+    setup.template[..headers].copy_from_slice(&template.blank()[..headers]);
+    setup
+}
+
+/// Has the kernel run the program on `batch` live frames.
+fn run(program: &GenerateSkel<'_>, template: &Template, batch: u64, name: &str) -> Result<()> {
+    let repeat = batch.try_into().unwrap_or(u32::MAX);
+    let input = ProgramInput { data_in: Some(template.blank()), repeat, flags: LIVE_FRAMES, ..ProgramInput::default() };
+    program.progs.generate.test_run(input).map(drop).with_context(|| {
+        format!("interface {name}: sending (is it up, and the frame within its MTU? live frames need Linux 5.18 and CAP_NET_ADMIN)")
+    })
+}
+
+/// The program's own count. Read by a system call: the kernel writes it behind the compiler's back.
+fn sent_so_far(program: &GenerateSkel<'_>) -> Result<u64> {
+    let state = program.maps.bss.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).context("reading the generator's state")?;
+    let sent = state.as_deref().and_then(<[u8]>::first_chunk).context("the generator has no state")?;
+    Ok(u64::from_ne_bytes(*sent))
+}
+
+/// What the interface sent and dropped since `before`, once it accounts for `sent` packets or a short wait is over.
+fn settled(name: &str, before: Transmitted, sent: u64) -> Result<(u64, u64)> {
+    let (looks, pause) = SETTLE;
+    let mut counted = (0, 0);
+    for _ in 0..looks {
+        let now = interface::transmitted(name)?;
+        counted = (now.packets.saturating_sub(before.packets), now.dropped.saturating_sub(before.dropped));
+        if counted.0 + counted.1 >= sent {
+            break;
+        }
+        thread::sleep(pause);
+    }
+    Ok(counted)
+}
+
+/// The Ethernet address of an interface of this namespace, for streams that are sent towards it.
+///
+/// **Errors:** when there is no such interface or it has no Ethernet address.
+pub fn interface_mac(name: &str) -> Result<Mac> {
+    interface::mac(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::inspect::{Check, Seen, inspect};
+    use crate::stamp::Stamp;
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const XDP_REDIRECT: u32 = 4;
+
+    fn stream() -> Stream {
+        Stream {
+            sources: "10.0.0.2-10.0.0.4".parse().unwrap(),
+            source_ports: "1000-1001".parse().unwrap(),
+            destinations: "198.51.100.0/31".parse().unwrap(),
+            destination_ports: "53-54".parse().unwrap(),
+            flows: 24,
+            first_flow: 100,
+            size: 101,
+            ..Stream::new(MAC, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+        }
+    }
+
+    /// The stamp's time, which only the program knows.
+    fn sent_at(frame: &[u8], template: &Template) -> u64 {
+        Stamp::from_bytes(&frame[template.headers_len()..]).map_or(0, |stamp| stamp.sent)
+    }
+
+    #[test]
+    fn the_program_writes_byte_for_byte_what_the_template_says() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED (needs root): the program writes byte for byte what the template says");
+            return;
+        }
+        for (protocol, checksum) in [
+            (Protocol::Udp, Checksum::Right),
+            (Protocol::Udp, Checksum::Zero),
+            (Protocol::Udp, Checksum::Partial),
+            (Protocol::TcpSyn, Checksum::Right),
+            (Protocol::TcpAck, Checksum::Right),
+            (Protocol::TcpAck, Checksum::Partial),
+            (Protocol::IcmpEcho, Checksum::Right),
+        ] {
+            let template = Template::new(&Stream { protocol, checksum, ..stream() }, MAC).unwrap();
+            let mut object = MaybeUninit::uninit();
+            let program = load(&mut object, &template, 1).unwrap();
+            // Garbage where headers go: a recycled frame, as its last reader may have left it.
+            let mut dirty = template.blank().to_vec();
+            dirty[..template.headers_len()].fill(0xa5);
+            for index in 0..100 {
+                let mut frame = [0; 128];
+                let input = ProgramInput { data_in: Some(&dirty), data_out: Some(&mut frame), ..ProgramInput::default() };
+                let output = program.progs.generate.test_run(input).unwrap();
+                assert_eq!(output.return_value, XDP_REDIRECT);
+                let frame = output.data.unwrap();
+                assert_eq!(frame, template.frame(index, sent_at(frame, &template)), "{protocol:?} {checksum:?}, packet {index}");
+                let Seen::Ours(seen) = inspect(frame, false) else { panic!("not recognised") };
+                assert_eq!(seen.l4_checksum == Check::Right, checksum == Checksum::Right);
+            }
+            assert_eq!(sent_so_far(&program).unwrap(), 100);
+        }
+    }
+
+    #[test]
+    fn a_run_without_an_end_or_an_interface_is_refused() {
+        let options = Options { interface: "no-such-if".into(), stream: stream(), rate: None, count: None, duration: None };
+        assert!(generate(&options).unwrap_err().to_string().contains("count or a duration"));
+        assert!(generate(&Options { count: Some(1), ..options }).unwrap_err().to_string().contains("no-such-if"));
+    }
+
+    #[test]
+    fn a_run_ends_exactly_at_its_count() {
+        let options = Options {
+            interface: String::new(),
+            stream: stream(),
+            rate: Some(1_000_000),
+            count: Some(1000),
+            duration: Some(Duration::from_mins(1)),
+        };
+        for rate in [None, Some(1_000_000)] {
+            let mut sent = 0;
+            drive(&Options { rate, ..options.clone() }, |batch| {
+                sent += batch;
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(sent, 1000);
+        }
+    }
+}

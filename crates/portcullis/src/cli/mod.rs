@@ -1,0 +1,204 @@
+//! The command line: what can be typed, and what is printed.
+//!
+//! Knows options, messages and text; asks the gateway through `client.rs` and starts it through `run.rs`. Invariants: entries go to
+//! standard output and remarks to standard error; `--json` prints one JSON value a line; exit codes are those of `exit.rs`.
+//! Tests: golden texts beside each file, exit codes in `tests/commands.rs` on the built binary.
+
+mod check;
+pub(crate) mod client;
+pub(crate) mod exit;
+mod lines;
+mod tables;
+
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use portcullis_api as api;
+use serde::Serialize;
+
+use crate::control::socket;
+pub(crate) use check::load as load_config;
+use client::Client;
+use exit::Failure;
+use lines::{MappingLine, SessionLine};
+use tables::Zeroes;
+
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failure, 2 usage, 69 the gateway is not running, 77 missing privilege, \
+                          78 bad configuration.";
+
+/// A NAT gateway for a dedicated Linux box.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, about, after_help = EXIT_CODES, propagate_version = true)]
+struct CommandLine {
+    /// The gateway's control socket [default: /run/portcullis/control.sock; for `run`, what the configuration says]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Be the gateway, until SIGTERM
+    Run {
+        /// The configuration
+        #[arg(long, value_name = "PATH", default_value = "/etc/portcullis/portcullis.toml")]
+        config: PathBuf,
+    },
+    /// Tell whether a configuration is legal; changes nothing
+    Check {
+        /// The configuration
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// List the live sessions, in the manner of conntrack -L
+    Sessions(List),
+    /// List the live mappings
+    Mappings(List),
+    /// Show what is counted, dropped (and why), and how full everything is
+    Stats {
+        /// One JSON value, for programs
+        #[arg(long)]
+        json: bool,
+        /// Also what is zero
+        #[arg(long)]
+        all: bool,
+    },
+    /// Tell the versions of this program and of the running gateway
+    Version,
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// One JSON value a line, for programs
+    #[arg(long)]
+    json: bool,
+    /// Only this protocol: icmp, tcp, udp, or its number
+    #[arg(long, value_name = "PROTOCOL")]
+    protocol: Option<api::Protocol>,
+    /// Only this internal endpoint: ADDRESS[/LENGTH][:PORT] or :PORT
+    #[arg(long, value_name = "ENDPOINT")]
+    internal: Option<api::EndpointFilter>,
+    /// Only this external endpoint
+    #[arg(long, value_name = "ENDPOINT")]
+    external: Option<api::EndpointFilter>,
+    /// Only this remote endpoint
+    #[arg(long, value_name = "ENDPOINT")]
+    remote: Option<api::EndpointFilter>,
+}
+
+impl List {
+    const fn filter(&self) -> api::SessionFilter {
+        api::SessionFilter { protocol: self.protocol, internal: self.internal, external: self.external, remote: self.remote }
+    }
+}
+
+/// Does what was typed.
+pub(crate) fn main() -> ExitCode {
+    // Usage errors end here, with code 2.
+    let line = CommandLine::parse();
+    exit::report(execute(line))
+}
+
+fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> {
+    let client = Client::new(socket.as_deref().unwrap_or(socket::DEFAULT_PATH.as_ref()));
+    let mut out = BufWriter::new(io::stdout().lock());
+    match command {
+        Command::Run { config } => {
+            drop(out);
+            return crate::run::run(&config, socket.as_deref());
+        }
+        Command::Check { file } => {
+            load_config(&file)?;
+            print(&mut out, format_args!("{}: legal", file.display()))?;
+        }
+        Command::Sessions(list) => {
+            let shown = client.sessions(&list.filter(), |entry| show(&mut out, &entry, list.json, SessionLine(&entry)))?;
+            remark(&mut out, format_args!("portcullis: {shown} flow entries have been shown."))?;
+        }
+        Command::Mappings(list) => {
+            let shown = client.mappings(&list.filter(), |entry| show(&mut out, &entry, list.json, MappingLine(&entry)))?;
+            remark(&mut out, format_args!("portcullis: {shown} mappings have been shown."))?;
+        }
+        Command::Stats { json, all } => {
+            let stats = client.stats()?;
+            let zeroes = if all { Zeroes::Shown } else { Zeroes::Hidden };
+            if json {
+                print_json(&mut out, &stats)?;
+            } else {
+                out.write_all(tables::stats(&stats, zeroes, terminal_width()).as_bytes()).map_err(Failure::Output)?;
+            }
+        }
+        Command::Version => version(&mut out, &client)?,
+    }
+    out.flush().map_err(Failure::Output)
+}
+
+/// A gateway that does not run is no failure here.
+fn version(out: &mut impl Write, client: &Client) -> Result<(), Failure> {
+    print(out, format_args!("portcullis {} (messages version {})", env!("CARGO_PKG_VERSION"), api::VERSION))?;
+    match client.version() {
+        Ok(running) => print(out, format_args!("running: {} (messages version {})", running.portcullis, running.api)),
+        Err(Failure::NotRunning(socket)) => print(out, format_args!("running: no (nobody answers at {})", socket.display())),
+        Err(failure) => print(out, format_args!("running: unknown ({failure})")),
+    }
+}
+
+fn show(out: &mut impl Write, entry: &impl Serialize, json: bool, line: impl std::fmt::Display) -> Result<(), Failure> {
+    if json { print_json(out, entry) } else { print(out, format_args!("{line}")) }
+}
+
+fn print(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    writeln!(out, "{line}").map_err(Failure::Output)
+}
+
+fn print_json(out: &mut impl Write, value: &impl Serialize) -> Result<(), Failure> {
+    serde_json::to_writer(&mut *out, value).map_err(|error| Failure::Output(error.into()))?;
+    writeln!(out).map_err(Failure::Output)
+}
+
+/// To standard error, after all that went to standard output.
+fn remark(out: &mut impl Write, line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    out.flush().map_err(Failure::Output)?;
+    // A remark that nobody sees does no harm.
+    let _ = writeln!(io::stderr(), "{line}");
+    Ok(())
+}
+
+/// The width of the terminal, or none where output goes elsewhere.
+fn terminal_width() -> Option<u16> {
+    io::stdout().is_terminal().then(|| comfy_table::Table::new().width()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn entries_are_printed_as_lines_or_as_json() {
+        let endpoint = |port| api::Endpoint { address: [192, 0, 2, 1].into(), port };
+        let entry = api::MappingEntry {
+            protocol: api::Protocol::Tcp,
+            internal: endpoint(1),
+            external: endpoint(2),
+            remote: None,
+            sessions: 1,
+        };
+        let mut out = Vec::new();
+        show(&mut out, &entry, false, MappingLine(&entry)).expect("printed");
+        show(&mut out, &entry, true, MappingLine(&entry)).expect("printed");
+        let printed = String::from_utf8(out).expect("text");
+        let (line, json) = printed.split_once('\n').expect("two lines");
+        assert_eq!(line, "tcp      internal=192.0.2.1:1 external=192.0.2.1:2 remote=* sessions=1");
+        assert_eq!(serde_json::from_str::<api::MappingEntry>(json).expect("JSON"), entry);
+    }
+}

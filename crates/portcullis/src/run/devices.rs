@@ -1,0 +1,160 @@
+//! The devices below the configured interfaces: which they are, whether they can carry the gateway, and what is switched off on them.
+//!
+//! Knows the configuration, the kernel's links and the drivers' answers. Called at start. Invariant: what was switched off is restored
+//! when the devices are given back.
+
+use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
+use portcullis_config::{Config, SystemInterface};
+use portcullis_nat::policy::DeviceId;
+use portcullis_xsk::device::{self, Device, Offloads};
+use portcullis_xsk::socket::Queue;
+use portcullis_xsk::umem::FrameBytes;
+
+use crate::cli::exit::Failure;
+use crate::kernel::{self, ConfiguredInterface, KernelState};
+
+/// Devices at most: the slots of the XDP program's socket map.
+const MOST_DEVICES: usize = 32;
+
+/// A device that the gateway uses.
+pub(super) struct UsedDevice {
+    pub(super) id: DeviceId,
+    pub(super) device: Device,
+    /// Queues that are bound: all that the device receives on.
+    pub(super) queues: u32,
+    offloads: Option<Offloads>,
+}
+
+/// A configured interface with its place in the kernel.
+pub(super) struct PlacedInterface {
+    pub(super) configured: ConfiguredInterface,
+    /// The interface's own index.
+    pub(super) ifindex: u32,
+    /// The device's index.
+    pub(super) device: u32,
+    pub(super) vlan: Option<u16>,
+}
+
+/// What the configuration comes to on this box.
+pub(super) struct Devices {
+    pub(super) interfaces: Vec<PlacedInterface>,
+    pub(super) used: Vec<UsedDevice>,
+    pub(super) frame_size: FrameBytes,
+}
+
+/// Compares the configuration with the box. **Errors:** [`Failure::Config`] with what does not fit; warnings go to the log.
+pub(crate) fn check(rules: &Config, state: &KernelState) -> Result<(), Failure> {
+    let mtu_most = FrameBytes::Page.largest_mtu() as u32;
+    let interface = |(&index, link): (&u32, &kernel::Link)| SystemInterface {
+        name: link.name.clone(),
+        addresses: state.addresses_of(index).iter().map(|address| address.prefix).collect::<Vec<Ipv4Net>>(),
+        mtu: link.mtu,
+        mtu_most,
+    };
+    let system: Vec<_> = state.links.iter().map(interface).collect();
+    let warnings = rules.check_system(&system).map_err(|error| Failure::Config(error.to_string()))?;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(())
+}
+
+impl Devices {
+    /// Finds the devices and switches off what hides packets from XDP. **Errors:** a device that cannot carry the gateway, with what to
+    /// do about it.
+    pub(super) fn prepare(rules: &Config, state: &KernelState) -> Result<Self, Failure> {
+        let mut ids: BTreeMap<String, DeviceId> = BTreeMap::new();
+        let mut interfaces = Vec::new();
+        for interface in &rules.interfaces {
+            let attachment = kernel::attachment(state, &interface.name).map_err(|error| Failure::Config(error.to_string()))?;
+            let next = DeviceId(ids.len() as u8);
+            let id = *ids.entry(attachment.device.clone()).or_insert(next);
+            let ifindex = state.link(&interface.name).map_or(attachment.index, |(index, _)| index);
+            let (name, side, prefixes) = (interface.name.clone(), interface.side, interface.prefixes.clone());
+            let configured = ConfiguredInterface { name, side, device: id, prefixes };
+            interfaces.push(PlacedInterface { configured, ifindex, device: attachment.index, vlan: attachment.vlan });
+        }
+        if ids.len() > MOST_DEVICES {
+            return Err(Failure::Config(format!("{} devices: the gateway takes at most {MOST_DEVICES}", ids.len())));
+        }
+        let mut used = ids.into_iter().map(|(name, id)| open(&name, id, rules)).collect::<Result<Vec<_>, _>>()?;
+        used.sort_by_key(|device| device.id.0);
+        let frame_size = frame_size(&used)?;
+        Ok(Self { interfaces, used, frame_size })
+    }
+
+    /// The configured interfaces, as the kernel's mirror wants them.
+    pub(super) fn configured(&self) -> Vec<ConfiguredInterface> {
+        self.interfaces.iter().map(|interface| interface.configured.clone()).collect()
+    }
+
+    /// All queues to bind, with their devices.
+    pub(super) fn queues(&self) -> impl Iterator<Item = (DeviceId, Queue)> + '_ {
+        self.used.iter().flat_map(|used| {
+            (0..used.queues).map(|queue| (used.id, Queue { device: used.device.name.clone(), queue }))
+        })
+    }
+
+    /// The kernel's index of a device.
+    pub(super) fn ifindex(&self, id: DeviceId) -> Option<u32> {
+        self.used.iter().find(|used| used.id == id).map(|used| used.device.ifindex)
+    }
+
+    /// Switches on again what was switched off.
+    pub(super) fn restore(self) {
+        for used in self.used {
+            if let Some(Err(error)) = used.offloads.map(Offloads::restore) {
+                tracing::warn!(device = %used.device.name, %error, "an offload stays off");
+            }
+        }
+    }
+}
+
+fn open(name: &str, id: DeviceId, rules: &Config) -> Result<UsedDevice, Failure> {
+    let device = Device::by_name(name).map_err(anyhow::Error::from)?;
+    let queues = device.rx_queues();
+    let wanted = rules.interfaces.iter().filter(|interface| interface.name == name).find_map(|interface| interface.queues);
+    match wanted.map(u32::from) {
+        Some(wanted) if wanted > queues => Err(Failure::Config(format!(
+            "interface {name}: `queues = {wanted}`, but the device has {queues}: give it more with `ethtool -L {name} combined \
+             {wanted}` or lower the number"
+        ))),
+        Some(wanted) if wanted < queues => Err(Failure::Config(format!(
+            "interface {name}: `queues = {wanted}`, but the device receives on {queues}, and traffic on the others would be lost: \
+             lower them with `ethtool -L {name} combined {wanted}` or leave `queues` out"
+        ))),
+        _ => {
+            let offloads = switch_off(name);
+            Ok(UsedDevice { id, device, queues, offloads })
+        }
+    }
+}
+
+/// Offloads that merge frames or hide tags from XDP. A driver that refuses is told of, not fatal: it may never use them.
+fn switch_off(name: &str) -> Option<Offloads> {
+    match device::switch_off_hiding(name) {
+        Ok(offloads) => {
+            if !offloads.switched_off().is_empty() {
+                tracing::info!(device = name, "switched off {} until the gateway ends", offloads.switched_off().join(", "));
+            }
+            Some(offloads)
+        }
+        Err(error) => {
+            tracing::warn!(device = name, %error, "offloads that hide packets from XDP may be on");
+            None
+        }
+    }
+}
+
+/// The smallest frame that packets of all devices fit in.
+fn frame_size(used: &[UsedDevice]) -> Result<FrameBytes, Failure> {
+    let largest = used.iter().max_by_key(|used| used.device.mtu);
+    let Some(largest) = largest.map(|used| &used.device) else { return Ok(FrameBytes::default()) };
+    FrameBytes::for_mtu(largest.mtu as usize).ok_or_else(|| {
+        let most = FrameBytes::Page.largest_mtu();
+        Failure::Config(format!(
+            "interface {}: its MTU of {} does not fit a frame of packet memory: lower it with `ip link set dev {} mtu {most}`",
+            largest.name, largest.mtu, largest.name
+        ))
+    })
+}

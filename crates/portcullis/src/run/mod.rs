@@ -1,0 +1,96 @@
+//! `run`: the gateway itself, from a configuration to a clean end.
+//!
+//! Knows the order in which the rooms are brought up, kept in step with the kernel and taken down; each of them does its own work.
+//! Invariants: the guard is attached before anything may be translated and stays afterwards; the XDP program is attached after its
+//! tables are written; what start-up took, the end gives back. Called by `cli`. Tests: the end-to-end tests.
+
+mod devices;
+mod gateway;
+mod punter;
+mod steering;
+
+use std::path::Path;
+use std::time::Duration;
+
+use portcullis_config::Config;
+use portcullis_xsk::capability;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::exit::Failure;
+use crate::doors::events::Event;
+use gateway::Gateway;
+
+/// How often the worker's news are looked at: a packet waits so long for the question about its next hop.
+const NEWS_EVERY: Duration = Duration::from_millis(5);
+
+/// Is the gateway with the configuration at `config` until it is told to stop. `socket` overrides the configuration's.
+pub(crate) fn run(config: &Path, socket: Option<&Path>) -> Result<(), Failure> {
+    let mut rules = crate::cli::load_config(config)?;
+    if let Some(socket) = socket {
+        rules.control.socket = socket.to_owned();
+    }
+    start_log(rules.log.level.as_str());
+    let missing = capability::missing();
+    if !missing.is_empty() {
+        return Err(Failure::Privilege(format!(
+            "the gateway lacks {}: start it as root, or give it these capabilities (systemd: AmbientCapabilities=)",
+            missing.join(", ")
+        )));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    runtime.block_on(serve(&rules, config))
+}
+
+async fn serve(rules: &Config, path: &Path) -> Result<(), Failure> {
+    // From here on a signal ends the gateway in order, start-up included.
+    let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
+    let mut gateway = Gateway::bring_up(rules, path).await?;
+    // Outside of systemd there is nobody to notify.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut snapshots = gateway.subscribe();
+    let mut news = tokio::time::interval(NEWS_EVERY);
+    news.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let ended = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Ok("SIGTERM"),
+            _ = interrupt.recv() => break Ok("SIGINT"),
+            changed = snapshots.changed() => {
+                let followed = match changed {
+                    Ok(()) => gateway.follow(&snapshots.borrow_and_update().clone()),
+                    Err(_) => Err(Failure::Other(anyhow::anyhow!("the kernel is not followed any more"))),
+                };
+                if let Err(failure) = followed {
+                    break Err(failure);
+                }
+            }
+            _ = news.tick() => {
+                while let Some(event) = gateway.next_event() {
+                    match event {
+                        Event::ResolveNeighbour { interface, address } => gateway.resolver().resolve(interface, address),
+                        Event::NeighbourUsed { interface, address } => gateway.resolver().used(interface, address),
+                    }
+                }
+                if gateway.worker_has_ended() {
+                    break Err(Failure::Other(anyhow::anyhow!("the worker has ended; see the log above for its last words")));
+                }
+            }
+        }
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    match &ended {
+        Ok(signal) => tracing::info!("{signal}: stopping"),
+        Err(failure) => tracing::error!("stopping: {failure}"),
+    }
+    gateway.take_down().await;
+    ended.map(|_| ())
+}
+
+/// The log goes to standard error; `RUST_LOG` overrides the configured level.
+fn start_log(level: &str) {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
+    // A second call (there is none) would find the log started.
+    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
+}

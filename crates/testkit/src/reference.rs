@@ -1,0 +1,268 @@
+//! The reference NAT, or oracle: what may rightly become of each packet, slowly, and whether it did.
+//!
+//! Knows the RFCs and the NAT's public values, not one line of the NAT: own parser, own tables (`HashMap`s), own time that never
+//! wraps, checksums from scratch. Ports are the NAT's to choose: the reference learns each new external endpoint from the output and
+//! objects when it is not legal. All else has to match byte by byte; where the RFCs leave a choice, each choice is accepted.
+//! Called by `tests/oracle.rs`. Tests: `reference/tests.rs`, by hand from the RFCs.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use portcullis_nat::policy::{DeviceId, Endpoint, Network, Policy};
+use portcullis_nat::time::Tick;
+use portcullis_nat::verdict::{DropReason, Verdict};
+
+use crate::builder::describe;
+
+mod decide;
+mod errors;
+mod fragments;
+mod halves;
+mod legal;
+mod read;
+mod rewrite;
+mod tables;
+mod tcp;
+mod views;
+
+use decide::Shown;
+use legal::{Legal, Limiter, Received};
+use read::Transport;
+use tables::Tables;
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Translated, inside to outside.
+    Outbound,
+    /// Translated, outside to inside.
+    Inbound,
+    /// Translated twice, inside to inside.
+    Hairpin,
+    /// An ICMP error, translated in the direction named.
+    Error(Box<Outcome>),
+    /// A later fragment, translated in the direction named.
+    LaterFragment(Box<Outcome>),
+    /// Answered with an ICMP error of the gateway's own.
+    Replied,
+    /// Left to the kernel.
+    Punted,
+    /// Dropped.
+    Dropped(DropReason),
+}
+
+/// What the NAT did that no rule allows, in words.
+#[derive(Clone, Debug)]
+pub struct Disagreement(String);
+
+impl Disagreement {
+    fn plain(what: String) -> Self {
+        Self(what)
+    }
+}
+
+impl std::fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Disagreement {}
+
+/// How many records the NAT under test holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Mappings.
+    pub mappings: usize,
+    /// Sessions.
+    pub sessions: usize,
+    /// Fragmented packets.
+    pub fragments: usize,
+}
+
+/// From this rate and burst on the reference demands every ICMP error that is due; below, a missing one is no disagreement.
+pub const AMPLE_ICMP_ERRORS: u32 = 100_000;
+
+/// The oracle. Feed it each packet with what the NAT made of it, in order.
+#[derive(Clone, Debug)]
+pub struct ReferenceNat {
+    policy: Arc<Policy>,
+    network: Arc<Network>,
+    limits: Limits,
+    limiter: Limiter,
+    tables: Tables,
+    tick: Tick,
+    /// Milliseconds since the start.
+    clock: u64,
+}
+
+impl ReferenceNat {
+    /// An oracle that remembers nothing, at the moment `start`.
+    pub fn new(policy: Arc<Policy>, network: Arc<Network>, limits: Limits, start: Tick) -> Self {
+        let limiter = limiter(&policy);
+        Self { policy, network, limits, limiter, tables: Tables::default(), tick: start, clock: 0 }
+    }
+
+    /// Takes over the network as it is now.
+    pub fn adopt_network(&mut self, network: Arc<Network>) {
+        self.network = network;
+    }
+
+    /// Takes over new rules: what has an external address that its slot no longer has, ends.
+    pub fn adopt_policy(&mut self, policy: Arc<Policy>) {
+        let addresses: Vec<_> = policy.externals.iter().filter_map(|slot| slot.address).collect();
+        self.limiter = limiter(&policy);
+        self.policy = policy;
+        self.tables.retire(|session| addresses.contains(&session.external.address));
+    }
+
+    /// Lets time pass until `now`. **Units:** at most [`Tick::HORIZON`] since the last call.
+    pub fn advance(&mut self, now: Tick) {
+        self.clock += u64::from(now.since(self.tick));
+        self.tick = now;
+        self.tables.expire(self.clock, &self.policy);
+        let keep = 4 * self.policy.timeouts.fragment.as_millis() as u64;
+        self.tables.fragments.retain(|_, entry| self.clock - entry.touched <= keep);
+    }
+
+    /// Says that the NAT has swept all that ended until the last `advance`: nothing of it may be in use from now on.
+    pub fn swept(&mut self) {
+        self.tables.late_sessions.clear();
+        self.tables.late_mappings.clear();
+    }
+
+    /// Live sessions.
+    pub fn sessions(&self) -> usize {
+        self.tables.sessions.len()
+    }
+
+    /// Live mappings, without those of forwards.
+    pub fn mappings(&self) -> usize {
+        self.tables.mappings.len()
+    }
+
+    /// The external endpoint of the session between an internal and a remote endpoint, if there is one.
+    pub fn external(&self, protocol: portcullis_nat::policy::Protocol, internal: Endpoint, remote: Endpoint) -> Option<Endpoint> {
+        self.tables.sessions.get(&(protocol, internal, remote)).map(|session| session.external)
+    }
+
+    /// Judges what the NAT made of one packet: `input` as received from `device` at `now`, the verdict, and the bytes in the frame
+    /// after it. Learns from it when it is legal.
+    ///
+    /// **Errors:** what is wrong, with the packets; the reference's state is then of no more use.
+    pub fn observe(
+        &mut self,
+        device: DeviceId,
+        input: &[u8],
+        now: Tick,
+        verdict: Verdict,
+        output: &[u8],
+    ) -> Result<Outcome, Disagreement> {
+        self.advance(now);
+        let reading = read::read(input);
+        let id = reading.link.and_then(|link| self.network.interface_of(device, link.vlan().filter(|&vlan| vlan != 0)));
+        let shown = shown(&reading, verdict, output);
+        let legal = self.decide(&reading, input, id, shown);
+        let received = match (reading.link, &reading.datagram, id) {
+            (Some(link), Some(datagram), Some(id)) => {
+                Some(Received { frame: input, link, datagram, interface: &self.network.interfaces[usize::from(id.0)] })
+            }
+            _ => None,
+        };
+        match judge(&legal, received, verdict, output) {
+            Ok((outcome, effects)) => {
+                if effects.is_empty() && !matches!(outcome, Outcome::Error(_)) {
+                    self.tables.commit_perhaps(&legal.perhaps, self.clock, self.policy.inbound_refresh);
+                }
+                self.tables.commit(effects, self.clock, self.policy.inbound_refresh);
+                Ok(outcome)
+            }
+            Err(why) => Err(explained(device, input, self.clock, verdict, output, &legal, &why)),
+        }
+    }
+}
+
+fn limiter(policy: &Policy) -> Limiter {
+    let errors = policy.icmp_errors;
+    match () {
+        () if errors.rate == 0 => Limiter::Off,
+        () if errors.rate >= AMPLE_ICMP_ERRORS && errors.burst >= AMPLE_ICMP_ERRORS => Limiter::Ample,
+        () => Limiter::MayBeEmpty,
+    }
+}
+
+/// The endpoints of the NAT's output, where it is the packet translated and not an ICMP error that answers it.
+fn shown(input: &read::Reading, verdict: Verdict, output: &[u8]) -> Option<Shown> {
+    if !matches!(verdict, Verdict::Transmit(_) | Verdict::Fragment { .. } | Verdict::Hold { .. }) {
+        return None;
+    }
+    let datagram = read::read(output).datagram?;
+    let end = |address: Ipv4Addr, port| Endpoint { address, port };
+    match (datagram.transport, &input.datagram.as_ref()?.transport) {
+        (Transport::Ports { source, destination, .. }, Transport::Ports { .. }) => {
+            Some(Shown { source: end(datagram.source, source), destination: end(datagram.destination, destination) })
+        }
+        (Transport::Query { id, .. }, Transport::Query { .. }) => {
+            Some(Shown { source: end(datagram.source, id), destination: end(datagram.destination, id) })
+        }
+        _ => None,
+    }
+}
+
+type Judgement = Result<(Outcome, Vec<tables::Effect>), Vec<String>>;
+
+/// Finds what the NAT did among what is legal, or says why each legal thing is not it.
+fn judge(legal: &Legal, received: Option<Received<'_>>, verdict: Verdict, output: &[u8]) -> Judgement {
+    let mut why = Vec::new();
+    match verdict {
+        Verdict::Drop(reason) if legal.drops.contains(&reason) => return Ok((Outcome::Dropped(reason), Vec::new())),
+        Verdict::Punt if legal.punt => {
+            let untouched = received.is_none_or(|received| received.frame == output);
+            return if untouched { Ok((Outcome::Punted, Vec::new())) } else { Err(vec!["a punted frame was changed".to_owned()]) };
+        }
+        Verdict::Transmit(_) | Verdict::Fragment { .. } | Verdict::Hold { .. } => {}
+        _ => return Err(why),
+    }
+    let Some(received) = received else { return Err(why) };
+    for forward in &legal.forwards {
+        match forward.check(received, verdict, output) {
+            Ok(()) => return Ok((forward.outcome.clone(), forward.effects.clone())),
+            Err(reason) => why.push(format!("not {:?}: {reason}", forward.outcome)),
+        }
+    }
+    for &reply in &legal.replies {
+        if verdict != Verdict::Transmit(received.interface.device) {
+            break;
+        }
+        match legal::check_reply(received, reply, output) {
+            Ok(()) => return Ok((Outcome::Replied, Vec::new())),
+            Err(reason) => why.push(format!("not the answer {}/{}: {reason}", reply.kind, reply.code)),
+        }
+    }
+    Err(why)
+}
+
+fn explained(
+    device: DeviceId,
+    input: &[u8],
+    clock: u64,
+    verdict: Verdict,
+    output: &[u8],
+    legal: &Legal,
+    why: &[String],
+) -> Disagreement {
+    let ways: Vec<_> = legal.forwards.iter().map(|f| format!("{:?} by {:?}", f.outcome, f.egress)).collect();
+    Disagreement::plain(format!(
+        "at {clock} ms, device {}: {}\n  the NAT says {verdict:?}: {}\n  legal: drop {:?}, reply {:?}, punt {}, forward {ways:?}\n  {}",
+        device.0,
+        describe(input),
+        describe(output),
+        legal.drops,
+        legal.replies,
+        legal.punt,
+        legal.complaints.iter().chain(why).cloned().collect::<Vec<_>>().join("\n  "),
+    ))
+}
+
+#[cfg(test)]
+mod tests;

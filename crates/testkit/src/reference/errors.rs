@@ -1,0 +1,123 @@
+//! ICMP errors: the packet in them is found, and both are translated, inbound, outbound and hairpinned.
+//!
+//! Sources: RFC 5508, REQ-3 to REQ-7. Invariant: an error changes no session.
+
+use portcullis_nat::policy::{Endpoint, Protocol, Side};
+use portcullis_nat::verdict::DropReason;
+
+use super::legal::{Forward, Legal, Received};
+use super::read::Embedded;
+use super::rewrite::{EmbeddedEnds, translated_error};
+use super::tables::Session;
+use super::{Outcome, ReferenceNat};
+
+impl ReferenceNat {
+    /// What may become of an ICMP error.
+    pub(super) fn error(&self, received: Received<'_>, embedded: Option<&Embedded>, checksum_right: bool, external: bool) -> Legal {
+        let shared = external && self.is_shared(received.datagram.destination);
+        if !checksum_right {
+            let mut legal = Legal::dropped([DropReason::BadIcmpChecksum]);
+            legal.drops.extend(embedded.is_none().then_some(DropReason::BadEmbeddedPacket));
+            legal.punt = shared;
+            return legal;
+        }
+        let Some(embedded) = embedded else {
+            let unreadable = [DropReason::BadEmbeddedPacket, DropReason::IcmpNoSession, DropReason::UnsupportedIcmp];
+            return Legal { punt: shared, ..Legal::dropped(unreadable) };
+        };
+        let mut legal = match (received.interface.side, external) {
+            (Side::Outside, _) => self.inbound_error(received, embedded),
+            (Side::Inside, false) => self.outbound_error(received, embedded),
+            (Side::Inside, true) => self.hairpin_error(received, embedded),
+        };
+        if received.datagram.destination != embedded.source {
+            legal.drops.extend([DropReason::BadEmbeddedPacket, DropReason::IcmpNoSession]);
+        }
+        legal
+    }
+
+    /// No session has sent what the error is about.
+    fn stray(&self, received: Received<'_>) -> Legal {
+        if self.is_shared(received.datagram.destination) {
+            return Legal { punt: true, ..Legal::default() };
+        }
+        Legal::dropped([DropReason::IcmpNoSession])
+    }
+
+    /// RFC 5508, REQ-4: about a packet that the NAT has sent out.
+    fn inbound_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
+        let (source, destination) = ends(embedded);
+        let remote = query_remote(embedded, destination);
+        let Some(session) = self.tables.by_external(embedded.protocol, source, remote) else { return self.stray(received) };
+        let translated = EmbeddedEnds { source: session.internal, destination };
+        let outer = (received.datagram.source, session.internal.address);
+        self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Inbound)
+    }
+
+    /// The session that delivered the packet which an inside host complains about.
+    fn delivered(&self, embedded: &Embedded) -> Option<&Session> {
+        let (source, destination) = ends(embedded);
+        self.tables.sessions.get(&(embedded.protocol, destination, query_remote(embedded, source)))
+    }
+
+    /// RFC 5508, REQ-5: about a packet that the NAT has let in. The outer source becomes the session's external address.
+    fn outbound_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
+        let Some(session) = self.delivered(embedded) else { return Legal::dropped([DropReason::IcmpNoSession]) };
+        let (source, _) = ends(embedded);
+        let translated = EmbeddedEnds { source: same_id(embedded, source, session.external), destination: session.external };
+        let outer = (session.external.address, received.datagram.destination);
+        self.error_out(received, embedded, outer, translated, Side::Outside, Outcome::Outbound)
+    }
+
+    /// RFC 5508, REQ-7: about a packet that the NAT has turned round: both translations again.
+    fn hairpin_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
+        let Some(first) = self.delivered(embedded) else {
+            let mut legal = self.stray(received);
+            legal.drops.push(DropReason::IcmpNoSession);
+            return legal;
+        };
+        let (source, _) = ends(embedded);
+        let external = same_id(embedded, source, first.external);
+        let remote = query_remote(embedded, first.external);
+        let Some(second) = self.tables.by_external(embedded.protocol, external, remote) else { return self.stray(received) };
+        let translated = EmbeddedEnds { source: second.internal, destination: first.external };
+        let outer = (first.external.address, second.internal.address);
+        self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Hairpin)
+    }
+
+    fn error_out(
+        &self,
+        received: Received<'_>,
+        embedded: &Embedded,
+        outer: (std::net::Ipv4Addr, std::net::Ipv4Addr),
+        translated: EmbeddedEnds,
+        side: Side,
+        outcome: Outcome,
+    ) -> Legal {
+        let mut legal = Legal::default();
+        match self.egress(received, outer.1, side) {
+            Err(failure) => self.add(&mut legal, &failure, received),
+            Ok(egress) => {
+                let expected = translated_error(received.datagram, embedded, outer, translated);
+                let outcome = Outcome::Error(Box::new(outcome));
+                legal.forwards.push(Forward { outcome, expected, egress, effects: Vec::new() });
+            }
+        }
+        legal
+    }
+}
+
+fn ends(embedded: &Embedded) -> (Endpoint, Endpoint) {
+    let source = Endpoint { address: embedded.source, port: embedded.ports.0 };
+    (source, Endpoint { address: embedded.destination, port: embedded.ports.1 })
+}
+
+/// The remote end as sessions have it: of an ICMP query without a port.
+fn query_remote(embedded: &Embedded, end: Endpoint) -> Endpoint {
+    if embedded.protocol == Protocol::Icmp { Endpoint { port: 0, ..end } } else { end }
+}
+
+/// The end whose address stays; of an ICMP query with the other end's new identifier.
+fn same_id(embedded: &Embedded, end: Endpoint, translated: Endpoint) -> Endpoint {
+    if embedded.protocol == Protocol::Icmp { Endpoint { port: translated.port, ..end } } else { end }
+}

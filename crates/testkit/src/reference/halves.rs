@@ -1,0 +1,346 @@
+//! The two halves of a translation: outbound (internal to external endpoint) and inbound (external to internal).
+//!
+//! Knows tables and policy, no bytes and no routes. A half gives every legal choice of the new endpoint, or why there is none; the
+//! endpoint that the NAT shows in its output narrows the choice. Sources: RFC 4787, sections 4 and 5; RFC 5382; RFC 6888, REQ-2.
+
+use std::collections::BTreeSet;
+
+use portcullis_nat::policy::{Endpoint, Filtering, Forward as PortForward, MappingBehaviour, Protocol};
+use portcullis_nat::verdict::DropReason;
+use portcullis_nat::view::SessionState;
+
+use super::ReferenceNat;
+use super::legal::{Answer, Failure, Reply};
+use super::tables::{Effect, Mapping, Origin, Room, Session, SessionKey, Variant, room};
+use super::tcp::{self, Direction};
+
+/// A packet as the tables know it. An ICMP query's identifier is the port of the end that the NAT translates; the other has zero.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flow {
+    pub(super) protocol: Protocol,
+    pub(super) source: Endpoint,
+    pub(super) destination: Endpoint,
+    /// TCP's.
+    pub(super) flags: u8,
+    /// Whether an ICMP message asks, rather than answers. True of other protocols.
+    pub(super) request: bool,
+}
+
+impl Flow {
+    /// Whether it may start a session, or why not. Replies from outside are let through by some filters: see `inbound`.
+    fn objection(self) -> Option<DropReason> {
+        match self.protocol {
+            Protocol::Tcp if !tcp::is_fresh_syn(self.flags) => Some(DropReason::TcpNotSyn),
+            Protocol::Icmp if !self.request => Some(DropReason::NoMapping),
+            _ => None,
+        }
+    }
+}
+
+/// One legal choice.
+#[derive(Clone, Debug)]
+pub(super) struct Choice {
+    /// The endpoint that replaces the packet's own.
+    pub(super) endpoint: Endpoint,
+    pub(super) effect: Effect,
+    pub(super) key: SessionKey,
+}
+
+impl Choice {
+    pub(super) fn makes_session(&self) -> bool {
+        matches!(self.effect, Effect::Create { .. })
+    }
+
+    pub(super) fn makes_mapping(&self) -> bool {
+        matches!(self.effect, Effect::Create { mapping: Some(_), .. })
+    }
+}
+
+/// What one half of a translation may do.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Half {
+    pub(super) choices: Vec<Choice>,
+    pub(super) failures: Vec<Failure>,
+    pub(super) punt: bool,
+    pub(super) complaint: Option<String>,
+}
+
+impl Half {
+    fn fail(&mut self, reason: DropReason) {
+        self.failures.push(Failure::silent(reason));
+    }
+}
+
+impl ReferenceNat {
+    /// The outbound half. `shown` is the source endpoint of what the NAT sent, if it sent something.
+    pub(super) fn outbound_half(&self, flow: Flow, shown: Option<Endpoint>) -> Half {
+        let key = (flow.protocol, flow.source, flow.destination);
+        if let Some(session) = self.tables.sessions.get(&key) {
+            return existing(session, session.external, Direction::Outbound, flow.flags);
+        }
+        let mut half = Half::default();
+        if let Some(reason) = flow.objection() {
+            half.fail(reason);
+            return half;
+        }
+        self.sessions_full(0, Answer::Due(self.exhausted()), &mut half);
+        let forwarded = self.forward_externals(flow);
+        if !forwarded.is_empty() {
+            self.perhaps_mappings_full(&mut half);
+            half.choices = forwarded.into_iter().map(|external| created(flow, external, None, None)).collect();
+        } else if let Some((id, mapping)) = self.tables.mapping_of(flow.protocol, flow.source, self.scope(flow.destination)) {
+            half.choices.push(created(flow, mapping.external, Some(id), None));
+        } else {
+            self.new_mapping(flow, shown, &mut half);
+        }
+        narrow(half, shown.filter(|_| flow.protocol != Protocol::Icmp))
+    }
+
+    /// "No resources": RFC 5508, REQ-8; RFC 6888, REQ-11.
+    pub(super) fn exhausted(&self) -> Reply {
+        Reply { kind: 3, code: self.policy.icmp_errors.exhausted_code, mtu: 0 }
+    }
+
+    pub(super) fn sessions_room(&self, more: usize) -> Room {
+        room(self.tables.sessions.len() + more, self.tables.late_sessions.len(), self.limits.sessions)
+    }
+
+    fn sessions_full(&self, more: usize, answer: Answer, half: &mut Half) {
+        let room = self.sessions_room(more);
+        if room != Room::Free {
+            half.failures.push(Failure { reasons: vec![DropReason::SessionsFull], answer, certain: room == Room::Full });
+        }
+    }
+
+    /// Forwards' sessions may need a mapping record of their own: the tables' layout is the NAT's business.
+    fn mappings_in_all(&self) -> (usize, usize) {
+        let statics = |sessions: &mut dyn Iterator<Item = &Session>| {
+            sessions.filter(|s| s.mapping.is_none()).map(|s| (s.protocol, s.internal, s.external)).collect::<BTreeSet<_>>().len()
+        };
+        let late = self.tables.late_mappings.len() + statics(&mut self.tables.late_sessions.iter());
+        (self.tables.mappings.len(), late + statics(&mut self.tables.sessions.values()))
+    }
+
+    fn perhaps_mappings_full(&self, half: &mut Half) {
+        let (live, late) = self.mappings_in_all();
+        if live + late >= self.limits.mappings {
+            let answer = Answer::Perhaps(self.exhausted());
+            half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: false });
+        }
+    }
+
+    /// External endpoints of forwards whose server the source is, where no other session has that external endpoint and remote.
+    fn forward_externals(&self, flow: Flow) -> Vec<Endpoint> {
+        let mut found = Vec::new();
+        for forward in self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol) {
+            let Some(address) = self.policy.externals[forward.external].address else { continue };
+            for server in forward.servers.iter().filter(|server| server.address == flow.source.address) {
+                let Some(nth) = flow.source.port.checked_sub(server.port).filter(|nth| *nth <= forward.last - forward.first) else {
+                    continue;
+                };
+                let external = Endpoint { address, port: forward.first + nth };
+                if self.tables.by_external(flow.protocol, external, flow.destination).is_none() && !found.contains(&external) {
+                    found.push(external);
+                }
+            }
+        }
+        found
+    }
+
+    /// What of the remote endpoint a mapping is for (RFC 4787, section 4.1).
+    fn scope(&self, remote: Endpoint) -> Option<Endpoint> {
+        match self.policy.mapping {
+            MappingBehaviour::EndpointIndependent => None,
+            MappingBehaviour::AddressDependent => Some(Endpoint { port: 0, ..remote }),
+            MappingBehaviour::AddressAndPortDependent => Some(remote),
+        }
+    }
+
+    /// A mapping that does not exist yet: its external endpoint is the NAT's to choose, and ours to object to.
+    fn new_mapping(&self, flow: Flow, shown: Option<Endpoint>, half: &mut Half) {
+        let answer = Answer::Due(self.exhausted());
+        let none = self.policy.externals.iter().all(|slot| slot.address.is_none() || slot.ports.is_empty());
+        if none {
+            let reasons = vec![DropReason::NoExternalAddress, DropReason::PortsExhausted];
+            half.failures.push(Failure { reasons, answer, certain: true });
+            return;
+        }
+        let (live, late) = self.mappings_in_all();
+        let records = room(live, late, self.limits.mappings);
+        let ports = self.tables.port_room(&self.policy, flow.protocol, flow.source.address);
+        if records != Room::Free {
+            half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: records == Room::Full });
+        }
+        if ports != Room::Free {
+            half.failures.push(Failure { reasons: vec![DropReason::PortsExhausted], answer, certain: ports == Room::Full });
+        }
+        if records == Room::Full || ports == Room::Full {
+            return;
+        }
+        let scope = self.scope(flow.destination);
+        let candidates = match shown.filter(|_| flow.protocol != Protocol::Icmp) {
+            Some(external) => match self.tables.objection(&self.policy, flow.protocol, flow.source, external) {
+                None => vec![external],
+                Some(why) => {
+                    half.complaint = Some(format!("{external:?} may not be a new mapping's: {why}"));
+                    Vec::new()
+                }
+            },
+            None => self.representatives(flow, shown),
+        };
+        let mapping = |external| Mapping { protocol: flow.protocol, internal: flow.source, external, scope };
+        half.choices.extend(candidates.into_iter().map(|external| created(flow, external, None, Some(mapping(external)))));
+    }
+
+    /// Enough legal external endpoints to see each thing that a choice can lead to: those that something refers to already, the shown
+    /// one, and one other for each address.
+    fn representatives(&self, flow: Flow, shown: Option<Endpoint>) -> Vec<Endpoint> {
+        let known = self.tables.sessions.values().flat_map(|session| [session.remote.port, session.external.port]);
+        let named: BTreeSet<u16> = known.chain(shown.map(|shown| shown.port)).chain([flow.destination.port]).collect();
+        let legal = |external: &Endpoint| self.tables.objection(&self.policy, flow.protocol, flow.source, *external).is_none();
+        let mut found = Vec::new();
+        for slot in &self.policy.externals {
+            let Some(address) = slot.address else { continue };
+            let at = |port| Endpoint { address, port };
+            found.extend(named.iter().map(|&port| at(port)).filter(|external| legal(external)));
+            let other = slot.ports.ranges().flat_map(|(first, last)| first..=last).filter(|port| !named.contains(port));
+            found.extend(other.map(at).find(|external| legal(external)));
+        }
+        found
+    }
+
+    /// The inbound half. `made` sessions and mappings come into being in the same packet's outbound half (hairpinning); `shown` is
+    /// the destination endpoint of what the NAT sent.
+    pub(super) fn inbound_half(&self, flow: Flow, made: usize, shown: Option<Endpoint>) -> Half {
+        let external = flow.destination;
+        if let Some(session) = self.tables.by_external(flow.protocol, external, flow.source) {
+            return existing(session, session.internal, Direction::Inbound, flow.flags);
+        }
+        let mut half = Half::default();
+        if let Some(forward) = self.forward_at(flow.protocol, external) {
+            self.inbound_to_forward(flow, forward, made, &mut half);
+        } else if let Some((id, mapping)) = self.tables.mapping_at(flow.protocol, external) {
+            self.inbound_to_mapping(flow, id, mapping, made, &mut half);
+        } else {
+            half.punt = self.is_shared(external.address);
+            if !half.punt {
+                half.fail(DropReason::NoMapping);
+            }
+            if self.tables.has_late_mapping(flow.protocol, external) {
+                half.fail(DropReason::NoMapping);
+                half.fail(DropReason::Filtered);
+            }
+        }
+        narrow(half, shown)
+    }
+
+    /// The forward that an external endpoint belongs to.
+    pub(super) fn forward_at(&self, protocol: Protocol, external: Endpoint) -> Option<&PortForward> {
+        self.policy.forwards.iter().find(|forward| {
+            forward.protocol == protocol
+                && self.policy.externals[forward.external].address == Some(external.address)
+                && (forward.first..=forward.last).contains(&external.port)
+        })
+    }
+
+    fn inbound_to_forward(&self, flow: Flow, forward: &PortForward, made: usize, half: &mut Half) {
+        if let Some(reason) = flow.objection() {
+            half.fail(reason);
+            return;
+        }
+        self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
+        self.perhaps_mappings_full(half);
+        for server in &forward.servers {
+            let internal = Endpoint { port: server.port + (flow.destination.port - forward.first), ..*server };
+            if self.tables.sessions.contains_key(&(flow.protocol, internal, flow.source)) {
+                let reasons = vec![DropReason::SessionConflict];
+                half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
+            } else {
+                half.choices.push(admitted(flow, internal, Origin::Forward, None));
+            }
+        }
+    }
+
+    fn inbound_to_mapping(&self, flow: Flow, id: u32, mapping: Mapping, made: usize, half: &mut Half) {
+        let filtering = if flow.protocol == Protocol::Tcp { self.policy.filtering_tcp } else { self.policy.filtering_udp };
+        let mut known = self.tables.sessions.values().filter(|session| session.mapping == Some(id));
+        let lets_in = match filtering {
+            Filtering::EndpointIndependent => true,
+            Filtering::AddressDependent => known.any(|session| session.remote.address == flow.source.address),
+            Filtering::AddressAndPortDependent => false,
+        };
+        if !lets_in {
+            half.fail(DropReason::Filtered);
+        }
+        match flow.objection() {
+            Some(reason) if flow.protocol == Protocol::Icmp => {
+                let reasons = vec![reason, DropReason::Filtered];
+                half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
+            }
+            Some(reason) => half.fail(reason),
+            None => {}
+        }
+        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
+        if conflict {
+            half.fail(DropReason::SessionConflict);
+        }
+        self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
+        if lets_in && !conflict {
+            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id)));
+        }
+    }
+}
+
+/// Keeps the choices that the NAT's output shows.
+fn narrow(mut half: Half, shown: Option<Endpoint>) -> Half {
+    if half.failures.iter().any(|failure| failure.certain) {
+        half.choices.clear();
+    }
+    if let Some(shown) = shown.filter(|shown| half.choices.iter().any(|choice| choice.endpoint == *shown)) {
+        half.choices.retain(|choice| choice.endpoint == shown);
+    }
+    half
+}
+
+/// A packet of a session that exists.
+fn existing(session: &Session, endpoint: Endpoint, direction: Direction, flags: u8) -> Half {
+    let effect = Effect::Advance { key: session.key(), direction, flags };
+    Half { choices: vec![Choice { endpoint, effect, key: session.key() }], ..Half::default() }
+}
+
+fn created(flow: Flow, external: Endpoint, id: Option<u32>, mapping: Option<Mapping>) -> Choice {
+    let ends = (flow.source, external, flow.destination);
+    made(flow, ends, Origin::Inside, id, mapping, external)
+}
+
+fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>) -> Choice {
+    let ends = (internal, flow.destination, flow.source);
+    made(flow, ends, origin, id, None, internal)
+}
+
+fn made(
+    flow: Flow,
+    (internal, external, remote): (Endpoint, Endpoint, Endpoint),
+    origin: Origin,
+    id: Option<u32>,
+    mapping: Option<Mapping>,
+    endpoint: Endpoint,
+) -> Choice {
+    let outbound = origin == Origin::Inside;
+    let direction = if outbound { Direction::Outbound } else { Direction::Inbound };
+    let state = if flow.protocol == Protocol::Tcp { tcp::opened(direction) } else { SessionState::Unreplied };
+    let session = Session {
+        protocol: flow.protocol,
+        internal,
+        external,
+        remote,
+        origin,
+        mapping: id,
+        variants: vec![Variant { state, last_seen: 0 }],
+        outbound: Some(outbound),
+        packets: (u32::from(outbound), u32::from(!outbound)),
+        counted: true,
+    };
+    let key = session.key();
+    Choice { endpoint, effect: Effect::Create { session: Box::new(session), mapping }, key }
+}

@@ -1,0 +1,324 @@
+//! Reads a frame slowly: link layer, IPv4, transport, and an ICMP error's embedded packet, with everything that is wrong with it.
+//!
+//! Knows formats only. Its answer is independent of `wire`: offsets are counted here again, from the RFCs. A frame with several
+//! defects may be dropped for any of them; where the RFCs leave a choice, the reason is *tolerated* instead of demanded.
+
+use std::net::Ipv4Addr;
+
+use portcullis_nat::policy::{Mac, Protocol};
+use portcullis_nat::verdict::DropReason;
+
+use crate::builder::checksum::{internet, pseudo_header, sum, verifies};
+use crate::builder::{ACK, FIN, RST, SYN};
+
+/// The link layer of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Link {
+    pub(super) destination: Mac,
+    pub(super) source: Mac,
+    pub(super) tag: Option<u16>,
+    /// Where the IPv4 header begins.
+    pub(super) len: usize,
+}
+
+impl Link {
+    pub(super) fn vlan(&self) -> Option<u16> {
+        self.tag.map(|tag| tag & 0x0FFF)
+    }
+}
+
+/// An IPv4 datagram.
+#[derive(Clone, Debug)]
+pub(super) struct Datagram {
+    /// Its bytes, without what Ethernet padded.
+    pub(super) bytes: Vec<u8>,
+    pub(super) header_len: usize,
+    pub(super) id: u16,
+    pub(super) dont_fragment: bool,
+    pub(super) more_fragments: bool,
+    pub(super) offset: u16,
+    pub(super) ttl: u8,
+    pub(super) protocol: u8,
+    pub(super) source: Ipv4Addr,
+    pub(super) destination: Ipv4Addr,
+    pub(super) transport: Transport,
+}
+
+/// What stands behind the IPv4 header.
+#[derive(Clone, Debug)]
+pub(super) enum Transport {
+    /// TCP with its flags, or UDP with none.
+    Ports { protocol: Protocol, source: u16, destination: u16, flags: u8 },
+    /// An ICMP query or its reply.
+    Query { id: u16, request: bool },
+    /// An ICMP error, and the packet in it where that can be read.
+    Error { embedded: Option<Embedded>, checksum_right: bool },
+    /// A fragment that is not the first.
+    Later,
+    /// Something that the NAT does not translate.
+    Unsupported(DropReason),
+    /// Not to be read; the defects say why.
+    Unreadable,
+}
+
+/// The packet that an ICMP error is about. Offsets are from the outer IPv4 header on.
+#[derive(Clone, Debug)]
+pub(super) struct Embedded {
+    pub(super) at: usize,
+    pub(super) header_len: usize,
+    pub(super) header_right: bool,
+    pub(super) protocol: Protocol,
+    pub(super) source: Ipv4Addr,
+    pub(super) destination: Ipv4Addr,
+    /// The ports; an ICMP query's identifier in both.
+    pub(super) ports: (u16, u16),
+    /// Where the transport's checksum stands, if it is quoted.
+    pub(super) checksum_at: Option<usize>,
+}
+
+/// A frame as far as it could be read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reading {
+    pub(super) link: Option<Link>,
+    pub(super) datagram: Option<Datagram>,
+    /// The frame has to be dropped, for any of these.
+    pub(super) defects: Vec<DropReason>,
+    /// The frame may be dropped, for any of these.
+    pub(super) tolerated: Vec<DropReason>,
+}
+
+pub(super) fn word(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+pub(super) fn address(bytes: &[u8], at: usize) -> Ipv4Addr {
+    Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3])
+}
+
+/// Reads a whole frame.
+pub(super) fn read(frame: &[u8]) -> Reading {
+    let mut reading = Reading::default();
+    let Some(link) = read_link(frame) else {
+        reading.defects.push(DropReason::Truncated);
+        return reading;
+    };
+    reading.link = Some(link);
+    if link.tag.is_some_and(|tag| tag & 0x0FFF == 0) {
+        reading.tolerated.push(DropReason::UnknownInterface);
+    }
+    if word(frame, link.len - 2) != 0x0800 {
+        reading.defects.push(DropReason::NotIpv4);
+        return reading;
+    }
+    read_datagram(&frame[link.len..], &mut reading);
+    reading
+}
+
+fn read_link(frame: &[u8]) -> Option<Link> {
+    let tagged = frame.len() >= 14 && word(frame, 12) == 0x8100;
+    let len = if tagged { 18 } else { 14 };
+    if frame.len() < len {
+        return None;
+    }
+    let mac = |at: usize| [frame[at], frame[at + 1], frame[at + 2], frame[at + 3], frame[at + 4], frame[at + 5]];
+    Some(Link { destination: mac(0), source: mac(6), tag: tagged.then(|| word(frame, 14)), len })
+}
+
+/// RFC 791, section 3.1, and what RFC 1812, section 5.2.2, has a router check.
+fn read_datagram(bytes: &[u8], reading: &mut Reading) {
+    if bytes.len() < 20 {
+        reading.defects.extend([DropReason::Truncated, DropReason::BadIpHeader]);
+        return;
+    }
+    let header_len = usize::from(bytes[0] & 15) * 4;
+    let total = usize::from(word(bytes, 2));
+    if bytes[0] >> 4 != 4 {
+        reading.defects.extend([DropReason::BadIpHeader, DropReason::NotIpv4]);
+    }
+    if header_len < 20 || total < header_len {
+        reading.defects.extend([DropReason::BadIpHeader, DropReason::Truncated]);
+    }
+    if header_len > bytes.len() || total > bytes.len() {
+        reading.defects.extend([DropReason::Truncated, DropReason::BadIpHeader]);
+    }
+    if header_len >= 20 && header_len <= bytes.len() && !verifies(&[&bytes[..header_len]]) {
+        reading.defects.push(DropReason::BadIpHeader);
+    }
+    if !reading.defects.is_empty() {
+        return;
+    }
+    let flags = word(bytes, 6);
+    let mut datagram = Datagram {
+        bytes: bytes[..total].to_vec(),
+        header_len,
+        id: word(bytes, 4),
+        dont_fragment: flags & 0x4000 != 0,
+        more_fragments: flags & 0x2000 != 0,
+        offset: flags & 0x1FFF,
+        ttl: bytes[8],
+        protocol: bytes[9],
+        source: address(bytes, 12),
+        destination: address(bytes, 16),
+        transport: Transport::Unreadable,
+    };
+    if flags & 0x8000 != 0 {
+        reading.tolerated.push(DropReason::BadIpHeader);
+    }
+    datagram.transport = read_transport(&datagram, reading);
+    reading.datagram = Some(datagram);
+}
+
+fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
+    let Some(protocol) = Protocol::from_number(datagram.protocol) else {
+        return Transport::Unsupported(DropReason::UnsupportedProtocol);
+    };
+    if datagram.offset > 0 {
+        if usize::from(datagram.offset) * 8 + datagram.bytes.len() > 0xFFFF || datagram.bytes.len() == datagram.header_len {
+            reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader, DropReason::Truncated]);
+        }
+        return Transport::Later;
+    }
+    let payload = &datagram.bytes[datagram.header_len..];
+    let whole = !datagram.more_fragments;
+    match protocol {
+        Protocol::Udp => read_udp(payload, whole, reading),
+        Protocol::Tcp => read_tcp(payload, reading),
+        Protocol::Icmp => read_icmp(datagram, payload, whole, reading),
+    }
+}
+
+const SHORT: [DropReason; 2] = [DropReason::BadTransportHeader, DropReason::Truncated];
+
+fn read_udp(payload: &[u8], whole: bool, reading: &mut Reading) -> Transport {
+    if payload.len() < 8 {
+        reading.defects.extend(SHORT);
+        return Transport::Unreadable;
+    }
+    let claimed = usize::from(word(payload, 4));
+    if claimed < 8 || (whole && claimed > payload.len()) {
+        reading.defects.extend(SHORT);
+    } else if (whole && claimed < payload.len()) || (!whole && claimed < payload.len()) {
+        reading.tolerated.extend(SHORT);
+    }
+    ports(Protocol::Udp, payload, 0, reading)
+}
+
+fn read_tcp(payload: &[u8], reading: &mut Reading) -> Transport {
+    if payload.len() < 20 || payload[12] >> 4 < 5 {
+        reading.defects.extend(SHORT);
+        return Transport::Unreadable;
+    }
+    if usize::from(payload[12] >> 4) * 4 > payload.len() {
+        reading.defects.extend(SHORT);
+    }
+    let flags = payload[13];
+    if flags & SYN != 0 && flags & (FIN | RST) != 0 {
+        reading.defects.push(DropReason::BadTcpFlags);
+    } else if flags & (SYN | ACK | RST) == 0 || flags & (FIN | RST) == FIN | RST {
+        reading.tolerated.push(DropReason::BadTcpFlags);
+    }
+    ports(Protocol::Tcp, payload, flags, reading)
+}
+
+fn ports(protocol: Protocol, payload: &[u8], flags: u8, reading: &mut Reading) -> Transport {
+    let (source, destination) = (word(payload, 0), word(payload, 2));
+    if source == 0 || destination == 0 {
+        reading.tolerated.extend(SHORT);
+    }
+    Transport::Ports { protocol, source, destination, flags }
+}
+
+/// RFC 792; the queries and errors are those of RFC 5508, section 2 and REQ-10.
+fn read_icmp(datagram: &Datagram, payload: &[u8], whole: bool, reading: &mut Reading) -> Transport {
+    if payload.len() < 8 {
+        reading.defects.extend([DropReason::BadTransportHeader, DropReason::Truncated, DropReason::UnsupportedIcmp]);
+        return Transport::Unreadable;
+    }
+    match payload[0] {
+        0 | 8 | 13 | 14 => {
+            if payload[1] != 0 {
+                reading.tolerated.push(DropReason::UnsupportedIcmp);
+            }
+            if payload[0] >= 13 && payload.len() < 20 {
+                reading.tolerated.extend(SHORT);
+            }
+            Transport::Query { id: word(payload, 4), request: matches!(payload[0], 8 | 13) }
+        }
+        3 | 11 | 12 if !whole => {
+            reading.defects.extend([DropReason::BadIcmpChecksum, DropReason::BadEmbeddedPacket, DropReason::UnsupportedIcmp]);
+            Transport::Unreadable
+        }
+        3 | 11 | 12 => {
+            let embedded = read_embedded(datagram.header_len, payload, reading);
+            Transport::Error { embedded, checksum_right: verifies(&[payload]) }
+        }
+        _ => Transport::Unsupported(DropReason::UnsupportedIcmp),
+    }
+}
+
+/// What of an ICMP error's payload is the original datagram: RFC 4884, section 4.1, gives its length in words where extensions follow.
+fn quoted<'a>(payload: &'a [u8], reading: &mut Reading) -> &'a [u8] {
+    let claimed = usize::from(payload[5]) * 4;
+    let quote = &payload[8..];
+    if claimed > quote.len() {
+        reading.tolerated.push(DropReason::BadEmbeddedPacket);
+    }
+    if claimed == 0 || claimed > quote.len() { quote } else { &quote[..claimed] }
+}
+
+fn read_embedded(outer_header_len: usize, payload: &[u8], reading: &mut Reading) -> Option<Embedded> {
+    let quote = quoted(payload, reading);
+    if quote.len() < 24 || quote[0] >> 4 != 4 {
+        return None;
+    }
+    let header_len = usize::from(quote[0] & 15) * 4;
+    let protocol = Protocol::from_number(quote[9])?;
+    if header_len < 20 || quote.len() < header_len + 4 || word(quote, 6) & 0x1FFF != 0 {
+        return None;
+    }
+    let transport = &quote[header_len..];
+    let (ports, checksum) = match protocol {
+        Protocol::Icmp if transport.len() < 8 || !matches!(transport[0], 0 | 8 | 13 | 14) => return None,
+        Protocol::Icmp => ((word(transport, 4), word(transport, 4)), 2),
+        Protocol::Tcp => ((word(transport, 0), word(transport, 2)), 16),
+        Protocol::Udp => ((word(transport, 0), word(transport, 2)), 6),
+    };
+    let header_right = verifies(&[&quote[..header_len]]);
+    let total = usize::from(word(quote, 2));
+    if !header_right || transport.len() < 8 || total < header_len + 8 {
+        reading.tolerated.push(DropReason::BadEmbeddedPacket);
+    }
+    let at = outer_header_len + 8;
+    let reaches = transport.len() >= checksum + 2;
+    Some(Embedded {
+        at,
+        header_len,
+        header_right,
+        protocol,
+        source: address(quote, 12),
+        destination: address(quote, 16),
+        ports,
+        checksum_at: reaches.then_some(at + header_len + checksum),
+    })
+}
+
+/// Whether the transport checksum of a whole datagram is *partial*: the sum of the pseudo header, not complemented.
+pub(super) fn is_partial(datagram: &Datagram) -> bool {
+    let Transport::Ports { protocol, .. } = datagram.transport else { return false };
+    let payload = &datagram.bytes[datagram.header_len..];
+    let (field, len) = match protocol {
+        Protocol::Udp => (word(payload, 6), usize::from(word(payload, 4))),
+        _ => (word(payload, 16), payload.len()),
+    };
+    let pseudo = pseudo_header(datagram.source, datagram.destination, datagram.protocol, len);
+    !datagram.more_fragments && field == sum(&[&pseudo])
+}
+
+/// The right checksum of a TCP segment or UDP datagram whose field is zero.
+pub(super) fn transport_checksum(source: Ipv4Addr, destination: Ipv4Addr, protocol: Protocol, segment: &[u8]) -> u16 {
+    let pseudo = pseudo_header(source, destination, protocol as u8, segment.len());
+    match internet(&[&pseudo, segment]) {
+        0 if protocol == Protocol::Udp => 0xFFFF,
+        value => value,
+    }
+}

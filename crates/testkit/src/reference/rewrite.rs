@@ -1,0 +1,183 @@
+//! Builds the datagram that has to come out: addresses, ports, TTL, and checksums worked out anew.
+//!
+//! Knows bytes and what to put into them. A right checksum stays right, a wrong one stays wrong by the same amount, zero UDP stays
+//! zero, a partial one is completed. Arithmetic is modulo 65,535, not RFC 1624's, so that one checks the other.
+
+use std::net::Ipv4Addr;
+
+use portcullis_nat::policy::{Endpoint, Protocol};
+
+use super::read::{Datagram, Embedded, Transport, is_partial, transport_checksum, word};
+use crate::builder::checksum::internet;
+
+/// A datagram to expect. Where a checksum was wrong before, its two zeros (0x0000, 0xFFFF) cannot be told apart: those places may
+/// hold either.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Expected {
+    pub(super) bytes: Vec<u8>,
+    pub(super) either_zero: Vec<usize>,
+}
+
+impl Expected {
+    /// Says where `seen` differs, if it does.
+    pub(super) fn difference(&self, seen: &[u8]) -> Option<String> {
+        if seen.len() < self.bytes.len() {
+            return Some(format!("{} bytes instead of {}", seen.len(), self.bytes.len()));
+        }
+        let mut wanted = self.bytes.clone();
+        for &at in &self.either_zero {
+            let zeros = |bytes: &[u8]| matches!(word(bytes, at), 0 | 0xFFFF);
+            if zeros(&wanted) && zeros(seen) {
+                wanted[at..at + 2].copy_from_slice(&seen[at..at + 2]);
+            }
+        }
+        let at = wanted.iter().zip(seen).position(|(a, b)| a != b)?;
+        let (from, to) = (at & !1, (at | 1).min(wanted.len() - 1));
+        Some(format!("byte {at} behind the IPv4 header's start: {:02x?} instead of {:02x?}", &seen[from..=to], &wanted[from..=to]))
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+fn words(address: Ipv4Addr) -> [u16; 2] {
+    let bits = address.to_bits();
+    [(bits >> 16) as u16, bits as u16]
+}
+
+/// The checksum field that keeps its error when `old` words become `new` ones.
+fn moved(field: u16, old: &[u16], new: &[u16]) -> u16 {
+    let total = |words: &[u16]| words.iter().map(|&word| i64::from(word)).sum::<i64>();
+    (i64::from(field) + total(old) - total(new)).rem_euclid(0xFFFF) as u16
+}
+
+/// As [`moved`], for UDP: zero says that there is no checksum, so a computed zero is sent as all ones (RFC 768).
+fn moved_udp(field: u16, old: &[u16], new: &[u16]) -> u16 {
+    match (field, moved(field, old, new)) {
+        (0, _) => 0,
+        (_, 0) => 0xFFFF,
+        (_, value) => value,
+    }
+}
+
+fn header(bytes: &mut [u8], header_len: usize, source: Ipv4Addr, destination: Ipv4Addr) {
+    bytes[8] -= 1;
+    bytes[12..16].copy_from_slice(&source.octets());
+    bytes[16..20].copy_from_slice(&destination.octets());
+    finish_header(bytes, 0, header_len);
+}
+
+fn finish_header(bytes: &mut [u8], at: usize, header_len: usize) {
+    put(bytes, at + 10, 0);
+    let value = internet(&[&bytes[at..at + header_len]]);
+    put(bytes, at + 10, value);
+}
+
+/// The datagram with another source and destination endpoint, one hop on. An ICMP query's new identifier is the source's port.
+pub(super) fn translated(datagram: &Datagram, source: Endpoint, destination: Endpoint) -> Expected {
+    let mut bytes = datagram.bytes.clone();
+    let at = datagram.header_len;
+    let mut either_zero = Vec::new();
+    match datagram.transport {
+        Transport::Ports { protocol, source: from, destination: to, .. } => {
+            put(&mut bytes, at, source.port);
+            put(&mut bytes, at + 2, destination.port);
+            let field = if protocol == Protocol::Udp { at + 6 } else { at + 16 };
+            let old = [words(datagram.source), words(datagram.destination), [from, to]].concat();
+            let new = [words(source.address), words(destination.address), [source.port, destination.port]].concat();
+            let value = match protocol {
+                _ if is_partial(datagram) => {
+                    completed(&mut bytes, datagram, protocol, (source.address, destination.address), field)
+                }
+                Protocol::Udp => moved_udp(word(&bytes, field), &old, &new),
+                _ => moved(word(&bytes, field), &old, &new),
+            };
+            put(&mut bytes, field, value);
+            if protocol == Protocol::Tcp {
+                either_zero.push(field);
+            }
+        }
+        Transport::Query { id, .. } => {
+            put(&mut bytes, at + 4, source.port);
+            let value = moved(word(&bytes, at + 2), &[id], &[source.port]);
+            put(&mut bytes, at + 2, value);
+            either_zero.push(at + 2);
+        }
+        _ => {}
+    }
+    header(&mut bytes, at, source.address, destination.address);
+    Expected { bytes, either_zero }
+}
+
+/// The right checksum of a packet whose own is partial. A UDP length below the payload's bounds what is summed.
+fn completed(bytes: &mut [u8], datagram: &Datagram, protocol: Protocol, ends: (Ipv4Addr, Ipv4Addr), field: usize) -> u16 {
+    put(bytes, field, 0);
+    let segment = &bytes[datagram.header_len..];
+    let len = if protocol == Protocol::Udp { usize::from(word(segment, 4)).min(segment.len()) } else { segment.len() };
+    transport_checksum(ends.0, ends.1, protocol, &segment[..len])
+}
+
+/// The endpoints of an embedded packet after translation. An ICMP query's identifier is the source's port.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EmbeddedEnds {
+    pub(super) source: Endpoint,
+    pub(super) destination: Endpoint,
+}
+
+/// An ICMP error one hop on, with the packet in it translated too (RFC 5508, REQ-4 and REQ-5).
+pub(super) fn translated_error(
+    datagram: &Datagram,
+    embedded: &Embedded,
+    outer: (Ipv4Addr, Ipv4Addr),
+    ends: EmbeddedEnds,
+) -> Expected {
+    let mut bytes = datagram.bytes.clone();
+    let mut either_zero = Vec::new();
+    let (at, transport) = (embedded.at, embedded.at + embedded.header_len);
+    let old_header = [words(embedded.source), words(embedded.destination)].concat();
+    let new_header = [words(ends.source.address), words(ends.destination.address)].concat();
+    bytes[at + 12..at + 16].copy_from_slice(&ends.source.address.octets());
+    bytes[at + 16..at + 20].copy_from_slice(&ends.destination.address.octets());
+    if embedded.header_right {
+        finish_header(&mut bytes, at, embedded.header_len);
+    } else {
+        let value = moved(word(&bytes, at + 10), &old_header, &new_header);
+        put(&mut bytes, at + 10, value);
+        either_zero.push(at + 10);
+    }
+    embedded_transport(&mut bytes, embedded, transport, ends, (&old_header, &new_header), &mut either_zero);
+    let outer_len = datagram.header_len;
+    put(&mut bytes, outer_len + 2, 0);
+    let value = internet(&[&bytes[outer_len..]]);
+    put(&mut bytes, outer_len + 2, value);
+    header(&mut bytes, outer_len, outer.0, outer.1);
+    Expected { bytes, either_zero }
+}
+
+fn embedded_transport(
+    bytes: &mut [u8],
+    embedded: &Embedded,
+    transport: usize,
+    ends: EmbeddedEnds,
+    headers: (&[u16], &[u16]),
+    either_zero: &mut Vec<usize>,
+) {
+    let (mut old, mut new) = (headers.0.to_vec(), headers.1.to_vec());
+    if embedded.protocol == Protocol::Icmp {
+        put(bytes, transport + 4, ends.source.port);
+        (old, new) = (vec![embedded.ports.0], vec![ends.source.port]);
+    } else {
+        put(bytes, transport, ends.source.port);
+        put(bytes, transport + 2, ends.destination.port);
+        old.extend([embedded.ports.0, embedded.ports.1]);
+        new.extend([ends.source.port, ends.destination.port]);
+    }
+    let Some(field) = embedded.checksum_at else { return };
+    let before = word(bytes, field);
+    let value = if embedded.protocol == Protocol::Udp { moved_udp(before, &old, &new) } else { moved(before, &old, &new) };
+    put(bytes, field, value);
+    if embedded.protocol != Protocol::Udp {
+        either_zero.push(field);
+    }
+}

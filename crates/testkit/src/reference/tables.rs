@@ -1,0 +1,338 @@
+//! What the reference NAT remembers: mappings, sessions, fragments; who may have which external endpoint; what has ended.
+//!
+//! Knows no packets. Time is a number of milliseconds that never wraps. What ended by time stays in the *late* lists until the NAT
+//! has swept: its ports and records may be in use there still, and only that. Invariant: a mapping has a live session.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use portcullis_nat::policy::{Endpoint, Policy, Protocol};
+use portcullis_nat::view::SessionState;
+
+use super::tcp::{self, Direction};
+
+/// Where a session came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A packet from inside.
+    Inside,
+    /// A packet from outside that the filter let in.
+    Filter,
+    /// A packet from outside to a forward.
+    Forward,
+}
+
+/// What changes of a session. More than one candidate exists where the rules leave a choice, until the NAT's view is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Variant {
+    pub(super) state: SessionState,
+    pub(super) last_seen: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub(super) protocol: Protocol,
+    pub(super) internal: Endpoint,
+    pub(super) external: Endpoint,
+    pub(super) remote: Endpoint,
+    pub(super) origin: Origin,
+    /// The mapping; none of a forward's session.
+    pub(super) mapping: Option<u32>,
+    pub(super) variants: Vec<Variant>,
+    /// Who started it, while that is beyond doubt.
+    pub(super) outbound: Option<bool>,
+    pub(super) packets: (u32, u32),
+    /// Whether the packet counts are beyond doubt.
+    pub(super) counted: bool,
+}
+
+impl Session {
+    pub(super) fn key(&self) -> SessionKey {
+        (self.protocol, self.internal, self.remote)
+    }
+
+    pub(super) fn timeout(&self, state: SessionState, policy: &Policy) -> u64 {
+        match self.protocol {
+            Protocol::Tcp => tcp::timeout(state, &policy.timeouts),
+            Protocol::Udp => policy.timeouts.udp.as_millis() as u64,
+            Protocol::Icmp => policy.timeouts.icmp.as_millis() as u64,
+        }
+    }
+
+    fn is_live(&self, now: u64, policy: &Policy) -> bool {
+        let Variant { state, last_seen } = self.variants[0];
+        now - last_seen <= self.timeout(state, policy)
+    }
+}
+
+/// A session's name: protocol, internal endpoint, remote endpoint.
+pub(super) type SessionKey = (Protocol, Endpoint, Endpoint);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mapping {
+    pub(super) protocol: Protocol,
+    pub(super) internal: Endpoint,
+    pub(super) external: Endpoint,
+    pub(super) scope: Option<Endpoint>,
+}
+
+/// A fragmented packet's name: source, destination, identification, protocol (RFC 791, section 2.3).
+pub(super) type FragmentKey = (Ipv4Addr, Ipv4Addr, u16, u8);
+
+#[derive(Clone, Debug)]
+pub(super) struct FragmentEntry {
+    pub(super) source: Ipv4Addr,
+    pub(super) destination: Ipv4Addr,
+    /// The sessions that its first fragment used, with the direction of each.
+    pub(super) sessions: Vec<(SessionKey, Direction)>,
+    pub(super) born: u64,
+    pub(super) touched: u64,
+    /// Whether the NAT must know it.
+    pub(super) certain: bool,
+}
+
+/// What a forwarded packet does to the tables.
+#[derive(Clone, Debug)]
+pub(super) enum Effect {
+    /// A packet of a session that exists.
+    Advance { key: SessionKey, direction: Direction, flags: u8 },
+    /// A new session, and the mapping if that is new too.
+    Create { session: Box<Session>, mapping: Option<Mapping> },
+    /// A first fragment, recorded.
+    Fragment { key: FragmentKey, entry: FragmentEntry },
+    /// A later fragment.
+    LaterFragment { key: FragmentKey },
+}
+
+/// How full something is, from what must be and what may be in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Free,
+    /// Free, unless the NAT has not swept yet.
+    Perhaps,
+    Full,
+}
+
+/// The room when `live` records and `late` ones share `limit`.
+pub(super) fn room(live: usize, late: usize, limit: usize) -> Room {
+    match () {
+        () if live >= limit => Room::Full,
+        () if live + late >= limit => Room::Perhaps,
+        () => Room::Free,
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tables {
+    pub(super) sessions: HashMap<SessionKey, Session>,
+    pub(super) mappings: HashMap<u32, Mapping>,
+    pub(super) fragments: HashMap<FragmentKey, FragmentEntry>,
+    pub(super) late_sessions: Vec<Session>,
+    pub(super) late_mappings: Vec<Mapping>,
+    next_mapping: u32,
+}
+
+impl Tables {
+    /// Ends what was idle too long by `now`.
+    pub(super) fn expire(&mut self, now: u64, policy: &Policy) {
+        self.retire(|session| session.is_live(now, policy));
+    }
+
+    /// Ends the sessions that `keep` does not want, and the mappings that have none left then.
+    pub(super) fn retire(&mut self, keep: impl Fn(&Session) -> bool) {
+        let gone: Vec<_> = self.sessions.values().filter(|session| !keep(session)).map(Session::key).collect();
+        for key in gone {
+            self.late_sessions.extend(self.sessions.remove(&key));
+        }
+        let used: BTreeSet<_> = self.sessions.values().filter_map(|session| session.mapping).collect();
+        let ended: Vec<_> = self.mappings.keys().copied().filter(|id| !used.contains(id)).collect();
+        for id in ended {
+            self.late_mappings.extend(self.mappings.remove(&id));
+        }
+    }
+
+    pub(super) fn by_external(&self, protocol: Protocol, external: Endpoint, remote: Endpoint) -> Option<&Session> {
+        self.sessions.values().find(|s| (s.protocol, s.external, s.remote) == (protocol, external, remote))
+    }
+
+    pub(super) fn mapping_at(&self, protocol: Protocol, external: Endpoint) -> Option<(u32, Mapping)> {
+        let mut found = self.mappings.iter().filter(|(_, m)| (m.protocol, m.external) == (protocol, external));
+        found.next().map(|(&id, &mapping)| (id, mapping))
+    }
+
+    pub(super) fn mapping_of(&self, protocol: Protocol, internal: Endpoint, scope: Option<Endpoint>) -> Option<(u32, Mapping)> {
+        let mut found = self.mappings.iter().filter(|(_, m)| (m.protocol, m.internal, m.scope) == (protocol, internal, scope));
+        found.next().map(|(&id, &mapping)| (id, mapping))
+    }
+
+    pub(super) fn has_late_mapping(&self, protocol: Protocol, external: Endpoint) -> bool {
+        self.late_mappings.iter().any(|m| (m.protocol, m.external) == (protocol, external))
+    }
+
+    /// Does what a forwarded packet does.
+    pub(super) fn commit(&mut self, effects: Vec<Effect>, now: u64, inbound_refresh: bool) {
+        for effect in effects {
+            match effect {
+                Effect::Advance { key, direction, flags } => {
+                    if let Some(session) = self.sessions.get_mut(&key) {
+                        advance(session, direction, flags, now, inbound_refresh);
+                    }
+                }
+                Effect::Create { session, mapping } => self.create(*session, mapping, now),
+                Effect::Fragment { key, entry } => {
+                    self.fragments.insert(key, entry);
+                }
+                Effect::LaterFragment { key } => self.touch(key, now),
+            }
+        }
+    }
+
+    /// What a packet that was dropped late on its way may have done to sessions that existed before it.
+    pub(super) fn commit_perhaps(&mut self, effects: &[Effect], now: u64, inbound_refresh: bool) {
+        for effect in effects {
+            let Effect::Advance { key, direction, flags } = effect else { continue };
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            let before = session.clone();
+            advance(session, *direction, *flags, now, inbound_refresh);
+            let after = std::mem::replace(&mut session.variants, before.variants);
+            session.variants.extend(after);
+            (session.packets, session.counted) = (before.packets, false);
+        }
+    }
+
+    fn create(&mut self, mut session: Session, mapping: Option<Mapping>, now: u64) {
+        session.variants.iter_mut().for_each(|variant| variant.last_seen = now);
+        self.late_sessions.retain(|late| late.key() != session.key());
+        if let Some(mapping) = mapping {
+            self.late_mappings.retain(|late| (late.protocol, late.external) != (mapping.protocol, mapping.external));
+            session.mapping = Some(self.next_mapping);
+            self.mappings.insert(self.next_mapping, mapping);
+            self.next_mapping += 1;
+        }
+        self.sessions.insert(session.key(), session);
+    }
+
+    /// A later fragment may refresh the sessions of its first, or not.
+    fn touch(&mut self, key: FragmentKey, now: u64) {
+        let Some(entry) = self.fragments.get_mut(&key) else { return };
+        entry.touched = now;
+        for (key, _) in entry.sessions.clone() {
+            let Some(session) = self.sessions.get_mut(&key) else { continue };
+            let refreshed: Vec<_> = session.variants.iter().map(|variant| Variant { last_seen: now, ..*variant }).collect();
+            session.variants.extend(refreshed);
+            session.counted = false;
+        }
+    }
+
+    /// Says why `external` may not be given to a new mapping of `internal`, if it may not.
+    pub(super) fn objection(&self, policy: &Policy, protocol: Protocol, internal: Endpoint, external: Endpoint) -> Option<String> {
+        let Some(slot) = policy.externals.iter().find(|slot| slot.address == Some(external.address)) else {
+            return Some(format!("{} is no pool address", external.address));
+        };
+        if !slot.ports.contains(external.port) {
+            return Some(format!("port {} is not among the pool's", external.port));
+        }
+        if let Some((_, other)) = self.mapping_at(protocol, external) {
+            return Some(format!("it is in use by {other:?}"));
+        }
+        match self.paired(internal.address) {
+            Some(paired) if paired != external.address => Some(format!("{} is paired with {paired}", internal.address)),
+            _ => None,
+        }
+    }
+
+    /// The external address of an internal one that has mappings (RFC 4787, REQ-2).
+    pub(super) fn paired(&self, internal: Ipv4Addr) -> Option<Ipv4Addr> {
+        self.mappings.values().find(|mapping| mapping.internal.address == internal).map(|mapping| mapping.external.address)
+    }
+
+    /// Whether a new mapping of `internal` finds a port.
+    pub(super) fn port_room(&self, policy: &Policy, protocol: Protocol, internal: Ipv4Addr) -> Room {
+        let address_room = |address: Ipv4Addr| {
+            let slots = policy.externals.iter().filter(|slot| slot.address == Some(address));
+            let free = |slot: &portcullis_nat::policy::External| {
+                let of =
+                    |m: &&Mapping| m.protocol == protocol && m.external.address == address && slot.ports.contains(m.external.port);
+                let late = self.late_mappings.iter().filter(of).map(|m| m.external.port).collect::<BTreeSet<_>>();
+                room(self.mappings.values().filter(of).count(), late.len(), slot.ports.len() as usize)
+            };
+            slots.map(free).next().unwrap_or(Room::Full)
+        };
+        let addresses: Vec<_> = policy.externals.iter().filter_map(|slot| slot.address).collect();
+        let rooms: Vec<_> = match self.paired(internal) {
+            Some(paired) => vec![address_room(paired)],
+            None => addresses.iter().map(|&address| address_room(address)).collect(),
+        };
+        let best = match () {
+            () if rooms.contains(&Room::Free) => Room::Free,
+            () if rooms.contains(&Room::Perhaps) => Room::Perhaps,
+            () => Room::Full,
+        };
+        let bound = self.bound_elsewhere(internal).into_iter().any(|address| address_room(address) != Room::Free);
+        if best == Room::Free && self.paired(internal).is_none() && bound { Room::Perhaps } else { best }
+    }
+
+    /// External addresses that the NAT may hold an internal address to besides the pairing: by what it has not swept, or by a forward.
+    fn bound_elsewhere(&self, internal: Ipv4Addr) -> Vec<Ipv4Addr> {
+        let late = self.late_mappings.iter().filter(|m| m.internal.address == internal).map(|m| m.external.address);
+        let forwards = self.sessions.values().chain(&self.late_sessions).filter(|s| s.mapping.is_none());
+        late.chain(forwards.filter(|s| s.internal.address == internal).map(|s| s.external.address)).collect()
+    }
+}
+
+/// A packet of a session: its state, when it was last seen, its counts.
+fn advance(session: &mut Session, direction: Direction, flags: u8, now: u64, inbound_refresh: bool) {
+    let answered = session.packets.0 > 0 || !session.counted;
+    let mut variants = Vec::new();
+    for variant in &session.variants {
+        let states = match session.protocol {
+            Protocol::Tcp => tcp::successors(variant.state, direction, flags),
+            _ => vec![replied(variant.state, session.outbound, direction)],
+        };
+        for state in states {
+            for last_seen in refreshed(session, variant.last_seen, direction, flags, now, inbound_refresh, answered) {
+                let variant = Variant { state, last_seen };
+                if !variants.contains(&variant) {
+                    variants.push(variant);
+                }
+            }
+        }
+    }
+    if session.protocol == Protocol::Tcp && tcp::is_fresh_syn(flags) {
+        let closed = |v: &Variant| matches!(v.state, SessionState::Closing | SessionState::Reset);
+        if session.variants.iter().any(closed) {
+            (session.outbound, session.counted) = (None, false);
+        }
+    }
+    session.variants = variants;
+    match direction {
+        Direction::Outbound => session.packets.0 += 1,
+        Direction::Inbound => session.packets.1 += 1,
+    }
+}
+
+fn replied(state: SessionState, outbound: Option<bool>, direction: Direction) -> SessionState {
+    let same_way = outbound == Some(direction == Direction::Outbound);
+    if same_way { state } else { SessionState::Replied }
+}
+
+/// RFC 4787, REQ-6: outbound packets refresh. RFC 7857, section 7: inbound ones do not keep alive what the filter alone let in; once
+/// the inside has answered, or when the inside answers with a RST (section 7.1), either is right.
+fn refreshed(
+    session: &Session,
+    last_seen: u64,
+    direction: Direction,
+    flags: u8,
+    now: u64,
+    inbound_refresh: bool,
+    answered: bool,
+) -> Vec<u64> {
+    let reset = session.protocol == Protocol::Tcp && flags & crate::builder::RST != 0;
+    match direction {
+        Direction::Outbound if reset => vec![now, last_seen],
+        Direction::Outbound => vec![now],
+        Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh && answered => vec![last_seen, now],
+        Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh => vec![last_seen],
+        Direction::Inbound => vec![now],
+    }
+}

@@ -1,0 +1,111 @@
+//! Compares what the NAT shows of its tables with what the reference remembers, and settles what was left open.
+//!
+//! Knows views only. Sessions that ended but wait for the sweep may still be shown, with no time left.
+
+use std::collections::BTreeSet;
+
+use portcullis_nat::policy::Policy;
+use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionView};
+
+use super::tables::{Session, Variant};
+use super::{Disagreement, ReferenceNat};
+
+impl ReferenceNat {
+    /// Compares all live sessions, as of the last packet's or sweep's time, and takes over what the rules leave to the NAT.
+    ///
+    /// **Errors:** a session that is missing, unknown, or in a state, or with an expiry, that no rule leads to.
+    pub fn reconcile_sessions(&mut self, views: &[SessionView]) -> Result<(), Disagreement> {
+        let mut seen = BTreeSet::new();
+        for view in views {
+            let key = (view.protocol, view.internal, view.remote);
+            if !seen.insert(key) {
+                return Err(Disagreement::plain(format!("two sessions {key:?}")));
+            }
+            let Some(session) = self.tables.sessions.get_mut(&key) else {
+                let late = self.tables.late_sessions.iter().any(|late| late.key() == key && late.external == view.external);
+                if late && view.expires_in == 0 {
+                    continue;
+                }
+                return Err(Disagreement::plain(format!("the NAT has a session that should not be: {view:?}")));
+            };
+            settle(session, view, self.clock, &self.policy).map_err(Disagreement::plain)?;
+        }
+        match self.tables.sessions.values().find(|session| !seen.contains(&session.key())) {
+            Some(missing) => Err(Disagreement::plain(format!("the NAT lacks the session {missing:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares all live mappings.
+    ///
+    /// **Errors:** a mapping that is missing or unknown, or two with one external endpoint.
+    pub fn reconcile_mappings(&self, views: &[MappingView]) -> Result<(), Disagreement> {
+        let mut externals = BTreeSet::new();
+        for view in views {
+            let external = (view.protocol, view.external);
+            let forwards = self.forward_at(view.protocol, view.external).is_some();
+            if !forwards && !externals.insert(external) {
+                return Err(Disagreement::plain(format!("two mappings share {external:?}")));
+            }
+            let live = self.tables.mappings.values();
+            let mut known = live.chain(&self.tables.late_mappings);
+            let is = |m: &super::tables::Mapping| {
+                (m.protocol, m.internal, m.external, m.scope) == (view.protocol, view.internal, view.external, view.scope)
+            };
+            if !forwards && !known.any(is) {
+                return Err(Disagreement::plain(format!("the NAT has a mapping that should not be: {view:?}")));
+            }
+        }
+        match self.tables.mappings.values().find(|mapping| !externals.contains(&(mapping.protocol, mapping.external))) {
+            Some(missing) => Err(Disagreement::plain(format!("the NAT lacks the mapping {missing:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares the gauges: at least what lives, at most what has not been swept besides.
+    ///
+    /// **Errors:** a gauge outside of that.
+    pub fn check_gauges(&self, gauges: &Gauges, port_use: &[PortUse]) -> Result<(), Disagreement> {
+        let tables = &self.tables;
+        let within = |name: &str, shown: u32, live: usize, most: usize| {
+            let right = (live..=most).contains(&(shown as usize));
+            if right { Ok(()) } else { Err(Disagreement::plain(format!("{shown} {name}, not {live} to {most}"))) }
+        };
+        within("sessions", gauges.sessions, tables.sessions.len(), tables.sessions.len() + tables.late_sessions.len())?;
+        let statics = tables.sessions.values().chain(&tables.late_sessions).filter(|session| session.mapping.is_none()).count();
+        let most = tables.mappings.len() + tables.late_mappings.len() + statics;
+        within("mappings", gauges.mappings, tables.mappings.len(), most)?;
+        for used in port_use {
+            let of = |m: &&super::tables::Mapping| (m.protocol, m.external.address) == (used.protocol, used.address);
+            let live = tables.mappings.values().filter(of).count();
+            let late = tables.late_mappings.iter().filter(of).count();
+            within(&format!("{:?} ports of {} in use", used.protocol, used.address), used.used, live, live + late)?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the variants of a session that the view agrees with.
+fn settle(session: &mut Session, view: &SessionView, clock: u64, policy: &Policy) -> Result<(), String> {
+    if session.external != view.external {
+        return Err(format!("{view:?} should have the external endpoint {:?}", session.external));
+    }
+    let fits = |variant: &Variant| {
+        let left = (variant.last_seen + session.timeout(variant.state, policy)).saturating_sub(clock);
+        variant.state == view.state && (left..=left + 1).contains(&u64::from(view.expires_in))
+    };
+    let fitting: Vec<_> = session.variants.iter().copied().filter(fits).collect();
+    let Some(&first) = fitting.first() else {
+        let wanted: Vec<_> =
+            session.variants.iter().map(|v| (v.state, v.last_seen + session.timeout(v.state, policy) - clock)).collect();
+        return Err(format!("{view:?} should be one of {wanted:?} (state, milliseconds left)"));
+    };
+    session.variants = vec![first];
+    if session.outbound.is_some_and(|outbound| outbound != view.outbound) {
+        return Err(format!("{view:?} was started by the other side"));
+    }
+    if session.counted && session.packets != (view.packets_out, view.packets_in) {
+        return Err(format!("{view:?} should have counted {:?} packets", session.packets));
+    }
+    Ok(())
+}
