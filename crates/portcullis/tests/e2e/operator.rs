@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_testkit::topology::gateway::Setup;
-use portcullis_testkit::topology::is_root_or_skips;
 use portcullis_testkit::topology::program::{Output, Program};
+use portcullis_testkit::topology::{POOL, SERVER, is_root_or_skips};
 
 use crate::world::{World, ask, binary, contains, run_portcullis, udp, usual};
 
@@ -22,11 +22,15 @@ fn sessions_are_listed_as_lines_and_as_json() {
             .find(|line| line.contains("10.0.0.2") && line.contains("6600"))
             .with_context(|| format!("no line:\n{lines}"))?;
         ["udp", "198.51.100.2", "203.0.113.10"].into_iter().try_for_each(|word| contains(line, word))?;
-        let json = world.json("sessions --json")?;
-        let text = json.to_string();
-        ["10.0.0.2", "6600", "198.51.100.2", "203.0.113.10"].into_iter().try_for_each(|word| contains(&text, word))?;
+        let sessions = world.json_lines("sessions --json")?;
+        let session = sessions.iter().find(|session| session["internal"]["port"] == 6600).context("no JSON of the session")?;
+        ensure!(session["protocol"] == "udp" && session["internal"]["address"] == "10.0.0.2", "{session}");
+        ensure!(session["external"]["address"] == POOL && session["remote"]["address"] == SERVER, "{session}");
+        ensure!(session["packets_out"] == 1 && session["packets_in"] == 1, "{session}");
         contains(&world.gateway.ask("mappings")?.success()?.stdout, "6600")?;
-        contains(&world.json("mappings --json")?.to_string(), "6600")
+        let mappings = world.json_lines("mappings --json")?;
+        ensure!(mappings.iter().any(|mapping| mapping["internal"]["port"] == 6600), "no JSON of the mapping: {mappings:?}");
+        Ok(())
     });
 }
 

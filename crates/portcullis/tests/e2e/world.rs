@@ -201,6 +201,13 @@ impl World {
         serde_json::from_str(&output.stdout).with_context(|| format!("no JSON: {output}"))
     }
 
+    /// Runs a `portcullis` subcommand that has to succeed, and reads the JSON values that it prints, one a line.
+    pub(crate) fn json_lines(&self, words: &str) -> Result<Vec<serde_json::Value>> {
+        let output = self.gateway.ask(words)?.success()?;
+        let values = output.stdout.lines().map(serde_json::from_str);
+        values.collect::<Result<_, _>>().with_context(|| format!("no JSON: {output}"))
+    }
+
     /// The metrics page.
     pub(crate) fn metrics(&self) -> Result<String> {
         self.topology.gateway().run("curl -sS --fail --max-time 5 http://127.0.0.1:9464/metrics")
