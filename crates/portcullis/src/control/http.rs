@@ -62,3 +62,50 @@ where
     // Either way the connection is over, and whose fault it was interests nobody.
     let _ = tokio::time::timeout(limits.lifetime, connection).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Instant;
+
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const TIGHT: Limits = Limits { connections: 1, head: Duration::from_millis(100), lifetime: Duration::from_millis(300) };
+
+    async fn read_all(mut stream: TcpStream) -> String {
+        let mut answer = Vec::new();
+        // A reset is an end like any other here.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_or_waits_for_ever_holds_others_up_for_a_bounded_time() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let router =
+            Router::new().route("/", get(async || "here")).route("/never", get(async || std::future::pending::<&str>().await));
+        let server = tokio::spawn(serve(listener, router, TIGHT, std::future::pending()));
+        let ask = async |request: &str| {
+            let mut stream = TcpStream::connect(address).await.expect("a connection");
+            stream.write_all(request.as_bytes()).await.expect("sent");
+            stream
+        };
+        let start = Instant::now();
+        // Each takes the only place, one after the other.
+        let silent = ask("").await;
+        let half = ask("GET / HTTP/1.1\r\nHost:").await;
+        let waiting = ask("GET /never HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let good = ask("GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(read_all(good).await.ends_with("here"));
+        assert!(start.elapsed() >= TIGHT.lifetime, "the others had their time");
+        for stream in [silent, half, waiting] {
+            assert!(!read_all(stream).await.contains("200"), "none of them was answered");
+        }
+        server.abort();
+    }
+}

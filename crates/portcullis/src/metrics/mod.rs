@@ -7,6 +7,8 @@ mod collector;
 pub(crate) mod names;
 
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
 mod tests;
 
 use std::future::Future;

@@ -27,7 +27,7 @@ use super::devices::{self, Devices};
 use super::punter::KernelPunter;
 use super::steering;
 use crate::cli::exit::Failure;
-use crate::control::window::{Granted, Window, XdpCount};
+use crate::control::window::{Granted, Window, XdpCount, XdpCounters};
 use crate::doors::commands::Phase;
 use crate::doors::counters::{QueueFigures, QueueName, Shape};
 use crate::doors::events::Event;
@@ -337,17 +337,16 @@ fn granted(devices: &Devices, modes: &[(DeviceId, AttachMode)], sockets: &[Socke
     let mut all = Vec::new();
     for (used, &(id, mode)) in devices.used.iter().zip(modes) {
         let copy = sockets.iter().find(|socket| socket.queue().device == used.device.name).map_or(Mode::Copy, Socket::mode);
-        let huge_pages = umem.pages() != Pages::Small;
+        let huge_pages = umem.pages() == Pages::Huge;
         tracing::info!(
-            "device {}: driver {}, XDP {}, {}, {} of {} queues, MTU {}, packet memory on {} pages",
+            "device {}: driver {}, XDP {}, {}, {} queues, MTU {}, packet memory on {} pages",
             used.device.name,
             used.device.driver,
             mode.label(),
             copy.label().replace('_', "-"),
             used.queues,
-            used.device.rx_queues(),
             used.device.mtu,
-            if huge_pages { "huge" } else { "small" },
+            umem.pages().label().replace('_', " "),
         );
         let mode = match mode {
             AttachMode::Native => api::XdpMode::Native,
@@ -451,7 +450,7 @@ fn report_externals(before: &Policy, after: &Policy) {
     }
 }
 
-fn xdp_counters(steer: &Arc<std::sync::Mutex<Steer>>) -> crate::control::window::XdpCounters {
+fn xdp_counters(steer: &Arc<std::sync::Mutex<Steer>>) -> XdpCounters {
     let steer = Arc::clone(steer);
     Box::new(move || match lock(&steer).counters() {
         Ok(counts) => counts
