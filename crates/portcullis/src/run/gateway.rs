@@ -99,6 +99,7 @@ pub(super) struct Gateway {
     worker: Option<JoinHandle<SocketWorker>>,
     policy: Arc<Policy>,
     local_ports: PortRange,
+    window: Arc<Window>,
     stop_servers: watch::Sender<bool>,
     servers: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -130,10 +131,7 @@ impl Gateway {
 
         let queues: Vec<_> = devices.queues().collect();
         let shape = Shape {
-            queues: queues
-                .iter()
-                .map(|(_, queue)| QueueName { interface: queue.device.clone(), queue: queue.queue })
-                .collect(),
+            queues: queues.iter().map(|(_, queue)| QueueName { interface: queue.device.clone(), queue: queue.queue }).collect(),
             externals: rules.slot_count(),
         };
         let (worker_doors, control) = doors::open(shape, Arc::clone(&policy), network);
@@ -158,7 +156,8 @@ impl Gateway {
         let window = Window::new(&path.display().to_string(), [&control], control.policy.clone(), xdp_counters(&steer));
         window.set_granted(granted);
         let (stop_servers, stopped) = watch::channel(false);
-        let servers = serve(Arc::new(window), control_socket, metrics_socket, &stopped);
+        let window = Arc::new(window);
+        let servers = serve(Arc::clone(&window), control_socket, metrics_socket, &stopped);
 
         let requests = Requests::open().map_err(anyhow::Error::from)?;
         let claims = Claims::start(mirror.subscribe(), requests.clone(), wanted(rules));
@@ -177,6 +176,7 @@ impl Gateway {
             worker: Some(worker),
             policy,
             local_ports,
+            window,
             stop_servers,
             servers,
         })
@@ -221,9 +221,33 @@ impl Gateway {
         Ok(())
     }
 
+    /// Goes by other rules from now on. Sessions stay, but for those of external addresses that are gone; those of a forward that is
+    /// gone end in their time. **Errors:** the rules do not fit the box, or need a restart; nothing has changed then.
+    pub(super) fn reload(&mut self, rules: Config) -> Result<(), Failure> {
+        if let Some(part) = needs_restart(&self.rules, &rules) {
+            return Err(Failure::Config(format!("{part} cannot be changed while the gateway runs: restart it")));
+        }
+        let state = self.mirror.state();
+        devices::check(&rules, &state)?;
+        let before = std::mem::replace(&mut self.rules, rules);
+        if let Err(failure) = self.follow(&state) {
+            self.rules = before;
+            return Err(failure);
+        }
+        self.claims.set(wanted(&self.rules));
+        tracing::info!("SIGHUP: the configuration is reloaded");
+        self.rules.summary().iter().for_each(|line| tracing::info!("{line}"));
+        Ok(())
+    }
+
+    /// Tells whoever asks how the last reload ended.
+    pub(super) fn note_reload(&self, successful: bool) {
+        self.window.set_reloaded(successful);
+    }
+
     fn check_devices(&self, state: &KernelState) -> Result<(), Failure> {
         for used in &self.devices.used {
-            let Device { name, ifindex } = Device { name: &used.device.name, ifindex: used.device.ifindex };
+            let (name, ifindex) = (&used.device.name, used.device.ifindex);
             if state.link(name).map(|(index, _)| index) != Some(ifindex) {
                 return Err(Failure::Other(anyhow::anyhow!(
                     "device {name} is gone, and with it its queues: start the gateway again when it is back (a service manager does)"
@@ -255,10 +279,17 @@ impl Gateway {
     }
 }
 
-/// A device by its name and index.
-struct Device<'d> {
-    name: &'d str,
-    ifindex: u32,
+/// The part of the rules that differs and is only read at start.
+fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
+    let parts = [
+        ("[[interface]]", before.interfaces != after.interfaces),
+        ("[limits]", before.limits != after.limits),
+        ("[worker]", before.worker != after.worker),
+        ("[metrics]", before.metrics != after.metrics),
+        ("[control]", before.control.socket != after.control.socket),
+        ("the number of external addresses, beyond what it was at start,", after.slot_count() > before.slot_count()),
+    ];
+    parts.into_iter().find_map(|(part, differs)| differs.then_some(part))
 }
 
 /// Gives the worker's frames back before the memory goes.
@@ -455,11 +486,7 @@ fn xdp_counters(steer: &Arc<std::sync::Mutex<Steer>>) -> XdpCounters {
     Box::new(move || match lock(&steer).counters() {
         Ok(counts) => counts
             .into_iter()
-            .map(|(counter, packets)| XdpCount {
-                label: counter.label().into(),
-                meaning: counter.meaning().into(),
-                packets,
-            })
+            .map(|(counter, packets)| XdpCount { label: counter.label().into(), meaning: counter.meaning().into(), packets })
             .collect(),
         Err(error) => {
             tracing::warn!(%error, "cannot read the XDP program's counters");
