@@ -121,6 +121,12 @@ impl<P, N> Reader<P, N> {
         self.seen = snapshot.generation;
         Some(snapshot)
     }
+
+    /// The generation that the worker goes by.
+    #[cfg(test)]
+    pub(crate) const fn seen(&self) -> u64 {
+        self.seen
+    }
 }
 
 #[cfg(test)]
