@@ -19,7 +19,7 @@ mod errors;
 mod fragments;
 mod halves;
 mod legal;
-mod read;
+pub(crate) mod read;
 mod rewrite;
 mod tables;
 mod tcp;

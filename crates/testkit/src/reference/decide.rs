@@ -49,6 +49,9 @@ impl ReferenceNat {
             legal = self.expired(received, &legal);
         }
         legal.drops.extend(&reading.tolerated);
+        if interface.side == Side::Outside && self.network.route(datagram.source) == Some(Route::Local) {
+            legal.drops.push(DropReason::SpoofedOutside);
+        }
         legal
     }
 

@@ -50,10 +50,6 @@ impl Choice {
     pub(super) fn makes_session(&self) -> bool {
         matches!(self.effect, Effect::Create { .. })
     }
-
-    pub(super) fn makes_mapping(&self) -> bool {
-        matches!(self.effect, Effect::Create { mapping: Some(_), .. })
-    }
 }
 
 /// What one half of a translation may do.
