@@ -4,6 +4,7 @@
 //! `PROPTEST_CASES` scales every property. Blind spots: one worker; the sweep's lateness only from above; fragments of more than
 //! three pieces.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use portcullis_nat::counters::Counter;
@@ -203,7 +204,12 @@ impl<'m> Bench<'m> {
         self.reference.adopt_network(network);
     }
 
+    /// An address that comes back before the sweep has passed may bring its sessions back with it, which no rule settles: the sweep
+    /// goes first.
     fn flip_address(&mut self, slot: usize) {
+        if self.policy.externals[slot].address.is_none() {
+            self.sweep();
+        }
         let external = &mut self.policy.externals[slot];
         external.address = if external.address.is_none() { Some(POOL[slot]) } else { None };
         let policy = Arc::new(self.policy.clone());
@@ -302,7 +308,8 @@ fn play(scenario: &Scenario, check: Check, aloud: bool) -> Result<(), (String, V
     bench.log = aloud.then(Vec::new);
     for (number, step) in scenario.steps.iter().enumerate() {
         bench.note(|| format!("step {number}: {step:?}"));
-        if let Err(why) = check(&mut bench, step) {
+        let checked = catch_unwind(AssertUnwindSafe(|| check(&mut bench, step)));
+        if let Err(why) = checked.unwrap_or_else(|_| Err("it panicked".to_owned())) {
             let log = bench.log.take().unwrap_or_default().join("\n");
             return Err((format!("{log}\n\n{:?}\n\nstep {number}: {why}", scenario.plan), bench.records));
         }
@@ -370,7 +377,9 @@ fn a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged() {
             let forwards = bench.outcomes.len();
             let outcome = bench.reference.observe(frame.device, &frame.bytes, bench.now, done.verdict, &done.bytes);
             let outcome = outcome.map_err(|disagreement| disagreement.to_string())?;
-            let stopped = matches!(outcome, Outcome::Dropped(_) | Outcome::Punted | Outcome::Replied);
+            // A hairpin that is filtered leaves its outbound half, which is what hole punching needs.
+            let half = outcome == Outcome::Dropped(DropReason::Filtered) && frame.device == DeviceId(0);
+            let stopped = !half && matches!(outcome, Outcome::Dropped(_) | Outcome::Punted | Outcome::Replied);
             if stopped && known.is_empty() && state(bench) != before {
                 return Err(format!("{outcome:?} of packet {forwards} changed {before} to {}", state(bench)));
             }

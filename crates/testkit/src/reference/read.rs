@@ -170,6 +170,9 @@ fn read_datagram(bytes: &[u8], reading: &mut Reading) {
 
 fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
     let Some(protocol) = Protocol::from_number(datagram.protocol) else {
+        if datagram.offset > 0 {
+            reading.tolerated.push(DropReason::FragmentWithoutFirst);
+        }
         return Transport::Unsupported(DropReason::UnsupportedProtocol);
     };
     if datagram.offset > 0 {
@@ -252,7 +255,12 @@ fn read_icmp(datagram: &Datagram, payload: &[u8], whole: bool, reading: &mut Rea
             let embedded = read_embedded(datagram.header_len, payload, reading);
             Transport::Error { embedded, checksum_right: verifies(&[payload]) }
         }
-        _ => Transport::Unsupported(DropReason::UnsupportedIcmp),
+        _ => {
+            if !verifies(&[payload]) {
+                reading.tolerated.push(DropReason::BadIcmpChecksum);
+            }
+            Transport::Unsupported(DropReason::UnsupportedIcmp)
+        }
     }
 }
 
