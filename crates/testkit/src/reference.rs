@@ -19,7 +19,7 @@ mod errors;
 mod fragments;
 mod halves;
 mod legal;
-mod read;
+pub(crate) mod read;
 mod rewrite;
 mod tables;
 mod tcp;
@@ -171,13 +171,26 @@ impl ReferenceNat {
         };
         match judge(&legal, received, verdict, output) {
             Ok((outcome, effects)) => {
-                if effects.is_empty() && !matches!(outcome, Outcome::Error(_)) {
+                if outcome == Outcome::Dropped(DropReason::Filtered) && !legal.kept.is_empty() {
+                    self.keep(legal.kept);
+                } else if effects.is_empty() && !matches!(outcome, Outcome::Error(_)) {
                     self.tables.commit_perhaps(&legal.perhaps, self.clock, self.policy.inbound_refresh);
                 }
                 self.tables.commit(effects, self.clock, self.policy.inbound_refresh);
                 Ok(outcome)
             }
             Err(why) => Err(explained(device, input, self.clock, verdict, output, &legal, &why)),
+        }
+    }
+}
+
+impl ReferenceNat {
+    /// Keeps what was made although the packet was dropped: at once if there is no doubt about it.
+    fn keep(&mut self, mut kept: Vec<tables::Effect>) {
+        if kept.len() == 1 {
+            self.tables.commit(kept, self.clock, self.policy.inbound_refresh);
+        } else {
+            self.tables.unseen.append(&mut kept);
         }
     }
 }

@@ -30,10 +30,13 @@ impl ReferenceNat {
         let Some(entry) = self.tables.fragments.get(&key).filter(|entry| self.clock - entry.touched <= timeout) else {
             return absent();
         };
+        let from_outside = received.interface.side == Side::Outside;
+        if !from_outside && !self.is_external(entry.source) {
+            return absent();
+        }
         let live = entry.sessions.iter().all(|(key, _)| self.tables.sessions.contains_key(key));
         let certain = entry.certain && live && self.clock - entry.born <= timeout;
         let mut legal = if certain { Legal::default() } else { absent() };
-        let from_outside = received.interface.side == Side::Outside;
         let (to, outcome) = match (entry.sessions.len(), from_outside) {
             (_, true) => (Side::Inside, Outcome::Inbound),
             (1, false) if !self.is_external(datagram.destination) => (Side::Outside, Outcome::Outbound),

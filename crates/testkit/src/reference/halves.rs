@@ -28,7 +28,7 @@ pub(super) struct Flow {
 
 impl Flow {
     /// Whether it may start a session, or why not. Replies from outside are let through by some filters: see `inbound`.
-    fn objection(self) -> Option<DropReason> {
+    pub(super) fn objection(self) -> Option<DropReason> {
         match self.protocol {
             Protocol::Tcp if !tcp::is_fresh_syn(self.flags) => Some(DropReason::TcpNotSyn),
             Protocol::Icmp if !self.request => Some(DropReason::NoMapping),
@@ -49,10 +49,6 @@ pub(super) struct Choice {
 impl Choice {
     pub(super) fn makes_session(&self) -> bool {
         matches!(self.effect, Effect::Create { .. })
-    }
-
-    pub(super) fn makes_mapping(&self) -> bool {
-        matches!(self.effect, Effect::Create { mapping: Some(_), .. })
     }
 }
 
@@ -159,18 +155,18 @@ impl ReferenceNat {
     /// A mapping that does not exist yet: its external endpoint is the NAT's to choose, and ours to object to.
     fn new_mapping(&self, flow: Flow, shown: Option<Endpoint>, half: &mut Half) {
         let answer = Answer::Due(self.exhausted());
+        let (live, late) = self.mappings_in_all();
+        let records = room(live, late, self.limits.mappings);
+        if records != Room::Free {
+            half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: records == Room::Full });
+        }
         let none = self.policy.externals.iter().all(|slot| slot.address.is_none() || slot.ports.is_empty());
         if none {
             let reasons = vec![DropReason::NoExternalAddress, DropReason::PortsExhausted];
             half.failures.push(Failure { reasons, answer, certain: true });
             return;
         }
-        let (live, late) = self.mappings_in_all();
-        let records = room(live, late, self.limits.mappings);
         let ports = self.tables.port_room(&self.policy, flow.protocol, flow.source.address);
-        if records != Room::Free {
-            half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: records == Room::Full });
-        }
         if ports != Room::Free {
             half.failures.push(Failure { reasons: vec![DropReason::PortsExhausted], answer, certain: ports == Room::Full });
         }
@@ -210,7 +206,8 @@ impl ReferenceNat {
     }
 
     /// The inbound half. `made` sessions and mappings come into being in the same packet's outbound half (hairpinning); `shown` is
-    /// the destination endpoint of what the NAT sent.
+    /// the destination endpoint of what the NAT sent. On a shared address, what belongs to no session and starts none may be of the
+    /// box's own connections, even where a forward or a mapping has the port.
     pub(super) fn inbound_half(&self, flow: Flow, made: usize, shown: Option<Endpoint>) -> Half {
         let external = flow.destination;
         if let Some(session) = self.tables.by_external(flow.protocol, external, flow.source) {
@@ -246,6 +243,7 @@ impl ReferenceNat {
     fn inbound_to_forward(&self, flow: Flow, forward: &PortForward, made: usize, half: &mut Half) {
         if let Some(reason) = flow.objection() {
             half.fail(reason);
+            half.punt = self.is_shared(flow.destination.address);
             return;
         }
         self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
@@ -277,7 +275,10 @@ impl ReferenceNat {
                 let reasons = vec![reason, DropReason::Filtered];
                 half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
             }
-            Some(reason) => half.fail(reason),
+            Some(reason) => {
+                half.fail(reason);
+                half.punt = lets_in && self.is_shared(flow.destination.address);
+            }
             None => {}
         }
         let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));

@@ -62,7 +62,7 @@ fn moved_udp(field: u16, old: &[u16], new: &[u16]) -> u16 {
 }
 
 fn header(bytes: &mut [u8], header_len: usize, source: Ipv4Addr, destination: Ipv4Addr) {
-    bytes[8] -= 1;
+    bytes[8] = bytes[8].saturating_sub(1);
     bytes[12..16].copy_from_slice(&source.octets());
     bytes[16..20].copy_from_slice(&destination.octets());
     finish_header(bytes, 0, header_len);

@@ -129,6 +129,8 @@ pub(super) struct Tables {
     pub(super) fragments: HashMap<FragmentKey, FragmentEntry>,
     pub(super) late_sessions: Vec<Session>,
     pub(super) late_mappings: Vec<Mapping>,
+    /// A session that was made with nothing shown of it: alternatives that differ in the external endpoint. The view decides.
+    pub(super) unseen: Vec<Effect>,
     next_mapping: u32,
 }
 
