@@ -1,0 +1,18 @@
+//! End-to-end tests: real programs through the gateway, in network namespaces. As root; skipped loudly otherwise.
+//!
+//! One topology for all, built by the first test and removed at exit; one gateway, restarted only when a test wants another
+//! configuration. Tests run one after another. `PORTCULLIS_E2E_GATEWAY=kernel` runs them against the kernel's masquerade, which shows
+//! whether a test that fails asks for more than NAT; tests of what only Portcullis does are skipped there.
+//! Blind spots: one queue, copy mode, veth; no NIC, no VLAN where the kernel has no VLAN devices.
+
+mod changes;
+mod death;
+mod errors;
+mod filtering;
+mod forwards;
+mod host;
+mod load;
+mod offloads;
+mod operator;
+mod reach;
+mod world;
