@@ -13,7 +13,7 @@ default:
 # Real programs through a gateway in three network namespaces (root). `--stay` leaves it up and says what to try.
 demo *ARGS:
     cargo build --release -p portcullis -p portcullis-testkit --bins
-    cargo run --release -q -p portcullis-testkit --bin demo -- "$@"
+    exec target/release/demo "$@"
 
 # Every test; the end-to-end ones need root and are skipped, loudly, without it.
 test:
