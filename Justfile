@@ -35,7 +35,7 @@ run *ARGS:
     exec target/release/portcullis run "$@"
 
 # The property tests with many more cases than `just test` has time for.
-fuzz CASES="100000":
+fuzz CASES="4096":
     PROPTEST_CASES="$1" cargo test --release -p portcullis-wire -p portcullis-steering -p portcullis-nat -p portcullis-testkit
 
 # Our generator and sink over a bare veth pair (root): what the wire itself carries, the ceiling of every namespace figure.
