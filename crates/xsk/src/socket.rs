@@ -99,6 +99,7 @@ pub struct Socket {
     ring: u32,
     /// Frames given to the tx ring and not seen in the completion ring yet.
     in_transmit: usize,
+    dropped_by_device: u64,
     core: Core,
 }
 
@@ -140,7 +141,21 @@ impl Socket {
             scratch: Box::new([FrameDesc::default(); BURST]),
         };
         let (name, ring) = (queue.clone(), umem.ring());
-        Ok(Self { name, mode, closable, busy_polling: false, fd, tx, rx, fill, completion, ring, in_transmit: 0, core })
+        Ok(Self {
+            name,
+            mode,
+            closable,
+            busy_polling: false,
+            fd,
+            tx,
+            rx,
+            fill,
+            completion,
+            ring,
+            in_transmit: 0,
+            dropped_by_device: 0,
+            core,
+        })
     }
 
     /// The device and queue.
@@ -162,6 +177,12 @@ impl Socket {
     /// Descriptors that the kernel handed out and that were refused: out of bounds, or of a frame that it did not have.
     pub fn refused_descriptors(&self) -> u64 {
         self.core.refused
+    }
+
+    /// Packets that the device dropped on transmission because its queue was full (copy mode; the kernel tells it by an error of the
+    /// send call and counts it nowhere else).
+    pub fn dropped_by_device(&self) -> u64 {
+        self.dropped_by_device
     }
 
     /// The kernel's counters of the queue.
@@ -347,7 +368,7 @@ impl Port for Socket {
             // Asking for the whole ring makes libxdp read how far the kernel has come.
             let waiting = (self.ring - self.tx.nb_free(self.ring)) as usize;
             if waiting > 0 && self.tx.needs_wakeup() {
-                kick(self.fd, waiting);
+                self.dropped_by_device += kick(self.fd, waiting);
             }
         }
         if self.busy_polling || self.fill.needs_wakeup() {
@@ -376,15 +397,18 @@ fn give(held: &mut FrameSet, umem: &Arc<Shared>, frame: XskFrame) -> FrameDesc {
     frame.into_descriptor()
 }
 
-/// Has the kernel transmit `waiting` packets. EAGAIN says that its budget ran out and more is in the ring; other errors (the device's
-/// queue is full, the link is down) leave the rest in the ring for the next wake-up.
-fn kick(fd: RawFd, waiting: usize) {
+/// Has the kernel transmit `waiting` packets, and says how many the device has dropped of them. EAGAIN says that the kernel's budget
+/// ran out and more is in the ring; EBUSY that the device dropped a packet because its queue is full: the rest then waits for the next
+/// wake-up, as it does when the link is down.
+fn kick(fd: RawFd, waiting: usize) -> u64 {
     for _ in 0..(waiting.div_ceil(KICK_BUDGET) + 1).min(KICKS) {
-        match sys::kick_transmit(fd) {
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
-            _ => return,
+        match sys::kick_transmit(fd).map_err(|error| error.raw_os_error()) {
+            Err(Some(libc::EAGAIN)) => {}
+            Err(Some(libc::EBUSY)) => return 1,
+            _ => return 0,
         }
     }
+    0
 }
 
 /// A UMEM with its sockets and its free frames.

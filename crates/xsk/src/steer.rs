@@ -333,6 +333,17 @@ mod tests {
     }
 
     #[test]
+    fn what_threads_share_may_be_shared() {
+        fn shared<T: Send + Sync>() {}
+        fn moved<T: Send>() {}
+        shared::<Steer>();
+        shared::<Punter>();
+        shared::<crate::umem::Umem>();
+        moved::<crate::socket::Socket>();
+        moved::<crate::frame::XskFrame>();
+    }
+
+    #[test]
     fn the_kernels_words_are_taken_once() {
         listen(PrintLevel::Warn, "libbpf: Kernel error message: Peer MTU is too large to set XDP\n".into());
         assert_eq!(kernel_message(), "Peer MTU is too large to set XDP");

@@ -463,6 +463,33 @@ fn several_queues_of_a_device_have_their_own_sockets() {
 }
 
 #[test]
+fn packets_that_the_device_drops_are_counted_and_complete() {
+    as_root("packets_that_the_device_drops_are_counted_and_complete", || {
+        let mut bench = bench(SMALL, AttachMode::Native);
+        // With the other end down, veth drops what is sent.
+        bench.outside.host.enter(|| ip("link set out0p down"));
+        let packet = bench.outbound(b"nowhere");
+        let mut burst = bench.pool.split_off(bench.pool.len() - 3);
+        for frame in &mut burst {
+            frame.set_packet_len(packet.len());
+            frame.buffer()[..packet.len()].copy_from_slice(&packet);
+        }
+        assert_eq!(bench.sockets[1].transmit(&mut burst), 3);
+        let mut done = Vec::new();
+        let socket = &mut bench.sockets[1];
+        eventually("all complete, sent or not", || {
+            socket.wake();
+            socket.complete(&mut done);
+            done.len() == 3
+        });
+        assert_eq!(socket.dropped_by_device(), 3);
+        bench.pool.append(&mut done);
+        bench.check(0);
+        bench.finish();
+    });
+}
+
+#[test]
 fn a_full_transmit_ring_keeps_what_did_not_fit() {
     as_root("a_full_transmit_ring_keeps_what_did_not_fit", || {
         let mut bench = bench(SMALL, AttachMode::Native);
@@ -484,6 +511,7 @@ fn a_full_transmit_ring_keeps_what_did_not_fit() {
             done.len() == 64
         });
         assert_eq!(socket.transmit(&mut burst), total - 64);
+        assert_eq!(socket.dropped_by_device(), 0);
         bench.pool.append(&mut done);
         bench.check(0);
         bench.finish();
