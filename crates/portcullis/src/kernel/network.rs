@@ -342,8 +342,8 @@ mod tests {
         network(state, &configured()).route(destination.parse().expect("address"))
     }
 
-    fn leads_to(interface: u16, gateway: &str) -> Option<Route> {
-        Some(Route::Via { interface: InterfaceId(interface), gateway: gateway.parse().ok(), mtu: None })
+    fn via_route(interface: u16, gateway: &str) -> Route {
+        Route::Via { interface: InterfaceId(interface), gateway: gateway.parse().ok(), mtu: None }
     }
 
     #[test]
@@ -353,8 +353,8 @@ mod tests {
         add(&mut state, Table::Main, "10.4.0.0/16", entry(0, Target::Throw));
         add(&mut state, Table::Main, "10.5.0.0/16", entry(0, via(OTHER, "172.16.0.1")));
         add(&mut state, Table::Main, "10.6.0.0/16", entry(0, Target::Foreign));
-        assert_eq!(route_to(&state, "10.0.0.9"), leads_to(0, ""));
-        assert_eq!(route_to(&state, "203.0.113.9"), leads_to(1, "192.0.2.1"));
+        assert_eq!(route_to(&state, "10.0.0.9"), Some(via_route(0, "")));
+        assert_eq!(route_to(&state, "203.0.113.9"), Some(via_route(1, "192.0.2.1")));
         assert_eq!(route_to(&state, "10.0.0.1"), Some(Route::Local));
         assert_eq!(route_to(&state, "10.0.0.255"), Some(Route::Local));
         assert_eq!(route_to(&state, "10.3.1.1"), Some(Route::Unreachable));
@@ -367,18 +367,18 @@ mod tests {
     fn the_lowest_metric_wins_and_the_next_takes_over_when_its_link_is_down() {
         let mut state = state();
         add(&mut state, Table::Main, "0.0.0.0/0", entry(100, via(BACKUP, "198.51.100.1")));
-        assert_eq!(route_to(&state, "203.0.113.9"), leads_to(1, "192.0.2.1"));
+        assert_eq!(route_to(&state, "203.0.113.9"), Some(via_route(1, "192.0.2.1")));
         state.apply(Change::Link(OUT, link("out", false)));
-        assert_eq!(route_to(&state, "203.0.113.9"), leads_to(2, "198.51.100.1"));
+        assert_eq!(route_to(&state, "203.0.113.9"), Some(via_route(2, "198.51.100.1")));
         state.apply(Change::Link(BACKUP, link("backup", false)));
-        assert_eq!(route_to(&state, "203.0.113.9"), leads_to(1, "192.0.2.1"), "none is up: the route stays");
+        assert_eq!(route_to(&state, "203.0.113.9"), Some(via_route(1, "192.0.2.1")), "none is up: the route stays");
     }
 
     #[test]
     fn a_prefix_on_a_link_that_is_down_does_not_fall_to_the_default_route() {
         let mut state = state();
         state.apply(Change::Link(IN, link("in", false)));
-        assert_eq!(route_to(&state, "10.0.0.9"), leads_to(0, ""));
+        assert_eq!(route_to(&state, "10.0.0.9"), Some(via_route(0, "")));
         assert!(!network(&state, &configured()).interfaces[0].up);
     }
 
@@ -386,9 +386,9 @@ mod tests {
     fn of_several_next_hops_the_first_on_a_link_that_is_up_is_taken() {
         let mut state = state();
         add(&mut state, Table::Main, "10.7.0.0/16", entry(0, hops(&[(OUT, "192.0.2.7"), (BACKUP, "198.51.100.7")])));
-        assert_eq!(route_to(&state, "10.7.0.1"), leads_to(1, "192.0.2.7"));
+        assert_eq!(route_to(&state, "10.7.0.1"), Some(via_route(1, "192.0.2.7")));
         state.apply(Change::Link(OUT, link("out", false)));
-        assert_eq!(route_to(&state, "10.7.0.1"), leads_to(2, "198.51.100.7"));
+        assert_eq!(route_to(&state, "10.7.0.1"), Some(via_route(2, "198.51.100.7")));
     }
 
     #[test]
@@ -398,10 +398,10 @@ mod tests {
         add(&mut state, Table::Main, "203.0.113.5/32", entry(0, via(OUT, "192.0.2.5")));
         add(&mut state, Table::Default, "198.18.0.0/15", entry(0, via(BACKUP, "198.51.100.1")));
         assert_eq!(route_to(&state, "203.0.113.5"), Some(Route::Local));
-        assert_eq!(route_to(&state, "198.18.0.1"), leads_to(1, "192.0.2.1"), "the main table's default route comes first");
+        assert_eq!(route_to(&state, "198.18.0.1"), Some(via_route(1, "192.0.2.1")), "the main table's default route comes first");
         let default = ((Table::Main, Ipv4Net::default()), entry(0, via(OUT, "192.0.2.1")));
         assert!(state.apply(Change::RouteGone(default.0, default.1)).changed);
-        assert_eq!(route_to(&state, "198.18.0.1"), leads_to(2, "198.51.100.1"));
+        assert_eq!(route_to(&state, "198.18.0.1"), Some(via_route(2, "198.51.100.1")));
         assert_eq!(route_to(&state, "8.8.8.8"), None);
     }
 

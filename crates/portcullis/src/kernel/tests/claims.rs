@@ -61,6 +61,20 @@ fn claimed_addresses_answer_and_are_removed_at_the_end_and_nothing_else_is() {
 }
 
 #[test]
+fn claims_are_released_even_when_the_mirror_has_ended() {
+    let Some((gateway, _peer)) = link() else { return };
+    gateway.run(async || {
+        let mirror = Mirror::start(vec!["out".into()]).await.expect("mirror");
+        let claims = start(&mirror, &POOL);
+        until(&mut mirror.subscribe(), "the claims", has_claims).await;
+        drop(mirror);
+        claims.release().await;
+        let mirror = Mirror::start(vec![]).await.expect("mirror");
+        assert!(!has(&mirror.state(), "192.0.2.10/32") && !has(&mirror.state(), "192.0.2.11/32"));
+    });
+}
+
+#[test]
 fn claims_left_by_a_dead_process_are_adopted_and_those_no_longer_wanted_are_removed() {
     let Some((gateway, _peer)) = link() else { return };
     gateway.run(async || {
