@@ -4,15 +4,14 @@
 //! the set of frames that the kernel has of this socket; a descriptor that is not in it is refused, in release builds too.
 //! Sources: kernel `Documentation/networking/af_xdp.rst`, net/xdp/xsk.c. Tests: here the arithmetic, tests/sockets.rs the kernel.
 
+mod bind;
 mod error;
 mod statistics;
 
 use std::{
-    ffi::CString,
     io,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
     sync::Arc,
-    time::Duration,
 };
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, config::BindFlags};
@@ -20,13 +19,14 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, config::BindFlag
 pub use error::SocketError;
 pub use statistics::{QueueStatistics, statistics};
 
+use bind::{Place, bind_patiently, is_released};
 use error::error_of;
 
 use crate::{
     frame::{FrameSet, XskFrame},
     port::{Frame, Port},
     sys,
-    umem::{Rings, Shared, Umem, UmemOptions, socket_config},
+    umem::{Shared, Umem, UmemOptions, socket_config},
 };
 
 /// Descriptors moved at once between a ring and the burst.
@@ -35,8 +35,6 @@ const BURST: usize = 64;
 const KICK_BUDGET: usize = 32;
 /// Send calls of one wake-up at most: a full ring of 2048 needs 64.
 const KICKS: usize = 64;
-/// How long a bind waits for a queue that a process before us has not quite released (0.35 s were seen after a kill).
-const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 /// Set in a descriptor's options when the packet goes on in the next one (`XDP_PKT_CONTD`).
 const CONTINUED: u32 = 1;
 
@@ -86,6 +84,7 @@ pub struct BusyPolling {
 #[derive(Debug)]
 pub struct Socket {
     name: Queue,
+    place: Place,
     mode: Mode,
     /// Whether the kernel releases the queue when the rings are dropped (see [`Umem`] on the first socket).
     closable: bool,
@@ -131,7 +130,9 @@ impl Socket {
         let closable = umem.is_anchored();
         let rings = bind_patiently(shared, config, queue)?;
         let fd = rings.1.fd().as_raw_fd();
-        let mode = granted_mode(fd).map_err(|source| error_of(source, queue, shared.zero_copy))?;
+        let failed = |source| error_of(source, queue, shared.zero_copy);
+        let mode = granted_mode(fd).map_err(failed)?;
+        let place = Place::of(queue, fd).map_err(failed)?;
         let (tx, rx, fill, completion) = rings;
         let core = Core {
             umem: Arc::clone(shared),
@@ -143,6 +144,7 @@ impl Socket {
         let (name, ring) = (queue.clone(), umem.ring());
         Ok(Self {
             name,
+            place,
             mode,
             closable,
             busy_polling: false,
@@ -203,25 +205,16 @@ impl Socket {
         self.busy_polling
     }
 
-    /// Closes the socket and gives back the frames that it had in its rings. The frames of a zero-copy socket stay the device's (it
-    /// may still write to them for a moment) and are counted as lost; so are those of a socket that is its UMEM's own descriptor.
+    /// Closes the socket and gives back the frames that it had in its rings, once the kernel has shown that it is done with them: by
+    /// letting the queue be bound again, or by having no such device any more. Has to be called in the device's namespace.
+    ///
+    /// Closing the descriptor shows nothing: a driver in zero-copy mode is told a moment later, and a process that is just being
+    /// started (between fork and exec) has the descriptor too. Where the proof fails within 2 s, or the socket is its UMEM's own
+    /// descriptor and stays open with it, no frame comes back and all are counted as lost.
     pub fn close(self) -> Vec<XskFrame> {
-        let Self { tx, rx, fill, completion, mut core, closable, mode, .. } = self;
+        let Self { place, tx, rx, fill, completion, mut core, closable, .. } = self;
         drop((tx, rx, fill, completion));
-        if closable && mode == Mode::Copy { core.take_back() } else { Vec::new() }
-    }
-}
-
-/// Binds; a queue that is busy is tried again until the patience is over.
-fn bind_patiently(shared: &Shared, config: xsk_rs::config::SocketConfig, queue: &Queue) -> Result<Rings, SocketError> {
-    let failed = |source| error_of(source, queue, shared.zero_copy);
-    let name = CString::new(queue.device.as_str()).map_err(|_| failed(io::Error::from_raw_os_error(libc::ENODEV)))?;
-    let mut attempts = sys::Attempts::new(BUSY_PATIENCE);
-    loop {
-        match shared.bind(config, &name, queue.queue) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempts.again() => {}
-            result => return result.map_err(failed),
-        }
+        if closable && is_released(&core.umem, place) { core.take_back() } else { Vec::new() }
     }
 }
 
@@ -258,7 +251,8 @@ impl Core {
     fn take_back(&mut self) -> Vec<XskFrame> {
         let mut frames = std::mem::take(&mut self.spare);
         for index in self.held.take() {
-            // SAFETY: the frame was in `held`, with its reference, and the closed socket cannot hand it out any more.
+            // SAFETY: the frame was in `held`, with its reference; the kernel has released the queue, so it neither writes to the frame
+            // nor hands it out any more.
             frames.push(unsafe { XskFrame::from_descriptor(self.umem.home(index), &self.umem) });
         }
         frames

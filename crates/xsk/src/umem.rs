@@ -7,6 +7,7 @@
 use std::{
     fmt,
     num::NonZeroU32,
+    os::fd::AsRawFd,
     ptr,
     sync::{
         Arc, Mutex,
@@ -211,7 +212,8 @@ impl Umem {
         self.shared.frames as usize
     }
 
-    /// Frames that were dropped outside a pool (a bug: debug builds assert) or retired with a zero-copy socket.
+    /// Frames that were dropped outside a pool (a bug: debug builds assert), or that a socket had when it was dropped instead of closed,
+    /// or when the kernel did not release its queue.
     pub fn frames_lost(&self) -> usize {
         self.shared.lost.load(Ordering::Relaxed)
     }
@@ -287,6 +289,7 @@ impl Shared {
         // None: this process already has the queue bound.
         let (fill, completion) = rest.ok_or_else(|| std::io::Error::from_raw_os_error(libc::EBUSY))?;
         self.bound.fetch_add(1, Ordering::Relaxed);
+        sys::close_on_exec(rx.fd().as_raw_fd())?;
         Ok((tx, rx, fill, completion))
     }
 

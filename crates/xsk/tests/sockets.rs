@@ -17,7 +17,7 @@ use portcullis_xsk::{
     frame::XskFrame,
     port::{Frame, Port},
     socket::{BusyPolling, Mode, Opened, Queue, Socket, SocketError, open_all},
-    steer::{AttachMode, AttachWish, External, Steer},
+    steer::{AttachMode, AttachWish, External, Side, Steer},
     umem::{FrameBytes, Umem, UmemOptions},
 };
 
@@ -267,6 +267,80 @@ fn a_closed_socket_gives_its_frames_back_and_the_program_drops_until_it_is_open_
         }
         assert_eq!(bench.pool.len(), bench.umem.frames_total());
         bench.sockets.push(Socket::open(&bench.umem, &queue("out0")).unwrap());
+        bench.finish();
+    });
+}
+
+#[test]
+fn frames_come_back_only_when_nobody_has_the_descriptor_any_more() {
+    as_root("frames_come_back_only_when_nobody_has_the_descriptor_any_more", || {
+        let mut bench = bench(SMALL, AttachMode::Native);
+        let flags = nix::fcntl::fcntl(bench.sockets[0].fd(), nix::fcntl::FcntlArg::F_GETFD).unwrap();
+        assert_eq!(flags, libc::FD_CLOEXEC, "no program that is started gets it");
+        // As a process between fork and exec has it.
+        let copy = bench.sockets[0].fd().try_clone_to_owned().unwrap();
+        let held = bench.sockets[0].in_flight();
+        assert!(bench.sockets.remove(0).close().is_empty());
+        assert_eq!(bench.umem.frames_lost(), held);
+        bench.check(0);
+
+        let copy_of_the_other = bench.sockets[0].fd().try_clone_to_owned().unwrap();
+        let release = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            drop(copy_of_the_other);
+        });
+        let mut back = bench.sockets.remove(0).close();
+        assert_eq!(back.len(), 128);
+        bench.pool.append(&mut back);
+        release.join().unwrap();
+        bench.check(0);
+        drop(copy);
+        bench.finish();
+    });
+}
+
+#[test]
+fn a_renamed_device_or_another_namespace_is_no_proof_that_a_queue_is_released() {
+    as_root("a_renamed_device_or_another_namespace_is_no_proof_that_a_queue_is_released", || {
+        let mut bench = bench(SMALL, AttachMode::Native);
+        let copy = bench.sockets[0].fd().try_clone_to_owned().unwrap();
+        ip("link set in0 down");
+        ip("link set in0 name other0");
+        assert!(bench.sockets.remove(0).close().is_empty(), "the copy still has the queue of the renamed device");
+        drop(copy);
+        let last = bench.sockets.remove(0);
+        assert!(bench.inside.host.enter(|| last.close()).is_empty(), "there is no out0 in that namespace, but here is");
+        assert_eq!(bench.umem.frames_lost(), 2 * 128);
+        bench.check(0);
+        bench.finish();
+    });
+}
+
+#[test]
+fn the_frames_of_a_device_that_is_gone_come_back_and_the_others_go_on() {
+    as_root("the_frames_of_a_device_that_is_gone_come_back_and_the_others_go_on", || {
+        let mut bench = bench(SMALL, AttachMode::Native);
+        ip("link del in0");
+        let mut back = bench.sockets.remove(0).close();
+        assert_eq!(back.len(), 128);
+        bench.pool.append(&mut back);
+        bench.check(0);
+        bench.outside.wire().send(&bench.outside.frame(&ipv4(OUTSIDE_HOST, EXTERNAL, 17, 0, &udp(1, 2, b"still"))));
+        let frame = bench.receive(0);
+        bench.pool.push(frame);
+
+        // The device comes back: the same UMEM serves it.
+        bench.inside = link("in0", "10.0.0.1/24", "10.0.0.2/24");
+        bench.sockets.insert(0, Socket::open(&bench.umem, &queue("in0")).unwrap());
+        bench.fill();
+        let interfaces = [bench.inside.interface(0, Side::Inside), bench.outside.interface(1, Side::Outside)];
+        bench.steer.set_interfaces(&interfaces).unwrap();
+        bench.steer.set_socket(0, 0, bench.sockets[0].fd()).unwrap();
+        bench.steer.attach("in0", bench.inside.device.ifindex, AttachWish::Best).unwrap();
+        bench.inside.wire().send(&bench.outbound(b"again"));
+        let frame = bench.receive(0);
+        bench.pool.push(frame);
+        bench.check(0);
         bench.finish();
     });
 }
