@@ -93,24 +93,18 @@ impl Keeper {
     async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         loop {
             self.reconcile().await;
-            let alive = tokio::select! {
+            tokio::select! {
                 stopped = &mut stop => {
-                    // A handle that was dropped leaves the claims, and the task, to the end of the runtime.
+                    // A handle that was merely dropped leaves the claims in place.
                     if stopped.is_ok() {
                         self.release().await;
                     }
-                    false
+                    return;
                 }
-                changed = self.snapshots.changed(), if !self.blind => {
-                    // Without a mirror there is nothing to follow, but the claims still have to be released.
-                    self.blind = changed.is_err();
-                    true
-                }
-                changed = self.wanted.changed() => changed.is_ok(),
-                () = wait_until(self.retry_at) => true,
-            };
-            if !alive {
-                return;
+                // Without a mirror there is nothing to follow, but the claims still have to be released.
+                changed = self.snapshots.changed(), if !self.blind => self.blind = changed.is_err(),
+                Ok(()) = self.wanted.changed() => {}
+                () = wait_until(self.retry_at) => {}
             }
         }
     }

@@ -5,7 +5,7 @@
 //! Invariant: a snapshot is published when something that matters changed, at most every [`SPACING`], and else not.
 //! Tests: `tests` (root) for the task, `state` and `narrate` for what it is made of.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -53,7 +53,6 @@ const DUMP_ATTEMPTS: usize = 5;
 /// The running mirror. Ends when dropped.
 pub(crate) struct Mirror {
     snapshots: watch::Receiver<Arc<KernelState>>,
-    watched: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
 
@@ -74,13 +73,12 @@ impl Mirror {
 
     /// [`Mirror::start`] with another receive buffer for notifications, in bytes.
     pub(super) async fn start_with_buffer(watched: Vec<String>, buffer: usize) -> Result<Self, KernelError> {
-        let watched = Arc::new(Mutex::new(watched));
         let follower = Follower::open(buffer).await?;
         let (publisher, snapshots) = watch::channel(Arc::new(follower.state.clone()));
-        let output = Output { publisher, narrator: Narrator::default(), watched: Arc::clone(&watched), last: Instant::now() };
+        let output = Output { publisher, narrator: Narrator::default(), watched, last: Instant::now() };
         output.greet();
         let task = tokio::spawn(run(follower, output));
-        Ok(Self { snapshots, watched, task })
+        Ok(Self { snapshots, task })
     }
 
     /// The latest snapshot.
@@ -92,18 +90,13 @@ impl Mirror {
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<KernelState>> {
         self.snapshots.clone()
     }
-
-    /// Changes the interfaces whose changes are logged.
-    pub(crate) fn watch_interfaces(&self, names: Vec<String>) {
-        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = names;
-    }
 }
 
 /// Where snapshots go.
 struct Output {
     publisher: watch::Sender<Arc<KernelState>>,
     narrator: Narrator,
-    watched: Arc<Mutex<Vec<String>>>,
+    watched: Vec<String>,
     last: Instant,
 }
 
@@ -126,8 +119,7 @@ impl Output {
 
     fn publish(&mut self, state: &KernelState) {
         let old = Arc::clone(&self.publisher.borrow());
-        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.narrator.tell(&old, state, &watched);
+        self.narrator.tell(&old, state, &self.watched);
         self.publisher.send_replace(Arc::new(state.clone()));
         self.last = Instant::now();
     }
