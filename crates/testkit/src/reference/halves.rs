@@ -221,11 +221,10 @@ impl ReferenceNat {
         } else {
             half.punt = self.is_shared(external.address);
             if !half.punt {
-                half.fail(DropReason::NoMapping);
+                half.failures.push(Failure { certain: false, ..Failure::silent(DropReason::NoMapping) });
             }
-            if self.tables.has_late_mapping(flow.protocol, external) {
-                half.fail(DropReason::NoMapping);
-                half.fail(DropReason::Filtered);
+            if let Some(mapping) = self.tables.late_mapping_at(flow.protocol, external) {
+                self.inbound_to_late_mapping(flow, mapping, made, &mut half);
             }
         }
         narrow(half, shown)
@@ -254,15 +253,31 @@ impl ReferenceNat {
                 let reasons = vec![DropReason::SessionConflict];
                 half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
             } else {
-                half.choices.push(admitted(flow, internal, Origin::Forward, None));
+                half.choices.push(admitted(flow, internal, Origin::Forward, None, None));
             }
         }
     }
 
+    /// A mapping whose last session has ended may let in by itself until it is swept, where any remote is let in.
+    fn inbound_to_late_mapping(&self, flow: Flow, mapping: Mapping, made: usize, half: &mut Half) {
+        let mut reasons = vec![DropReason::NoMapping, DropReason::Filtered];
+        reasons.extend(flow.objection());
+        half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
+        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
+        let starts = flow.objection().is_none() || flow.protocol == Protocol::Icmp;
+        if starts && !conflict && self.filtering(flow.protocol) == Filtering::EndpointIndependent {
+            self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
+            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, None, Some(mapping)));
+        }
+    }
+
+    fn filtering(&self, protocol: Protocol) -> Filtering {
+        if protocol == Protocol::Tcp { self.policy.filtering_tcp } else { self.policy.filtering_udp }
+    }
+
     fn inbound_to_mapping(&self, flow: Flow, id: u32, mapping: Mapping, made: usize, half: &mut Half) {
-        let filtering = if flow.protocol == Protocol::Tcp { self.policy.filtering_tcp } else { self.policy.filtering_udp };
         let mut known = self.tables.sessions.values().filter(|session| session.mapping == Some(id));
-        let lets_in = match filtering {
+        let lets_in = match self.filtering(flow.protocol) {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => known.any(|session| session.remote.address == flow.source.address),
             Filtering::AddressAndPortDependent => false,
@@ -274,6 +289,7 @@ impl ReferenceNat {
             Some(reason) if flow.protocol == Protocol::Icmp => {
                 let reasons = vec![reason, DropReason::Filtered];
                 half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
+                half.punt = self.is_shared(flow.destination.address);
             }
             Some(reason) => {
                 half.fail(reason);
@@ -287,7 +303,7 @@ impl ReferenceNat {
         }
         self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
         if lets_in && !conflict {
-            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id)));
+            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id), None));
         }
     }
 }
@@ -314,9 +330,9 @@ fn created(flow: Flow, external: Endpoint, id: Option<u32>, mapping: Option<Mapp
     made(flow, ends, Origin::Inside, id, mapping, external)
 }
 
-fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>) -> Choice {
+fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>, revived: Option<Mapping>) -> Choice {
     let ends = (internal, flow.destination, flow.source);
-    made(flow, ends, origin, id, None, internal)
+    made(flow, ends, origin, id, revived, internal)
 }
 
 fn made(

@@ -167,8 +167,8 @@ impl Tables {
         found.next().map(|(&id, &mapping)| (id, mapping))
     }
 
-    pub(super) fn has_late_mapping(&self, protocol: Protocol, external: Endpoint) -> bool {
-        self.late_mappings.iter().any(|m| (m.protocol, m.external) == (protocol, external))
+    pub(super) fn late_mapping_at(&self, protocol: Protocol, external: Endpoint) -> Option<Mapping> {
+        self.late_mappings.iter().copied().find(|m| (m.protocol, m.external) == (protocol, external))
     }
 
     /// Does what a forwarded packet does.
