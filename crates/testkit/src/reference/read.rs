@@ -178,7 +178,14 @@ fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
         }
         return Transport::Unsupported(DropReason::UnsupportedProtocol);
     };
+    if datagram.more_fragments && !(datagram.bytes.len() - datagram.header_len).is_multiple_of(8) {
+        reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader]);
+    }
     if datagram.offset > 0 {
+        // RFC 3128: such a fragment could overwrite the flags that were looked at.
+        if protocol == Protocol::Tcp && datagram.offset == 1 {
+            reading.tolerated.push(DropReason::BadTransportHeader);
+        }
         if usize::from(datagram.offset) * 8 + datagram.bytes.len() > 0xFFFF || datagram.bytes.len() == datagram.header_len {
             reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader, DropReason::Truncated]);
         }
