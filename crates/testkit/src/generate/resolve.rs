@@ -223,6 +223,28 @@ impl Stage {
     }
 }
 
+/// A plain answer to a frame, on the wire that it went over: addresses, ports and link-layer addresses reversed. None to what is
+/// neither UDP nor TCP nor an unfragmented query. TCP is answered with a SYN and ACK.
+pub fn answered(frame: &[u8]) -> Option<Vec<u8>> {
+    let reading = read(frame);
+    let (link, datagram) = (reading.link?, reading.datagram?);
+    let at = |address, port| Endpoint { address, port };
+    let (from, to, kind) = match datagram.transport {
+        Transport::Ports { protocol, source, destination, .. } => {
+            let tcp = Kind::Tcp(crate::builder::SYN | crate::builder::ACK);
+            let kind = if protocol == portcullis_nat::policy::Protocol::Tcp { tcp } else { Kind::Udp };
+            (at(datagram.destination, destination), at(datagram.source, source), kind)
+        }
+        Transport::Query { id, request: true } => {
+            let kind = Kind::Query(crate::builder::Query::EchoReply);
+            (at(datagram.destination, id), at(datagram.source, id), kind)
+        }
+        _ => return None,
+    };
+    let packet = packet(from, to, kind).mac(link.destination, link.source).vlan(link.vlan());
+    (!datagram.more_fragments).then(|| packet.build())
+}
+
 fn packet(source: Endpoint, destination: Endpoint, kind: Kind) -> PacketBuilder {
     match kind {
         Kind::Udp => PacketBuilder::udp(source, destination),

@@ -168,7 +168,10 @@ impl ReferenceNat {
         }
         let ports = self.tables.port_room(&self.policy, flow.protocol, flow.source.address);
         if ports != Room::Free {
-            half.failures.push(Failure { reasons: vec![DropReason::PortsExhausted], answer, certain: ports == Room::Full });
+            // Until the sweep, an internal address may be held to an external one that is gone.
+            let gone = self.tables.late_mappings.iter().any(|late| !self.is_external(late.external.address));
+            let reasons = [DropReason::PortsExhausted].into_iter().chain(gone.then_some(DropReason::NoExternalAddress)).collect();
+            half.failures.push(Failure { reasons, answer, certain: ports == Room::Full });
         }
         if records == Room::Full || ports == Room::Full {
             return;
