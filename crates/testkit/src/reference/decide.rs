@@ -144,7 +144,7 @@ impl ReferenceNat {
         let half = self.outbound_half(flow, shown.map(|shown| shown.source));
         let mut legal = Legal::default();
         let egress = self.egress(received, received.datagram.destination, Side::Outside);
-        legal.punt = matches!(&egress, Err(_) if self.network.route(received.datagram.destination) == Some(Route::Local));
+        legal.punt = egress.is_err() && self.network.route(received.datagram.destination) == Some(Route::Local);
         self.conclude(&mut legal, received, half, &egress, |choice| Path {
             outcome: Outcome::Outbound,
             source: choice.endpoint,

@@ -37,6 +37,9 @@ impl ReferenceNat {
         let live = entry.sessions.iter().all(|(key, _)| self.tables.sessions.contains_key(key));
         let certain = entry.certain && live && self.clock - entry.born <= timeout;
         let mut legal = if certain { Legal::default() } else { absent() };
+        if !certain {
+            legal.drops.extend([DropReason::WrongSide, DropReason::NoRoute]);
+        }
         let (to, outcome) = match (entry.sessions.len(), from_outside) {
             (_, true) => (Side::Inside, Outcome::Inbound),
             (1, false) if !self.is_external(datagram.destination) => (Side::Outside, Outcome::Outbound),

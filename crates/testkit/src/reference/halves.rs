@@ -261,14 +261,25 @@ impl ReferenceNat {
         }
     }
 
-    /// A mapping whose last session has ended may let in by itself until it is swept, where any remote is let in.
+    /// Whether a session that has ended, but was not swept yet, may still let in its remote address.
+    fn late_lets_in(&self, flow: Flow) -> bool {
+        let known = |late: &&Session| (late.protocol, late.external) == (flow.protocol, flow.destination);
+        self.tables.late_sessions.iter().filter(known).any(|late| late.remote.address == flow.source.address)
+    }
+
+    /// A mapping whose last session has ended may let in until it is swept.
     fn inbound_to_late_mapping(&self, flow: Flow, mapping: Mapping, made: usize, half: &mut Half) {
         let mut reasons = vec![DropReason::NoMapping, DropReason::Filtered];
         reasons.extend(flow.objection());
         half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
         let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
         let starts = flow.objection().is_none() || flow.protocol == Protocol::Icmp;
-        if starts && !conflict && self.filtering(flow.protocol) == Filtering::EndpointIndependent {
+        let lets_in = match self.filtering(flow.protocol) {
+            Filtering::EndpointIndependent => true,
+            Filtering::AddressDependent => self.late_lets_in(flow),
+            Filtering::AddressAndPortDependent => false,
+        };
+        if starts && !conflict && lets_in {
             self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
             half.choices.push(admitted(flow, mapping.internal, Origin::Filter, None, Some(mapping)));
         }
@@ -285,8 +296,9 @@ impl ReferenceNat {
             Filtering::AddressDependent => known.any(|session| session.remote.address == flow.source.address),
             Filtering::AddressAndPortDependent => false,
         };
+        let perhaps = !lets_in && self.filtering(flow.protocol) == Filtering::AddressDependent && self.late_lets_in(flow);
         if !lets_in {
-            half.fail(DropReason::Filtered);
+            half.failures.push(Failure { certain: !perhaps, ..Failure::silent(DropReason::Filtered) });
         }
         match flow.objection() {
             Some(reason) if flow.protocol == Protocol::Icmp => {
@@ -305,7 +317,7 @@ impl ReferenceNat {
             half.fail(DropReason::SessionConflict);
         }
         self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
-        if lets_in && !conflict {
+        if (lets_in || perhaps) && !conflict {
             half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id), None));
         }
     }

@@ -103,7 +103,7 @@ pub(crate) fn read(frame: &[u8]) -> Reading {
         return reading;
     };
     reading.link = Some(link);
-    if link.tag.is_some_and(|tag| tag & 0x0FFF == 0) {
+    if link.vlan() == Some(0) {
         reading.tolerated.push(DropReason::UnknownInterface);
     }
     if word(frame, link.len - 2) != 0x0800 {

@@ -332,9 +332,8 @@ fn refreshed(
     let reset = session.protocol == Protocol::Tcp && flags & crate::builder::RST != 0;
     match direction {
         Direction::Outbound if reset => vec![now, last_seen],
-        Direction::Outbound => vec![now],
         Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh && answered => vec![last_seen, now],
         Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh => vec![last_seen],
-        Direction::Inbound => vec![now],
+        Direction::Outbound | Direction::Inbound => vec![now],
     }
 }

@@ -173,6 +173,11 @@ impl<'m> Bench<'m> {
         self.compare()
     }
 
+    /// A step, as a check of its own.
+    pub(crate) fn checked(bench: &mut Bench<'_>, step: &Step) -> Result<(), String> {
+        bench.step(step)
+    }
+
     fn milliseconds(&self, wait: Wait) -> u32 {
         let times = self.policy.timeouts;
         match wait {
