@@ -185,12 +185,15 @@ impl ReferenceNat {
 }
 
 impl ReferenceNat {
-    /// Keeps what was made although the packet was dropped: at once if there is no doubt about it.
+    /// Keeps what was made although the packet was dropped: at once unless an external endpoint was chosen that only the
+    /// view will show.
     fn keep(&mut self, mut kept: Vec<tables::Effect>) {
-        if kept.len() == 1 {
-            self.tables.commit(kept, self.clock, self.policy.inbound_refresh);
-        } else {
+        let chosen_unseen = |effect: &tables::Effect| matches!(effect, tables::Effect::Create { mapping: Some(_), .. });
+        if kept.iter().any(chosen_unseen) {
             self.tables.unseen.append(&mut kept);
+        } else {
+            kept.truncate(1);
+            self.tables.commit(kept, self.clock, self.policy.inbound_refresh);
         }
     }
 }

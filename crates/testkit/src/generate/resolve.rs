@@ -15,11 +15,11 @@ use crate::reference::read::{Datagram, Transport, read};
 
 /// Addresses that are nobody's, or the box's own, or not the sender's to use.
 pub const ODD: [Ipv4Addr; 12] = [
-    Ipv4Addr::new(0, 0, 0, 0),
-    Ipv4Addr::new(127, 0, 0, 1),
+    Ipv4Addr::UNSPECIFIED,
+    Ipv4Addr::LOCALHOST,
     Ipv4Addr::new(224, 0, 0, 5),
     Ipv4Addr::new(240, 0, 0, 1),
-    Ipv4Addr::new(255, 255, 255, 255),
+    Ipv4Addr::BROADCAST,
     Ipv4Addr::new(10, 0, 0, 1),
     Ipv4Addr::new(198, 51, 100, 2),
     Ipv4Addr::new(10, 0, 7, 200),
@@ -60,7 +60,7 @@ pub struct Stage {
     pub tagged: bool,
 }
 
-fn pick<'a, T>(index: &Index, from: &'a [T]) -> Option<&'a T> {
+fn pick<T>(index: Index, from: &[T]) -> Option<&T> {
     (!from.is_empty()).then(|| index.get(from))
 }
 
@@ -69,12 +69,14 @@ impl Stage {
     pub fn frames(&self, step: &Step) -> Vec<Received> {
         match step {
             Step::Send { sender, port, target, kind, trim } => self.send(sender, *port, target, *kind, trim).unwrap_or_default(),
-            Step::Again(of, flags) => self.again(of, *flags).into_iter().collect(),
-            Step::Answer(of, kind, trim) => self.answer(of, *kind, trim).unwrap_or_default(),
+            Step::Again(of, flags) => self.again(*of, *flags).into_iter().collect(),
+            Step::Answer(of, kind, trim) => self.answer(*of, *kind, trim).unwrap_or_default(),
             Step::Complain { .. } => self.complain(step).unwrap_or_default(),
             Step::Mutate(step, changes, repair) => {
                 let mut frames = self.frames(step);
-                frames.iter_mut().for_each(|frame| mutate(&mut frame.bytes, changes, *repair));
+                for frame in &mut frames {
+                    mutate(&mut frame.bytes, changes, *repair);
+                }
                 frames
             }
             Step::Raw(device, bytes) => vec![Received { device: DeviceId(*device), bytes: bytes.clone() }],
@@ -111,7 +113,7 @@ impl Stage {
         let at = |address, port| Some(Endpoint { address, port });
         match target {
             Target::Remote(index, port) => at(index.get(&REMOTES).0, *port),
-            Target::Known(index) => pick(index, &self.externals).copied(),
+            Target::Known(index) => pick(*index, &self.externals).copied(),
             Target::Forward(index) => {
                 let forward = index.get(&forwards()).clone();
                 at(POOL[forward.external], forward.last)
@@ -148,19 +150,19 @@ impl Stage {
         frames.drain(..).map(|bytes| Received { device: Self::device(interface), bytes }).collect()
     }
 
-    fn again(&self, of: &Index, flags: u8) -> Option<Received> {
+    fn again(&self, of: Index, flags: u8) -> Option<Received> {
         let mut frame = pick(of, &self.received)?.clone();
         let reading = read(&frame.bytes);
-        if let (Some(link), Some(datagram)) = (reading.link, &reading.datagram) {
-            if let Transport::Ports { protocol: portcullis_nat::policy::Protocol::Tcp, .. } = datagram.transport {
-                frame.bytes[link.len + datagram.header_len + 13] = flags;
-            }
+        if let (Some(link), Some(datagram)) = (reading.link, &reading.datagram)
+            && let Transport::Ports { protocol: portcullis_nat::policy::Protocol::Tcp, .. } = datagram.transport
+        {
+            frame.bytes[link.len + datagram.header_len + 13] = flags;
         }
         Some(frame)
     }
 
     /// A packet that came out, with the interface that it went out by.
-    fn delivered(&self, of: &Index) -> Option<(Datagram, usize, Mac)> {
+    fn delivered(&self, of: Index) -> Option<(Datagram, usize, Mac)> {
         let frame = pick(of, &self.forwarded)?;
         let reading = read(&frame.bytes);
         let link = reading.link?;
@@ -173,7 +175,7 @@ impl Stage {
         Some((reading.datagram?, interface, link.destination))
     }
 
-    fn answer(&self, of: &Index, kind: Kind, trim: &Trim) -> Option<Vec<Received>> {
+    fn answer(&self, of: Index, kind: Kind, trim: &Trim) -> Option<Vec<Received>> {
         let (datagram, interface, mac) = self.delivered(of)?;
         let (source, destination) = (datagram.source, datagram.destination);
         let at = |address, port| Endpoint { address, port };
@@ -201,7 +203,7 @@ impl Stage {
 
     fn complain(&self, step: &Step) -> Option<Vec<Received>> {
         let Step::Complain { of, kind, router, quote, extension, corrupt, trim } = step else { return None };
-        let (datagram, interface, mac) = self.delivered(of)?;
+        let (datagram, interface, mac) = self.delivered(*of)?;
         let from = match (*router, interface) {
             (false, _) => datagram.destination,
             (true, 0) => Ipv4Addr::new(10, 0, 0, 254),
@@ -221,6 +223,28 @@ impl Stage {
         let trim = Trim { pieces: None, ..trim.clone() };
         Some(self.finish(packet, interface, mac, &trim))
     }
+}
+
+/// A plain answer to a frame, on the wire that it went over: addresses, ports and link-layer addresses reversed. None to what is
+/// neither UDP nor TCP nor an unfragmented query. TCP is answered with a SYN and ACK.
+pub fn answered(frame: &[u8]) -> Option<Vec<u8>> {
+    let reading = read(frame);
+    let (link, datagram) = (reading.link?, reading.datagram?);
+    let at = |address, port| Endpoint { address, port };
+    let (from, to, kind) = match datagram.transport {
+        Transport::Ports { protocol, source, destination, .. } => {
+            let tcp = Kind::Tcp(crate::builder::SYN | crate::builder::ACK);
+            let kind = if protocol == portcullis_nat::policy::Protocol::Tcp { tcp } else { Kind::Udp };
+            (at(datagram.destination, destination), at(datagram.source, source), kind)
+        }
+        Transport::Query { id, request: true } => {
+            let kind = Kind::Query(crate::builder::Query::EchoReply);
+            (at(datagram.destination, id), at(datagram.source, id), kind)
+        }
+        _ => return None,
+    };
+    let packet = packet(from, to, kind).mac(link.destination, link.source).vlan(link.vlan());
+    (!datagram.more_fragments).then(|| packet.build())
 }
 
 fn packet(source: Endpoint, destination: Endpoint, kind: Kind) -> PacketBuilder {

@@ -63,6 +63,7 @@ pub struct SlotPlan {
 
 /// Everything about the world that varies.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the configuration")]
 pub struct Plan {
     /// The external addresses, in the order of [`POOL`].
     pub slots: Vec<SlotPlan>,

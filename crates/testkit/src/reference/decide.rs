@@ -11,7 +11,7 @@ use portcullis_nat::verdict::DropReason;
 use super::halves::{Choice, Flow, Half};
 use super::legal::{Answer, Egress, Failure, Forward, Legal, Limiter, Received, Reply, is_answerable};
 use super::read::{Reading, Transport};
-use super::tables::{Effect, FragmentEntry, FragmentKey};
+use super::tables::{Effect, FragmentEntry, FragmentKey, Room};
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat, rewrite};
 
@@ -144,7 +144,7 @@ impl ReferenceNat {
         let half = self.outbound_half(flow, shown.map(|shown| shown.source));
         let mut legal = Legal::default();
         let egress = self.egress(received, received.datagram.destination, Side::Outside);
-        legal.punt = matches!(&egress, Err(_) if self.network.route(received.datagram.destination) == Some(Route::Local));
+        legal.punt = egress.is_err() && self.network.route(received.datagram.destination) == Some(Route::Local);
         self.conclude(&mut legal, received, half, &egress, |choice| Path {
             outcome: Outcome::Outbound,
             source: choice.endpoint,
@@ -209,7 +209,7 @@ impl ReferenceNat {
         let datagram = received.datagram;
         if datagram.more_fragments {
             let key: FragmentKey = (datagram.source, datagram.destination, datagram.id, datagram.protocol);
-            let full = self.fragments_full(key);
+            let full = self.fragments_full();
             if full {
                 legal.drops.push(DropReason::FragmentsFull);
             }
@@ -280,6 +280,9 @@ impl ReferenceNat {
     fn to_oneself(&self, legal: &mut Legal, received: Received<'_>, flow: Flow, first: &Choice) {
         legal.drops.extend([DropReason::SessionConflict, DropReason::Filtered, DropReason::NoMapping, DropReason::UnsupportedIcmp]);
         legal.punt |= self.is_shared(flow.destination.address);
+        if first.makes_session() && self.sessions_room(1) != Room::Free {
+            legal.drops.push(DropReason::SessionsFull);
+        }
         legal.kept.push(first.effect.clone());
         match self.egress(received, flow.source.address, Side::Inside) {
             Err(failure) => self.add(legal, &failure, received),

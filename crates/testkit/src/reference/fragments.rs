@@ -7,7 +7,7 @@ use portcullis_nat::verdict::DropReason;
 
 use super::legal::{Forward, Legal, Received};
 use super::rewrite::translated;
-use super::tables::{Effect, FragmentKey};
+use super::tables::Effect;
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat};
 
@@ -16,9 +16,9 @@ impl ReferenceNat {
         self.policy.timeouts.fragment.as_millis() as u64
     }
 
-    /// Whether the NAT may have no room for one more fragmented packet.
-    pub(super) fn fragments_full(&self, key: FragmentKey) -> bool {
-        !self.tables.fragments.contains_key(&key) && self.tables.fragments.len() >= self.limits.fragments
+    /// Whether the NAT may have no room for one more fragmented packet. A first fragment that comes again may need room anew.
+    pub(super) fn fragments_full(&self) -> bool {
+        self.tables.fragments.len() >= self.limits.fragments
     }
 
     /// What may become of a fragment that is not the first.
@@ -37,6 +37,9 @@ impl ReferenceNat {
         let live = entry.sessions.iter().all(|(key, _)| self.tables.sessions.contains_key(key));
         let certain = entry.certain && live && self.clock - entry.born <= timeout;
         let mut legal = if certain { Legal::default() } else { absent() };
+        if !certain {
+            legal.drops.extend([DropReason::WrongSide, DropReason::NoRoute]);
+        }
         let (to, outcome) = match (entry.sessions.len(), from_outside) {
             (_, true) => (Side::Inside, Outcome::Inbound),
             (1, false) if !self.is_external(datagram.destination) => (Side::Outside, Outcome::Outbound),

@@ -168,7 +168,10 @@ impl ReferenceNat {
         }
         let ports = self.tables.port_room(&self.policy, flow.protocol, flow.source.address);
         if ports != Room::Free {
-            half.failures.push(Failure { reasons: vec![DropReason::PortsExhausted], answer, certain: ports == Room::Full });
+            // Until the sweep, an internal address may be held to an external one that is gone.
+            let gone = self.tables.late_mappings.iter().any(|late| !self.is_external(late.external.address));
+            let reasons = [DropReason::PortsExhausted].into_iter().chain(gone.then_some(DropReason::NoExternalAddress)).collect();
+            half.failures.push(Failure { reasons, answer, certain: ports == Room::Full });
         }
         if records == Room::Full || ports == Room::Full {
             return;
@@ -221,11 +224,10 @@ impl ReferenceNat {
         } else {
             half.punt = self.is_shared(external.address);
             if !half.punt {
-                half.fail(DropReason::NoMapping);
+                half.failures.push(Failure { certain: false, ..Failure::silent(DropReason::NoMapping) });
             }
-            if self.tables.has_late_mapping(flow.protocol, external) {
-                half.fail(DropReason::NoMapping);
-                half.fail(DropReason::Filtered);
+            if let Some(mapping) = self.tables.late_mapping_at(flow.protocol, external) {
+                self.inbound_to_late_mapping(flow, mapping, made, &mut half);
             }
         }
         narrow(half, shown)
@@ -254,26 +256,55 @@ impl ReferenceNat {
                 let reasons = vec![DropReason::SessionConflict];
                 half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
             } else {
-                half.choices.push(admitted(flow, internal, Origin::Forward, None));
+                half.choices.push(admitted(flow, internal, Origin::Forward, None, None));
             }
         }
     }
 
+    /// Whether a session that has ended, but was not swept yet, may still let in its remote address.
+    fn late_lets_in(&self, flow: Flow) -> bool {
+        let known = |late: &&Session| (late.protocol, late.external) == (flow.protocol, flow.destination);
+        self.tables.late_sessions.iter().filter(known).any(|late| late.remote.address == flow.source.address)
+    }
+
+    /// A mapping whose last session has ended may let in until it is swept.
+    fn inbound_to_late_mapping(&self, flow: Flow, mapping: Mapping, made: usize, half: &mut Half) {
+        let mut reasons = vec![DropReason::NoMapping, DropReason::Filtered];
+        reasons.extend(flow.objection());
+        half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
+        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
+        let starts = flow.objection().is_none() || flow.protocol == Protocol::Icmp;
+        let lets_in = match self.filtering(flow.protocol) {
+            Filtering::EndpointIndependent => true,
+            Filtering::AddressDependent => self.late_lets_in(flow),
+            Filtering::AddressAndPortDependent => false,
+        };
+        if starts && !conflict && lets_in {
+            self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
+            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, None, Some(mapping)));
+        }
+    }
+
+    fn filtering(&self, protocol: Protocol) -> Filtering {
+        if protocol == Protocol::Tcp { self.policy.filtering_tcp } else { self.policy.filtering_udp }
+    }
+
     fn inbound_to_mapping(&self, flow: Flow, id: u32, mapping: Mapping, made: usize, half: &mut Half) {
-        let filtering = if flow.protocol == Protocol::Tcp { self.policy.filtering_tcp } else { self.policy.filtering_udp };
         let mut known = self.tables.sessions.values().filter(|session| session.mapping == Some(id));
-        let lets_in = match filtering {
+        let lets_in = match self.filtering(flow.protocol) {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => known.any(|session| session.remote.address == flow.source.address),
             Filtering::AddressAndPortDependent => false,
         };
+        let perhaps = !lets_in && self.filtering(flow.protocol) == Filtering::AddressDependent && self.late_lets_in(flow);
         if !lets_in {
-            half.fail(DropReason::Filtered);
+            half.failures.push(Failure { certain: !perhaps, ..Failure::silent(DropReason::Filtered) });
         }
         match flow.objection() {
             Some(reason) if flow.protocol == Protocol::Icmp => {
                 let reasons = vec![reason, DropReason::Filtered];
                 half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
+                half.punt = self.is_shared(flow.destination.address);
             }
             Some(reason) => {
                 half.fail(reason);
@@ -286,8 +317,8 @@ impl ReferenceNat {
             half.fail(DropReason::SessionConflict);
         }
         self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
-        if lets_in && !conflict {
-            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id)));
+        if (lets_in || perhaps) && !conflict {
+            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id), None));
         }
     }
 }
@@ -314,9 +345,9 @@ fn created(flow: Flow, external: Endpoint, id: Option<u32>, mapping: Option<Mapp
     made(flow, ends, Origin::Inside, id, mapping, external)
 }
 
-fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>) -> Choice {
+fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>, revived: Option<Mapping>) -> Choice {
     let ends = (internal, flow.destination, flow.source);
-    made(flow, ends, origin, id, None, internal)
+    made(flow, ends, origin, id, revived, internal)
 }
 
 fn made(

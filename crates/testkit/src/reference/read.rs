@@ -103,11 +103,14 @@ pub(crate) fn read(frame: &[u8]) -> Reading {
         return reading;
     };
     reading.link = Some(link);
-    if link.tag.is_some_and(|tag| tag & 0x0FFF == 0) {
+    if link.vlan() == Some(0) {
         reading.tolerated.push(DropReason::UnknownInterface);
     }
     if word(frame, link.len - 2) != 0x0800 {
         reading.defects.push(DropReason::NotIpv4);
+        if matches!(word(frame, link.len - 2), 0x8100 | 0x88A8) {
+            reading.defects.push(DropReason::UnknownInterface);
+        }
         return reading;
     }
     read_datagram(&frame[link.len..], &mut reading);
@@ -175,7 +178,14 @@ fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
         }
         return Transport::Unsupported(DropReason::UnsupportedProtocol);
     };
+    if datagram.more_fragments && !(datagram.bytes.len() - datagram.header_len).is_multiple_of(8) {
+        reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader]);
+    }
     if datagram.offset > 0 {
+        // RFC 3128: such a fragment could overwrite the flags that were looked at.
+        if protocol == Protocol::Tcp && datagram.offset == 1 {
+            reading.tolerated.push(DropReason::BadTransportHeader);
+        }
         if usize::from(datagram.offset) * 8 + datagram.bytes.len() > 0xFFFF || datagram.bytes.len() == datagram.header_len {
             reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader, DropReason::Truncated]);
         }
@@ -185,7 +195,7 @@ fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
     let whole = !datagram.more_fragments;
     match protocol {
         Protocol::Udp => read_udp(payload, whole, reading),
-        Protocol::Tcp => read_tcp(payload, reading),
+        Protocol::Tcp => read_tcp(payload, whole, reading),
         Protocol::Icmp => read_icmp(datagram, payload, whole, reading),
     }
 }
@@ -206,13 +216,14 @@ fn read_udp(payload: &[u8], whole: bool, reading: &mut Reading) -> Transport {
     ports(Protocol::Udp, payload, 0, reading)
 }
 
-fn read_tcp(payload: &[u8], reading: &mut Reading) -> Transport {
+fn read_tcp(payload: &[u8], whole: bool, reading: &mut Reading) -> Transport {
     if payload.len() < 20 || payload[12] >> 4 < 5 {
         reading.defects.extend(SHORT);
         return Transport::Unreadable;
     }
     if usize::from(payload[12] >> 4) * 4 > payload.len() {
-        reading.defects.extend(SHORT);
+        // The options may go on in the next fragment.
+        if whole { &mut reading.defects } else { &mut reading.tolerated }.extend(SHORT);
     }
     let flags = payload[13];
     if flags & SYN != 0 && flags & (FIN | RST) != 0 {

@@ -167,8 +167,8 @@ impl Tables {
         found.next().map(|(&id, &mapping)| (id, mapping))
     }
 
-    pub(super) fn has_late_mapping(&self, protocol: Protocol, external: Endpoint) -> bool {
-        self.late_mappings.iter().any(|m| (m.protocol, m.external) == (protocol, external))
+    pub(super) fn late_mapping_at(&self, protocol: Protocol, external: Endpoint) -> Option<Mapping> {
+        self.late_mappings.iter().copied().find(|m| (m.protocol, m.external) == (protocol, external))
     }
 
     /// Does what a forwarded packet does.
@@ -332,9 +332,8 @@ fn refreshed(
     let reset = session.protocol == Protocol::Tcp && flags & crate::builder::RST != 0;
     match direction {
         Direction::Outbound if reset => vec![now, last_seen],
-        Direction::Outbound => vec![now],
         Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh && answered => vec![last_seen, now],
         Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh => vec![last_seen],
-        Direction::Inbound => vec![now],
+        Direction::Outbound | Direction::Inbound => vec![now],
     }
 }
