@@ -3,6 +3,7 @@
 //! One topology for all, built by the first test and removed at exit; one gateway, restarted only when a test wants another
 //! configuration. Tests run one after another. `PORTCULLIS_E2E_GATEWAY=kernel` runs them against the kernel's masquerade, which shows
 //! whether a test that fails asks for more than NAT; tests of what only Portcullis does are skipped there.
+//! `PORTCULLIS_E2E_BINARY=target/release/portcullis` tests another build.
 //! Blind spots: one queue, copy mode, veth; no NIC, no VLAN where the kernel has no VLAN devices.
 
 mod changes;

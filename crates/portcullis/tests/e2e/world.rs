@@ -86,9 +86,9 @@ fn kind() -> Gateway {
     }
 }
 
-/// The program under test.
+/// The program under test: the one that was built with the tests, or another one, such as a release build.
 pub(crate) fn binary() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_portcullis"))
+    std::env::var_os("PORTCULLIS_E2E_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_portcullis").into(), PathBuf::from)
 }
 
 /// The lock on the world, which leaves a failed test's world behind.

@@ -75,10 +75,11 @@ impl Screen {
         println!("{}", self.paint(Style::Dim, text));
     }
 
-    /// What the gateway has logged.
+    /// What the gateway has logged, without the times.
     pub(crate) fn log(&self, log: &str) {
         for line in log.lines() {
-            println!("    {}", self.paint(Style::Dim, line));
+            let text = line.split_once('Z').map_or(line, |(_, text)| text);
+            println!("    {}", self.paint(Style::Dim, text.trim_start()));
         }
     }
 

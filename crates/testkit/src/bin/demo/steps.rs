@@ -121,10 +121,10 @@ fn operator(stage: &Stage, screen: &mut Screen) {
         screen.command("gateway", "portcullis stats --json");
         let stats: Value = serde_json::from_str(&stage.gateway.ask("stats --json")?.success()?.stdout).context("stats --json")?;
         let drops = stats["drops"].as_array().context("no drops in the stats")?;
-        let rows: Vec<_> = drops.iter().filter(|row| row["value"].as_u64().unwrap_or_default() > 0).collect();
-        for row in &rows {
-            let (name, meaning) = (row["name"].as_str().unwrap_or_default(), row["meaning"].as_str().unwrap_or_default());
-            screen.output(&format!("{:>8}  {name:<24} {}", row["value"], meaning.trim()));
+        let rows = drops.iter().filter_map(|row| Some((row["value"].as_u64()?, row["name"].as_str()?, row["meaning"].as_str()?)));
+        let rows: Vec<_> = rows.filter(|row| row.0 > 0).collect();
+        for (packets, name, meaning) in &rows {
+            screen.output(&format!("{packets:>8}  {name:<24} {}", meaning.trim()));
         }
         let missing = &stats["frames"]["missing"];
         ensure!(missing.as_i64() == Some(0), "{missing} frames are missing");
