@@ -6,6 +6,7 @@
 
 mod devices;
 mod gateway;
+mod parts;
 mod punter;
 mod steering;
 
