@@ -133,7 +133,9 @@ fn any_bytes_at_all_are_survived_and_nothing_is_written_behind_the_packet() {
             let end = done.bytes.len().max(frame.bytes.len());
             prop_assert!(done.memory[end..].iter().all(|&byte| byte == CANARY), "written behind {end}: {}", describe(&frame.bytes));
             if done.verdict == Verdict::Punt {
-                prop_assert_eq!(&done.bytes, &frame.bytes);
+                let changed = done.bytes.iter().zip(&frame.bytes).filter(|(now, before)| now != before).count();
+                // A partial checksum is completed.
+                prop_assert!(done.bytes.len() == frame.bytes.len() && changed <= 2, "punted: {}", describe(&done.bytes));
             }
             let to_outside = matches!(done.verdict, Verdict::Transmit(DeviceId(1 | 2)));
             if to_outside && frame.device == DeviceId(0) {

@@ -214,7 +214,8 @@ impl ReferenceNat {
                 legal.drops.push(DropReason::FragmentsFull);
             }
             let (source, destination) = (path.source.address, path.destination.address);
-            let entry = FragmentEntry { source, destination, sessions, born: self.clock, touched: self.clock, certain: !full };
+            let entry =
+                FragmentEntry { source, destination, sessions, born: self.clock, touched: self.clock, places: 1, certain: !full };
             effects.push(Effect::Fragment { key, entry });
         }
         let expected = rewrite::translated(datagram, path.source, path.destination);

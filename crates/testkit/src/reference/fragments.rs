@@ -18,7 +18,7 @@ impl ReferenceNat {
 
     /// Whether the NAT may have no room for one more fragmented packet. A first fragment that comes again may need room anew.
     pub(super) fn fragments_full(&self) -> bool {
-        self.tables.fragments.len() >= self.limits.fragments
+        self.tables.fragments.values().map(|entry| entry.places).sum::<usize>() >= self.limits.fragments
     }
 
     /// What may become of a fragment that is not the first.

@@ -110,6 +110,17 @@ pub(super) fn translated(datagram: &Datagram, source: Endpoint, destination: End
     Expected { bytes, either_zero }
 }
 
+/// The datagram as the kernel gets it: as it was received, but for a partial checksum, which the kernel would find wrong.
+pub(super) fn punted(datagram: &Datagram) -> Vec<u8> {
+    let mut bytes = datagram.bytes.clone();
+    if let (true, Transport::Ports { protocol, .. }) = (is_partial(datagram), &datagram.transport) {
+        let field = datagram.header_len + if *protocol == Protocol::Udp { 6 } else { 16 };
+        let value = completed(&mut bytes, datagram, *protocol, (datagram.source, datagram.destination), field);
+        put(&mut bytes, field, value);
+    }
+    bytes
+}
+
 /// The right checksum of a packet whose own is partial. A UDP length below the payload's bounds what is summed.
 fn completed(bytes: &mut [u8], datagram: &Datagram, protocol: Protocol, ends: (Ipv4Addr, Ipv4Addr), field: usize) -> u16 {
     put(bytes, field, 0);

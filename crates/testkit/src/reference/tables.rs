@@ -87,6 +87,8 @@ pub(super) struct FragmentEntry {
     pub(super) sessions: Vec<(SessionKey, Direction)>,
     pub(super) born: u64,
     pub(super) touched: u64,
+    /// How many first fragments it stands for: one that comes again may take another place.
+    pub(super) places: usize,
     /// Whether the NAT must know it.
     pub(super) certain: bool,
 }
@@ -181,7 +183,8 @@ impl Tables {
                     }
                 }
                 Effect::Create { session, mapping } => self.create(*session, mapping, now),
-                Effect::Fragment { key, entry } => {
+                Effect::Fragment { key, mut entry } => {
+                    entry.places += self.fragments.get(&key).map_or(0, |before| before.places);
                     self.fragments.insert(key, entry);
                 }
                 Effect::LaterFragment { key } => self.touch(key, now),

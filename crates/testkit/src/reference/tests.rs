@@ -421,6 +421,9 @@ fn only_a_shared_address_leaves_packets_to_the_kernel_and_untouched() {
     assert_eq!(nat.judge(OUTSIDE, &packet, Verdict::Punt, &packet), Ok(Outcome::Punted));
     refused(&nat.judge(OUTSIDE, &packet, Verdict::Punt, &changed), "changed");
     assert!(nat.judge(OUTSIDE, &packet, Verdict::Drop(DropReason::NoMapping), &packet).is_err());
+    let partial = PacketBuilder::tcp(e1(), endpoint("203.0.113.1:22"), SYN).checksum(Checksum::Partial);
+    assert!(nat.judge(OUTSIDE, &outside(&partial), Verdict::Punt, &outside(&partial)).is_err(), "the kernel would find it wrong");
+    assert_eq!(nat.judge(OUTSIDE, &outside(&partial), Verdict::Punt, &packet), Ok(Outcome::Punted));
     assert!(hand(&plan()).judge(OUTSIDE, &packet, Verdict::Punt, &packet).is_err());
 }
 
