@@ -13,7 +13,7 @@ default:
 # Real programs through a gateway in three network namespaces (root). `--stay` leaves it up and says what to try.
 demo *ARGS:
     cargo build --release -p portcullis -p portcullis-testkit --bins
-    cargo run --release -q -p portcullis-testkit --bin demo -- "$@"
+    exec target/release/demo "$@"
 
 # Every test; the end-to-end ones need root and are skipped, loudly, without it.
 test:
@@ -35,7 +35,7 @@ run *ARGS:
     exec target/release/portcullis run "$@"
 
 # The property tests with many more cases than `just test` has time for.
-fuzz CASES="100000":
+fuzz CASES="4096":
     PROPTEST_CASES="$1" cargo test --release -p portcullis-wire -p portcullis-steering -p portcullis-nat -p portcullis-testkit
 
 # Our generator and sink over a bare veth pair (root): what the wire itself carries, the ceiling of every namespace figure.

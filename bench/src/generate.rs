@@ -16,8 +16,9 @@ use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
 use serde::Serialize;
 
 use crate::address::{Mac, seconds};
+use crate::hold::Hold;
 use crate::interface::{self, Transmitted};
-use crate::pace::{Pace, Step};
+use crate::pace::{self, Pace, Step};
 use crate::skeleton::{GenerateSkel, GenerateSkelBuilder, types};
 use crate::stream::{Checksum, Protocol, Stream, Template};
 
@@ -40,12 +41,24 @@ pub struct Options {
     /// Packets a second; as fast as it goes unless given.
     #[arg(long, value_name = "PPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub rate: Option<u64>,
+    /// How many packets a paced run may catch up at once after it was held up. More keeps the rate better on a busy machine, and may
+    /// overrun the receiver's rings.
+    #[arg(long, value_name = "PACKETS", default_value_t = pace::BURST)]
+    pub burst: u64,
     /// Stop after as many packets.
     #[arg(long, required_unless_present = "duration")]
     pub count: Option<u64>,
     /// Stop after as many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub duration: Option<Duration>,
+}
+
+impl Options {
+    /// `count` packets of `stream` out of `interface`, `rate` a second, for a minute at most.
+    pub fn new(interface: impl Into<String>, stream: Stream, rate: u64, count: u64) -> Self {
+        let duration = Some(Duration::from_mins(1));
+        Self { interface: interface.into(), stream, rate: Some(rate), burst: pace::BURST, count: Some(count), duration }
+    }
 }
 
 /// What was sent.
@@ -77,6 +90,8 @@ pub fn generate(options: &Options) -> Result<Sent> {
     let mut object = MaybeUninit::uninit();
     let program = load(&mut object, &template, index)?;
 
+    let _hold = Hold::new(&program.progs.generate)?;
+
     let before = interface::transmitted(name)?;
     let elapsed = drive(options, |batch| run(&program, &template, batch, name))?;
     let sent = sent_so_far(&program)?;
@@ -95,7 +110,7 @@ pub fn generate(options: &Options) -> Result<Sent> {
 fn drive(options: &Options, mut send: impl FnMut(u64) -> Result<()>) -> Result<Duration> {
     // Without it a sleep takes 50 us longer than asked for. It costs nothing if it is refused.
     let _less_precise = nix::sys::prctl::set_timerslack(1);
-    let mut pace = options.rate.map(Pace::new);
+    let mut pace = options.rate.map(|rate| Pace::new(rate, options.burst));
     let (count, duration) = (options.count.unwrap_or(u64::MAX), options.duration.unwrap_or(Duration::MAX));
     let (start, mut sent) = (Instant::now(), 0);
     loop {
@@ -258,7 +273,8 @@ mod tests {
 
     #[test]
     fn a_run_without_an_end_or_an_interface_is_refused() {
-        let options = Options { interface: "no-such-if".into(), stream: stream(), rate: None, count: None, duration: None };
+        let options =
+            Options { interface: "no-such-if".into(), stream: stream(), rate: None, burst: 1, count: None, duration: None };
         assert!(generate(&options).unwrap_err().to_string().contains("count or a duration"));
         assert!(generate(&Options { count: Some(1), ..options }).unwrap_err().to_string().contains("no-such-if"));
     }
@@ -268,7 +284,8 @@ mod tests {
         let options = Options {
             interface: String::new(),
             stream: stream(),
-            rate: Some(1_000_000),
+            rate: None,
+            burst: pace::BURST,
             count: Some(1000),
             duration: Some(Duration::from_mins(1)),
         };

@@ -9,6 +9,7 @@ pub mod address;
 pub mod checksum;
 pub mod echo;
 pub mod generate;
+mod hold;
 mod inspect;
 mod interface;
 pub mod pace;

@@ -1,15 +1,15 @@
 //! When to send how many: a rate turned into batches and waits.
 //!
 //! Pure: the time is told. Called by the generator between batches. Invariants: never ahead of the rate by more than one packet;
-//! never more than [`BATCH`] at once; a debt beyond [`DEBT`] is forgiven, so that a stall is not followed by a flood: the achieved
+//! never more than [`BATCH`] at once; a debt beyond the burst is forgiven, so that a stall is not followed by a flood: the achieved
 //! rate then says so.
 
 use std::time::Duration;
 
 /// The largest batch of a paced run. **Units:** packets. Chosen: the kernel's own batch, a quarter of a veth ring (256).
 pub const BATCH: u64 = 64;
-/// How far behind the rate a run may fall and still catch up. **Units:** packets: half of a veth ring.
-pub const DEBT: u64 = 128;
+/// How far behind the rate a run may fall and still catch up, unless told otherwise. **Units:** packets: half of a veth ring.
+pub const BURST: u64 = 128;
 /// How long to wait for a batch to grow at most. Chosen: sleeping costs about 60 us here, so less than this is no use.
 const PATIENCE: Duration = Duration::from_micros(200);
 
@@ -27,23 +27,24 @@ pub enum Step {
 pub struct Pace {
     per_second: u64,
     quantum: u64,
+    burst: u64,
     /// Packets sent or forgiven.
     settled: u64,
 }
 
 impl Pace {
-    /// Keeps `per_second` packets a second, at least 1.
-    pub fn new(per_second: u64) -> Self {
+    /// Keeps `per_second` packets a second, and catches up by `burst` packets; both at least 1.
+    pub fn new(per_second: u64, burst: u64) -> Self {
         let per_second = per_second.max(1);
         let quantum = (u128::from(per_second) * PATIENCE.as_nanos() / NANOS) as u64;
-        Self { per_second, quantum: quantum.clamp(1, BATCH), settled: 0 }
+        Self { per_second, quantum: quantum.clamp(1, BATCH.min(burst.max(1))), burst: burst.max(1), settled: 0 }
     }
 
     /// What to do when `elapsed` has gone by since the start; a batch that it says to send counts as sent.
     pub fn next(&mut self, elapsed: Duration) -> Step {
         // The first packet is due at once, the second after one interval.
         let due = (elapsed.as_nanos() * u128::from(self.per_second) / NANOS) as u64 + 1;
-        self.settled = self.settled.max(due.saturating_sub(DEBT));
+        self.settled = self.settled.max(due.saturating_sub(self.burst));
         let owed = due.saturating_sub(self.settled);
         if owed < self.quantum {
             return Step::Wait(self.until(self.settled + self.quantum).saturating_sub(elapsed));
@@ -68,7 +69,7 @@ mod tests {
 
     /// Runs a pace over virtual time; every batch takes `cost`. Returns the packets sent.
     fn run(rate: u64, duration: Duration, cost: Duration) -> u64 {
-        let (mut pace, mut now, mut sent) = (Pace::new(rate), Duration::ZERO, 0);
+        let (mut pace, mut now, mut sent) = (Pace::new(rate, BURST), Duration::ZERO, 0);
         while now < duration {
             match pace.next(now) {
                 Step::Send(batch) => {
@@ -103,12 +104,12 @@ mod tests {
 
     #[test]
     fn after_a_stall_at_most_the_debt_is_caught_up() {
-        let mut pace = Pace::new(100_000);
+        let mut pace = Pace::new(100_000, BURST);
         let stalled = Duration::from_secs(1);
         let mut at_once = 0;
         while let Step::Send(batch) = pace.next(stalled) {
             at_once += batch;
         }
-        assert!(at_once <= DEBT, "{at_once}");
+        assert!(at_once <= BURST, "{at_once}");
     }
 }

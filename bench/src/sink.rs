@@ -73,8 +73,7 @@ impl Options {
 pub struct Sink {
     options: Options,
     ring: Ring,
-    /// Detached when the sink is dropped.
-    _accept: Option<Link>,
+    _accept: Option<Accept>,
 }
 
 impl Sink {
@@ -85,7 +84,7 @@ impl Sink {
     pub fn open(options: &Options) -> Result<Self> {
         let name = &options.interface;
         let index = interface::index(name)?;
-        let accept = if options.accept_redirected { Some(accept_redirected(name, index)?) } else { None };
+        let accept = if options.accept_redirected { Some(Accept::attach(name, index)?) } else { None };
         let ring = Ring::open(index, options.ring).with_context(|| format!("interface {name}"))?;
         Ok(Self { options: options.clone(), ring, _accept: accept })
     }
@@ -128,16 +127,25 @@ fn realtime_ahead() -> Result<u64> {
     Ok(nanos(ClockId::CLOCK_REALTIME)?.saturating_sub(nanos(ClockId::CLOCK_MONOTONIC)?))
 }
 
-/// Attaches the program that passes everything, until the link is dropped.
-///
-/// **Errors:** when another XDP program is attached; without `CAP_NET_ADMIN` and `CAP_BPF`.
-fn accept_redirected(name: &str, index: u32) -> Result<Link> {
-    let mut object = MaybeUninit::uninit();
-    let open = GenerateSkelBuilder::default().open(&mut object).context("opening the accepting program")?;
-    let program = open.load().context("loading the accepting program (needs root, or CAP_NET_ADMIN and CAP_BPF)")?;
-    program
-        .progs
-        .accept
-        .attach_xdp(index.cast_signed())
-        .with_context(|| format!("interface {name}: attaching the accepting program (is another XDP program attached?)"))
+/// The program that passes everything, attached.
+struct Accept(Link);
+
+impl Accept {
+    /// **Errors:** when another XDP program is attached; without `CAP_NET_ADMIN` and `CAP_BPF`.
+    fn attach(name: &str, index: u32) -> Result<Self> {
+        let mut object = MaybeUninit::uninit();
+        let open = GenerateSkelBuilder::default().open(&mut object).context("opening the accepting program")?;
+        let program = open.load().context("loading the accepting program (needs root, or CAP_NET_ADMIN and CAP_BPF)")?;
+        let attached = program.progs.accept.attach_xdp(index.cast_signed());
+        let attached = attached
+            .with_context(|| format!("interface {name}: attaching the accepting program (is another XDP program attached?)"))?;
+        Ok(Self(attached))
+    }
+}
+
+impl Drop for Accept {
+    fn drop(&mut self) {
+        // Closing it is not enough: a child that was forked at this moment holds it open until it has started its program.
+        let _gone_already = self.0.detach();
+    }
 }

@@ -85,7 +85,9 @@ impl Wire {
         let sink = self.far(|| Sink::open(sink).unwrap());
         self.near(|| {
             let sender = Sender::open(NEAR).unwrap();
-            frames.iter().for_each(|frame| sender.send(frame).unwrap());
+            for frame in frames {
+                sender.send(frame).unwrap();
+            }
         });
         self.far(|| sink.run().unwrap())
     }
@@ -109,13 +111,7 @@ fn stream() -> Stream {
 }
 
 fn generating(stream: Stream, rate: u64, count: u64) -> generate::Options {
-    generate::Options {
-        interface: NEAR.into(),
-        stream,
-        rate: Some(rate),
-        count: Some(count),
-        duration: Some(Duration::from_secs(20)),
-    }
+    generate::Options::new(NEAR, stream, rate, count)
 }
 
 fn listening() -> sink::Options {
@@ -164,7 +160,9 @@ fn absent_checksums_are_counted_and_partial_ones_are_wrong() {
     assert_eq!((report.absent_checksum, report.faults(false)), (1_000, Vec::new()));
     let options = generating(Stream { checksum: Checksum::Partial, ..stream() }, 100_000, 1_000);
     let (_, report) = wire.carry(&listening(), &options);
-    assert_eq!((report.received, report.bad_l4_checksum), (1_000, 1_000));
+    // The sum of the pseudo header alone is right by chance once in 65536 packets.
+    assert_eq!(report.received, 1_000);
+    assert!(report.bad_l4_checksum >= 997, "{report:?}");
 }
 
 #[test]

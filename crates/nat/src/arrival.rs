@@ -77,16 +77,13 @@ pub(crate) fn check_addresses(
         return Err(DropReason::MartianDestination);
     }
     let is_external = state.slot_of(arrival.source).is_some();
-    let behind = match paths.towards(network, arrival.source) {
-        Whereabouts::Via(path) => Some(path),
-        Whereabouts::Local | Whereabouts::Elsewhere | Whereabouts::Nowhere => None,
-    };
-    let may_be_here = match arrival.side {
-        Side::Inside => {
-            let interface = &network.interfaces[usize::from(arrival.interface.0)];
-            behind.is_some_and(|path| path.interface == arrival.interface) && is_configured(interface, arrival.source)
-        }
-        Side::Outside => behind.is_none_or(|path| path.side == Side::Outside),
+    let interface = &network.interfaces[usize::from(arrival.interface.0)];
+    let may_be_here = match (arrival.side, paths.towards(network, arrival.source)) {
+        (Side::Inside, Whereabouts::Via(path)) => path.interface == arrival.interface && is_configured(interface, arrival.source),
+        (Side::Inside, _) | (Side::Outside, Whereabouts::Local) => false,
+        (Side::Outside, Whereabouts::Via(path)) => path.side == Side::Outside,
+        // What comes from where no route leads cannot be answered, but is nobody's of the inside either.
+        (Side::Outside, Whereabouts::Elsewhere | Whereabouts::Nowhere) => true,
     };
     match arrival.side {
         _ if may_be_here && !is_external => Ok(()),

@@ -71,6 +71,7 @@ impl Query {
     }
 
     /// What answers it, or what it answers.
+    #[must_use]
     pub const fn counterpart(self) -> Self {
         match self {
             Self::Echo => Self::EchoReply,

@@ -1,4 +1,4 @@
-//! Writes packets as classic pcap files (LINKTYPE_ETHERNET), so that a failing packet test can be opened in any reader.
+//! Writes packets as classic pcap files (`LINKTYPE_ETHERNET`), so that a failing packet test can be opened in any reader.
 //!
 //! Knows the file format and where failures go: `target/failures/<test>.pcap`. Called by tests that have failed already, hence it
 //! reports trouble instead of panicking. Source: draft-ietf-opsawg-pcap, section 4 and 5. Tests: below.
@@ -22,7 +22,7 @@ pub struct PcapWriter<W: Write> {
 }
 
 impl<W: Write> PcapWriter<W> {
-    /// Writes the file's header: little endian, microseconds, snap length 262,144, LINKTYPE_ETHERNET.
+    /// Writes the file's header: little endian, microseconds, snap length 262,144, `LINKTYPE_ETHERNET`.
     ///
     /// **Errors:** the writer's.
     pub fn new(mut out: W) -> io::Result<Self> {
@@ -78,7 +78,7 @@ mod tests {
         writer.write(&Record { milliseconds: 1_234, bytes: vec![1, 2, 3] }).expect("memory takes it");
         assert_eq!(bytes.len(), 24 + 16 + 3);
         assert_eq!(bytes[..8], [0xD4, 0xC3, 0xB2, 0xA1, 2, 0, 4, 0]);
-        assert_eq!(bytes[20..24], [1, 0, 0, 0], "LINKTYPE_ETHERNET");
+        assert_eq!(bytes[20..24], [1, 0, 0, 0], "`LINKTYPE_ETHERNET`");
         assert_eq!(bytes[24..32], [1, 0, 0, 0, 0x10, 0x92, 3, 0], "1 s and 234,000 us");
         assert_eq!(bytes[32..], [3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]);
     }

@@ -19,7 +19,7 @@ mod errors;
 mod fragments;
 mod halves;
 mod legal;
-mod read;
+pub(crate) mod read;
 mod rewrite;
 mod tables;
 mod tcp;
@@ -171,13 +171,29 @@ impl ReferenceNat {
         };
         match judge(&legal, received, verdict, output) {
             Ok((outcome, effects)) => {
-                if effects.is_empty() && !matches!(outcome, Outcome::Error(_)) {
+                if outcome == Outcome::Dropped(DropReason::Filtered) && !legal.kept.is_empty() {
+                    self.keep(legal.kept);
+                } else if effects.is_empty() && !matches!(outcome, Outcome::Error(_)) {
                     self.tables.commit_perhaps(&legal.perhaps, self.clock, self.policy.inbound_refresh);
                 }
                 self.tables.commit(effects, self.clock, self.policy.inbound_refresh);
                 Ok(outcome)
             }
             Err(why) => Err(explained(device, input, self.clock, verdict, output, &legal, &why)),
+        }
+    }
+}
+
+impl ReferenceNat {
+    /// Keeps what was made although the packet was dropped: at once unless an external endpoint was chosen that only the
+    /// view will show.
+    fn keep(&mut self, mut kept: Vec<tables::Effect>) {
+        let chosen_unseen = |effect: &tables::Effect| matches!(effect, tables::Effect::Create { mapping: Some(_), .. });
+        if kept.iter().any(chosen_unseen) {
+            self.tables.unseen.append(&mut kept);
+        } else {
+            kept.truncate(1);
+            self.tables.commit(kept, self.clock, self.policy.inbound_refresh);
         }
     }
 }
@@ -211,14 +227,26 @@ fn shown(input: &read::Reading, verdict: Verdict, output: &[u8]) -> Option<Shown
 
 type Judgement = Result<(Outcome, Vec<tables::Effect>), Vec<String>>;
 
+/// Whether a frame is left to the kernel as it has to be: see [`rewrite::punted`]. Of one that cannot be read, nothing is known.
+fn is_punted(received: Option<Received<'_>>, output: &[u8]) -> bool {
+    let Some(received) = received else { return true };
+    let (start, end) = (received.link.len, received.link.len + received.datagram.bytes.len());
+    let unread = !matches!(received.datagram.transport, Transport::Ports { .. });
+    let wanted = [&received.frame[..start], &rewrite::punted(received.datagram), &received.frame[end..]].concat();
+    output == wanted || unread && output == received.frame
+}
+
 /// Finds what the NAT did among what is legal, or says why each legal thing is not it.
 fn judge(legal: &Legal, received: Option<Received<'_>>, verdict: Verdict, output: &[u8]) -> Judgement {
     let mut why = Vec::new();
     match verdict {
         Verdict::Drop(reason) if legal.drops.contains(&reason) => return Ok((Outcome::Dropped(reason), Vec::new())),
         Verdict::Punt if legal.punt => {
-            let untouched = received.is_none_or(|received| received.frame == output);
-            return if untouched { Ok((Outcome::Punted, Vec::new())) } else { Err(vec!["a punted frame was changed".to_owned()]) };
+            return if is_punted(received, output) {
+                Ok((Outcome::Punted, Vec::new()))
+            } else {
+                Err(vec!["a punted frame was changed".to_owned()])
+            };
         }
         Verdict::Transmit(_) | Verdict::Fragment { .. } | Verdict::Hold { .. } => {}
         _ => return Err(why),

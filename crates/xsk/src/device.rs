@@ -11,6 +11,8 @@ pub use ethtool::{Channels, RingSizes};
 
 use ethtool::Handle;
 
+use crate::sys;
+
 /// Offloads under which XDP does not see what was on the wire: merged packets, and VLAN tags taken out of the frame.
 const HIDING: [&str; 4] = ["rx-lro", "rx-gro-hw", "rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
 
@@ -94,9 +96,7 @@ impl Device {
     /// Reads a device by its index.
     pub fn by_index(ifindex: u32) -> Result<Self, DeviceError> {
         let missing = || DeviceError::Missing { device: format!("interface {ifindex}") };
-        let name = nix::net::if_::if_indextoname(ifindex).map_err(|_| missing())?;
-        // nix takes the null pointer of an unknown index for an empty name.
-        if name.is_empty() { Err(missing()) } else { Self::by_name(&name.to_string_lossy()) }
+        sys::device_name(ifindex).ok_or_else(missing).and_then(|name| Self::by_name(&name))
     }
 
     /// How many receive queues the device has now: each needs a socket, or its packets are lost.

@@ -6,6 +6,7 @@
 pub mod abi;
 pub mod capability;
 pub mod device;
+pub mod frame;
 pub mod memory;
 pub mod port;
 pub mod socket;

@@ -4,21 +4,29 @@
 //! the set of frames that the kernel has of this socket; a descriptor that is not in it is refused, in release builds too.
 //! Sources: kernel `Documentation/networking/af_xdp.rst`, net/xdp/xsk.c. Tests: here the arithmetic, tests/sockets.rs the kernel.
 
+mod bind;
+mod error;
+mod statistics;
+
 use std::{
-    ffi::CString,
     io,
     os::fd::{AsRawFd, BorrowedFd, RawFd},
     sync::Arc,
-    time::Duration,
 };
 
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, config::BindFlags};
 
+pub use error::SocketError;
+pub use statistics::{QueueStatistics, statistics};
+
+use bind::{Place, bind_patiently, is_released};
+use error::error_of;
+
 use crate::{
-    capability,
-    port::Port,
+    frame::{FrameSet, XskFrame},
+    port::{Frame, Port},
     sys,
-    umem::{FrameSet, Rings, Shared, Umem, UmemError, UmemOptions, XskFrame, socket_config},
+    umem::{Shared, Umem, UmemOptions, socket_config},
 };
 
 /// Descriptors moved at once between a ring and the burst.
@@ -27,8 +35,6 @@ const BURST: usize = 64;
 const KICK_BUDGET: usize = 32;
 /// Send calls of one wake-up at most: a full ring of 2048 needs 64.
 const KICKS: usize = 64;
-/// How long a bind waits for a queue that a process before us has not quite released (0.35 s were seen after a kill).
-const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 /// Set in a descriptor's options when the packet goes on in the next one (`XDP_PKT_CONTD`).
 const CONTINUED: u32 = 1;
 
@@ -65,109 +71,6 @@ pub struct Queue {
     pub queue: u32,
 }
 
-/// Why a socket cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// Somebody else has the queue.
-    #[error("{device} queue {queue} is in use by another AF_XDP socket: stop the other program (is a second gateway running?)")]
-    Busy {
-        /// The device's name.
-        device: String,
-        /// The queue's number.
-        queue: u32,
-    },
-    /// No such device in this namespace.
-    #[error("{device}: no such device")]
-    NoDevice {
-        /// The device's name.
-        device: String,
-    },
-    /// The device has no such queue, or its driver refuses the rings.
-    #[error("{device} queue {queue}: the device has no such queue, or refuses it: compare `ethtool -l {device}`")]
-    NoQueue {
-        /// The device's name.
-        device: String,
-        /// The queue's number.
-        queue: u32,
-    },
-    /// The driver has no zero-copy mode.
-    #[error("{device} queue {queue}: the driver grants no zero-copy")]
-    NoZeroCopy {
-        /// The device's name.
-        device: String,
-        /// The queue's number.
-        queue: u32,
-    },
-    /// A right is missing.
-    #[error("{device} queue {queue}: not permitted; missing {}", capability::list(missing))]
-    NotPermitted {
-        /// The device's name.
-        device: String,
-        /// The queue's number.
-        queue: u32,
-        /// The capabilities' names.
-        missing: Vec<&'static str>,
-    },
-    /// Anything else.
-    #[error("{device} queue {queue}: cannot open an AF_XDP socket: {source}")]
-    Failed {
-        /// The device's name.
-        device: String,
-        /// The queue's number.
-        queue: u32,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// No packet memory.
-    #[error(transparent)]
-    Umem(#[from] UmemError),
-}
-
-/// What the kernel counts for a queue (`XDP_STATISTICS`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueStatistics {
-    /// Received packets dropped for another reason than those below: too long for a frame, for instance.
-    pub rx_dropped: u64,
-    /// Received packets dropped because of an invalid descriptor in the fill ring.
-    pub rx_invalid_descs: u64,
-    /// Packets not transmitted because of an invalid descriptor.
-    pub tx_invalid_descs: u64,
-    /// Received packets dropped because the worker did not empty the rx ring.
-    pub rx_ring_full: u64,
-    /// Times that the kernel found the fill ring empty.
-    pub rx_fill_ring_empty_descs: u64,
-    /// Times that the kernel found the tx ring empty.
-    pub tx_ring_empty_descs: u64,
-}
-
-impl QueueStatistics {
-    /// The counters with their labels, for metrics and tables.
-    pub fn rows(&self) -> [(&'static str, u64); 6] {
-        [
-            ("rx_dropped", self.rx_dropped),
-            ("rx_invalid_descs", self.rx_invalid_descs),
-            ("tx_invalid_descs", self.tx_invalid_descs),
-            ("rx_ring_full", self.rx_ring_full),
-            ("rx_fill_ring_empty_descs", self.rx_fill_ring_empty_descs),
-            ("tx_ring_empty_descs", self.tx_ring_empty_descs),
-        ]
-    }
-}
-
-/// Reads a queue's statistics from its descriptor, from any thread. **Cost:** one system call.
-pub fn statistics(fd: BorrowedFd<'_>) -> io::Result<QueueStatistics> {
-    // SAFETY: six counters of the kernel's struct xdp_statistics: any bytes are legal.
-    let raw: [u64; 6] = unsafe { sys::get_option(fd.as_raw_fd(), libc::SOL_XDP, libc::XDP_STATISTICS) }?;
-    Ok(QueueStatistics {
-        rx_dropped: raw[0],
-        rx_invalid_descs: raw[1],
-        tx_invalid_descs: raw[2],
-        rx_ring_full: raw[3],
-        rx_fill_ring_empty_descs: raw[4],
-        tx_ring_empty_descs: raw[5],
-    })
-}
-
 /// How a socket asks the kernel to poll its queue from the worker's own calls, instead of by interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BusyPolling {
@@ -181,6 +84,7 @@ pub struct BusyPolling {
 #[derive(Debug)]
 pub struct Socket {
     name: Queue,
+    place: Place,
     mode: Mode,
     /// Whether the kernel releases the queue when the rings are dropped (see [`Umem`] on the first socket).
     closable: bool,
@@ -190,6 +94,11 @@ pub struct Socket {
     rx: RxQueue,
     fill: FillQueue,
     completion: CompQueue,
+    /// Entries of the tx ring.
+    ring: u32,
+    /// Frames given to the tx ring and not seen in the completion ring yet.
+    in_transmit: usize,
+    dropped_by_device: u64,
     core: Core,
 }
 
@@ -199,14 +108,13 @@ struct Core {
     held: FrameSet,
     /// Frames that came back with a descriptor that is no packet; filled again first.
     spare: Vec<XskFrame>,
-    in_transmit: usize,
     refused: u64,
     scratch: Box<[FrameDesc; BURST]>,
 }
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("held", &self.held.len()).field("in_transmit", &self.in_transmit).finish_non_exhaustive()
+        f.debug_struct("Core").field("held", &self.held.len()).field("refused", &self.refused).finish_non_exhaustive()
     }
 }
 
@@ -222,17 +130,34 @@ impl Socket {
         let closable = umem.is_anchored();
         let rings = bind_patiently(shared, config, queue)?;
         let fd = rings.1.fd().as_raw_fd();
-        let mode = granted_mode(fd).map_err(|source| error_of(source, queue, shared.zero_copy))?;
+        let failed = |source| error_of(source, queue, shared.zero_copy);
+        let mode = granted_mode(fd).map_err(failed)?;
+        let place = Place::of(queue, fd).map_err(failed)?;
         let (tx, rx, fill, completion) = rings;
         let core = Core {
             umem: Arc::clone(shared),
             held: FrameSet::new(umem.frames_total()),
             spare: Vec::new(),
-            in_transmit: 0,
             refused: 0,
             scratch: Box::new([FrameDesc::default(); BURST]),
         };
-        Ok(Self { name: queue.clone(), mode, closable, busy_polling: false, fd, tx, rx, fill, completion, core })
+        let (name, ring) = (queue.clone(), umem.ring());
+        Ok(Self {
+            name,
+            place,
+            mode,
+            closable,
+            busy_polling: false,
+            fd,
+            tx,
+            rx,
+            fill,
+            completion,
+            ring,
+            in_transmit: 0,
+            dropped_by_device: 0,
+            core,
+        })
     }
 
     /// The device and queue.
@@ -256,6 +181,12 @@ impl Socket {
         self.core.refused
     }
 
+    /// Packets that the device dropped on transmission because its queue was full (copy mode; the kernel tells it by an error of the
+    /// send call and counts it nowhere else).
+    pub fn dropped_by_device(&self) -> u64 {
+        self.dropped_by_device
+    }
+
     /// The kernel's counters of the queue.
     pub fn statistics(&self) -> io::Result<QueueStatistics> {
         statistics(self.fd())
@@ -274,37 +205,16 @@ impl Socket {
         self.busy_polling
     }
 
-    /// Closes the socket and gives back the frames that it had in its rings. The frames of a zero-copy socket stay the device's (it
-    /// may still write to them for a moment) and are counted as lost; so are those of a socket that is its UMEM's own descriptor.
+    /// Closes the socket and gives back the frames that it had in its rings, once the kernel has shown that it is done with them: by
+    /// letting the queue be bound again, or by having no such device any more. Has to be called in the device's namespace.
+    ///
+    /// Closing the descriptor shows nothing: a driver in zero-copy mode is told a moment later, and a process that is just being
+    /// started (between fork and exec) has the descriptor too. Where the proof fails within 2 s, or the socket is its UMEM's own
+    /// descriptor and stays open with it, no frame comes back and all are counted as lost.
     pub fn close(self) -> Vec<XskFrame> {
-        let Self { tx, rx, fill, completion, mut core, closable, mode, .. } = self;
+        let Self { place, tx, rx, fill, completion, mut core, closable, .. } = self;
         drop((tx, rx, fill, completion));
-        if closable && mode == Mode::Copy { core.take_back() } else { Vec::new() }
-    }
-}
-
-/// Binds; a queue that is busy is tried again until the patience is over.
-fn bind_patiently(shared: &Shared, config: xsk_rs::config::SocketConfig, queue: &Queue) -> Result<Rings, SocketError> {
-    let failed = |source| error_of(source, queue, shared.zero_copy);
-    let name = CString::new(queue.device.as_str()).map_err(|_| failed(io::Error::from_raw_os_error(libc::ENODEV)))?;
-    let mut attempts = sys::Attempts::new(BUSY_PATIENCE);
-    loop {
-        match shared.bind(config, &name, queue.queue) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempts.again() => {}
-            result => return result.map_err(failed),
-        }
-    }
-}
-
-fn error_of(source: io::Error, queue: &Queue, zero_copy: bool) -> SocketError {
-    let Queue { device, queue } = queue.clone();
-    match source.raw_os_error() {
-        Some(libc::EBUSY) => SocketError::Busy { device, queue },
-        Some(libc::ENODEV | libc::ENXIO) => SocketError::NoDevice { device },
-        Some(libc::EPERM) => SocketError::NotPermitted { device, queue, missing: capability::missing() },
-        Some(libc::EOPNOTSUPP) if zero_copy => SocketError::NoZeroCopy { device, queue },
-        Some(libc::EINVAL) => SocketError::NoQueue { device, queue },
-        _ => SocketError::Failed { device, queue, source },
+        if closable && is_released(&core.umem, place) { core.take_back() } else { Vec::new() }
     }
 }
 
@@ -341,7 +251,8 @@ impl Core {
     fn take_back(&mut self) -> Vec<XskFrame> {
         let mut frames = std::mem::take(&mut self.spare);
         for index in self.held.take() {
-            // SAFETY: the frame was in `held`, with its reference, and the closed socket cannot hand it out any more.
+            // SAFETY: the frame was in `held`, with its reference; the kernel has released the queue, so it neither writes to the frame
+            // nor hands it out any more.
             frames.push(unsafe { XskFrame::from_descriptor(self.umem.home(index), &self.umem) });
         }
         frames
@@ -397,7 +308,7 @@ impl Port for Socket {
         while left > 0 {
             let chunk = left.min(BURST);
             for (slot, frame) in self.core.scratch.iter_mut().zip(leaving.by_ref().take(chunk)) {
-                *slot = give(&mut self.core.held, &self.core.umem, frame);
+                *slot = give_packet(&mut self.core.held, &self.core.umem, frame);
             }
             // SAFETY: the frames are of this UMEM, were given up just now and are not used again until they come back.
             let put = unsafe { self.tx.produce(&self.core.scratch[..chunk]) };
@@ -405,7 +316,7 @@ impl Port for Socket {
             left -= chunk;
         }
         drop(leaving);
-        self.core.in_transmit += count;
+        self.in_transmit += count;
         count
     }
 
@@ -423,7 +334,7 @@ impl Port for Socket {
                 break;
             }
         }
-        self.core.in_transmit = self.core.in_transmit.saturating_sub(completed);
+        self.in_transmit = self.in_transmit.saturating_sub(completed);
         completed
     }
 
@@ -447,8 +358,12 @@ impl Port for Socket {
     }
 
     fn wake(&mut self) {
-        if self.core.in_transmit > 0 && self.tx.needs_wakeup() {
-            kick(self.fd, self.core.in_transmit);
+        if self.in_transmit > 0 {
+            // Asking for the whole ring makes libxdp read how far the kernel has come.
+            let waiting = (self.ring - self.tx.nb_free(self.ring)) as usize;
+            if waiting > 0 && self.tx.needs_wakeup() {
+                self.dropped_by_device += kick(self.fd, waiting);
+            }
         }
         if self.busy_polling || self.fill.needs_wakeup() {
             sys::kick_receive(self.fd);
@@ -460,6 +375,14 @@ impl Port for Socket {
     }
 }
 
+/// Gives the kernel a frame to transmit.
+#[inline]
+fn give_packet(held: &mut FrameSet, umem: &Arc<Shared>, frame: XskFrame) -> FrameDesc {
+    // The kernel would take such a descriptor off the ring and never complete it.
+    debug_assert!(frame.packet_len() > 0, "a frame without a packet cannot be transmitted");
+    give(held, umem, frame)
+}
+
 /// Gives the kernel a frame: from here on it is in `held`.
 #[inline]
 fn give(held: &mut FrameSet, umem: &Arc<Shared>, frame: XskFrame) -> FrameDesc {
@@ -468,15 +391,18 @@ fn give(held: &mut FrameSet, umem: &Arc<Shared>, frame: XskFrame) -> FrameDesc {
     frame.into_descriptor()
 }
 
-/// Has the kernel transmit `waiting` packets. EAGAIN says that its budget ran out and more is in the ring; other errors (the device's
-/// queue is full, the link is down) leave the rest in the ring for the next wake-up.
-fn kick(fd: RawFd, waiting: usize) {
+/// Has the kernel transmit `waiting` packets, and says how many the device has dropped of them. EAGAIN says that the kernel's budget
+/// ran out and more is in the ring; EBUSY that the device dropped a packet because its queue is full: the rest then waits for the next
+/// wake-up, as it does when the link is down.
+fn kick(fd: RawFd, waiting: usize) -> u64 {
     for _ in 0..(waiting.div_ceil(KICK_BUDGET) + 1).min(KICKS) {
-        match sys::kick_transmit(fd) {
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
-            _ => return,
+        match sys::kick_transmit(fd).map_err(|error| error.raw_os_error()) {
+            Err(Some(libc::EAGAIN)) => {}
+            Err(Some(libc::EBUSY)) => return 1,
+            _ => return 0,
         }
     }
+    0
 }
 
 /// A UMEM with its sockets and its free frames.
@@ -512,21 +438,5 @@ fn open_in(options: UmemOptions, queues: &[Queue]) -> Result<Opened, SocketError
             umem.retire();
             Err(error)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_name_the_queue_and_what_to_do() {
-        let queue = Queue { device: "eth7".into(), queue: 3 };
-        let text = |errno, zero_copy| error_of(io::Error::from_raw_os_error(errno), &queue, zero_copy).to_string();
-        assert!(text(libc::EBUSY, false).contains("eth7 queue 3 is in use"));
-        assert!(text(libc::EINVAL, false).contains("ethtool -l eth7"));
-        assert!(text(libc::ENODEV, false).contains("eth7: no such device"));
-        assert!(text(libc::EOPNOTSUPP, true).contains("no zero-copy"));
-        assert!(text(libc::EOPNOTSUPP, false).contains("cannot open"));
     }
 }

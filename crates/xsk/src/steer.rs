@@ -5,6 +5,7 @@
 //! and after. A dead process leaves the programs, and so the tables, in place. Tests: `tests/steer_rules.rs`, tests/attach.rs.
 
 mod attach;
+mod error;
 mod guard;
 mod punt;
 mod tables;
@@ -12,7 +13,6 @@ mod tables;
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    io,
     mem::MaybeUninit,
     net::Ipv4Addr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -25,6 +25,7 @@ use libbpf_rs::{
 };
 
 pub use attach::{AttachMode, AttachWish, claims_zero_copy, detach_ours};
+pub use error::SteerError;
 pub use guard::remove_guard;
 pub use punt::Punter;
 
@@ -116,108 +117,6 @@ impl Class {
     }
 }
 
-/// Why something about the kernel programs failed.
-#[derive(Debug, thiserror::Error)]
-pub enum SteerError {
-    /// Loading was refused.
-    #[error("cannot load the kernel programs: {message}{}", lacking(missing))]
-    Load {
-        /// What the kernel said.
-        message: String,
-        /// The capabilities that are missing.
-        missing: Vec<&'static str>,
-    },
-    /// A table is full or was refused.
-    #[error("cannot write the kernel program's table {table}: {source}")]
-    Table {
-        /// The table's name.
-        table: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// More than a table takes.
-    #[error("{count} {what}: the kernel program takes at most {most}")]
-    TooMany {
-        /// Of what.
-        what: &'static str,
-        /// How many there are.
-        count: usize,
-        /// How many there may be.
-        most: usize,
-    },
-    /// Another XDP program is on the device.
-    #[error("{device}: another XDP program is attached ({program}): remove it with `ip link set dev {device} xdp off`")]
-    Foreign {
-        /// The device's name.
-        device: String,
-        /// The program's name and number.
-        program: String,
-    },
-    /// The device's MTU is too large for its driver's XDP.
-    #[error("{device}: MTU {mtu} is too large for XDP: {reason}; {}", mtu_advice(device, *largest))]
-    MtuTooLarge {
-        /// The device's name.
-        device: String,
-        /// Its MTU.
-        mtu: u32,
-        /// The largest one that works, where it is known.
-        largest: Option<u32>,
-        /// What the driver said.
-        reason: String,
-    },
-    /// The device takes no XDP program in the mode asked for.
-    #[error("{device}: cannot attach the XDP program ({}): {source}{}", mode.label(), because(reason))]
-    Attach {
-        /// The device's name.
-        device: String,
-        /// The mode.
-        mode: AttachMode,
-        /// What the kernel said in words.
-        reason: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Another filter has the guard's place.
-    #[error("{interface}: another filter has the guard's place ({program}): remove it with `tc filter del dev {interface} egress`")]
-    ForeignFilter {
-        /// The interface's name.
-        interface: String,
-        /// The program's name and number.
-        program: String,
-    },
-    /// The guard cannot be attached or removed.
-    #[error("{interface}: cannot change the egress guard: {source}")]
-    Guard {
-        /// The interface's name.
-        interface: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A frame was not taken by the kernel.
-    #[error("cannot give a frame to the kernel on interface {ifindex}: {source}")]
-    Punt {
-        /// The interface's index.
-        ifindex: u32,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
-fn lacking(missing: &[&'static str]) -> String {
-    if missing.is_empty() { String::new() } else { format!("; missing {}", capability::list(missing)) }
-}
-
-fn because(reason: &str) -> String {
-    if reason.is_empty() { String::new() } else { format!(" ({reason})") }
-}
-
-fn mtu_advice(device: &str, largest: Option<u32>) -> String {
-    match largest {
-        Some(mtu) => format!("the largest that works is {mtu}: `ip link set dev {device} mtu {mtu}`"),
-        None => format!("lower it: `ip link set dev {device} mtu 1500` (most drivers take about 3000)"),
-    }
-}
-
 /// The loaded programs and their tables. Dropping it detaches nothing.
 #[derive(Debug)]
 pub struct Steer {
@@ -227,6 +126,8 @@ pub struct Steer {
     maps: Maps,
     /// What was written, to write only differences.
     written: Written,
+    /// Numbers of programs that are ours: this one's first.
+    known: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -284,6 +185,7 @@ impl Steer {
                 counters: MapHandle::try_from(&*maps.counters)?,
             },
             written: Written::default(),
+            known: vec![attach::id_of(programs.xdp_steer.as_fd())?],
         })
     }
 
@@ -431,11 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_to_do() {
-        let foreign = SteerError::Foreign { device: "eth0".into(), program: "xdp_other, 7".into() };
-        assert!(foreign.to_string().contains("xdp_other") && foreign.to_string().contains("ip link set dev eth0 xdp off"));
-        let mtu = SteerError::MtuTooLarge { device: "eth0".into(), mtu: 9000, largest: Some(3498), reason: "too large".into() };
-        assert!(mtu.to_string().contains("ip link set dev eth0 mtu 3498"));
+    fn what_threads_share_may_be_shared() {
+        fn shared<T: Send + Sync>() {}
+        fn moved<T: Send>() {}
+        shared::<Steer>();
+        shared::<Punter>();
+        shared::<crate::umem::Umem>();
+        moved::<crate::socket::Socket>();
+        moved::<crate::frame::XskFrame>();
     }
 
     #[test]

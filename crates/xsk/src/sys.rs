@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
     ptr, thread,
     time::{Duration, Instant},
 };
@@ -31,6 +31,35 @@ pub(crate) fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Re
     // SAFETY: the pointer is to `value`, which lives through the call and is `len` bytes long.
     let result = unsafe { libc::setsockopt(fd, level, name, ptr::from_ref(&value).cast(), len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Keeps a descriptor from programs that this process may start. libxdp makes its sockets without that, and a child that had one
+/// would keep the queue bound, also beyond our own end.
+pub(crate) fn close_on_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: sets a flag of a descriptor; no memory is involved.
+    let result = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The number of the network namespace that a socket is in (`SO_NETNS_COOKIE`, linux/net.h).
+pub(crate) fn namespace_of(fd: RawFd) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    // SAFETY: the option is one u64.
+    unsafe { get_option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE) }
+}
+
+/// The number of the network namespace that this thread is in.
+pub(crate) fn namespace_here() -> io::Result<u64> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let probe = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    namespace_of(probe.as_raw_fd())
+}
+
+/// The name that a device has now, or none when it is gone.
+pub(crate) fn device_name(ifindex: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?;
+    // nix takes the null pointer of an unknown index for an empty name.
+    (!name.is_empty()).then(|| name.to_string_lossy().into_owned())
 }
 
 /// Makes the kernel look at an AF_XDP socket's tx ring.

@@ -6,9 +6,9 @@
 
 use std::{
     fmt,
-    mem::ManuallyDrop,
     num::NonZeroU32,
-    ptr, slice,
+    os::fd::AsRawFd,
+    ptr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -21,7 +21,7 @@ use xsk_rs::{
     config::{BindFlags, FrameSize, LibxdpFlags, QueueSize, SocketConfig, UmemConfig},
 };
 
-use crate::{capability, memory::Pages, port::Frame, sys};
+use crate::{capability, frame::XskFrame, memory::Pages, sys};
 
 /// What the kernel keeps free before the packet for XDP programs (`XDP_PACKET_HEADROOM`).
 pub const HEADROOM: usize = 256;
@@ -196,7 +196,9 @@ impl Umem {
             anchor: Mutex::new(None),
             raw,
         });
-        let frames = descriptors.into_iter().map(|descriptor| XskFrame { descriptor, umem: Arc::clone(&shared) }).collect();
+        // SAFETY: the descriptors are the new UMEM's own, each used once.
+        let frame = |descriptor| unsafe { XskFrame::new(descriptor, Arc::clone(&shared)) };
+        let frames = descriptors.into_iter().map(frame).collect();
         let umem = Self { shared };
         if !options.zero_copy {
             umem.anchor_to_loopback();
@@ -210,7 +212,8 @@ impl Umem {
         self.shared.frames as usize
     }
 
-    /// Frames that were dropped outside a pool (a bug: debug builds assert) or retired with a zero-copy socket.
+    /// Frames that were dropped outside a pool (a bug: debug builds assert), or that a socket had when it was dropped instead of closed,
+    /// or when the kernel did not release its queue.
     pub fn frames_lost(&self) -> usize {
         self.shared.lost.load(Ordering::Relaxed)
     }
@@ -262,6 +265,21 @@ impl Umem {
 }
 
 impl Shared {
+    /// Where the memory begins.
+    #[inline]
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    #[inline]
+    pub(crate) fn frame_bytes(&self) -> usize {
+        self.frame_bytes
+    }
+
+    pub(crate) fn is_retiring(&self) -> bool {
+        self.retiring.load(Ordering::Relaxed)
+    }
+
     /// Binds a socket of this UMEM to a queue.
     pub(crate) fn bind(&self, config: SocketConfig, device: &std::ffi::CStr, queue: u32) -> std::io::Result<Rings> {
         let interface = xsk_rs::config::Interface::new(device.to_owned());
@@ -271,6 +289,7 @@ impl Shared {
         // None: this process already has the queue bound.
         let (fill, completion) = rest.ok_or_else(|| std::io::Error::from_raw_os_error(libc::EBUSY))?;
         self.bound.fetch_add(1, Ordering::Relaxed);
+        sys::close_on_exec(rx.fd().as_raw_fd())?;
         Ok((tx, rx, fill, completion))
     }
 
@@ -294,91 +313,6 @@ impl Shared {
 
     pub(crate) fn count_lost(&self, frames: usize) {
         self.lost.fetch_add(frames, Ordering::Relaxed);
-    }
-}
-
-/// One frame of the UMEM, owned: whoever has it may read and write its bytes, nobody else. Given by value to a ring; when it is
-/// merely dropped it is lost, and debug builds complain.
-pub struct XskFrame {
-    descriptor: FrameDesc,
-    umem: Arc<Shared>,
-}
-
-impl fmt::Debug for XskFrame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("XskFrame")
-            .field("address", &self.descriptor.addr())
-            .field("len", &self.packet_len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl XskFrame {
-    /// Gives up the frame without losing it: the reference that it holds on the memory goes to whoever takes the descriptor.
-    #[inline]
-    pub(crate) fn into_descriptor(self) -> FrameDesc {
-        ManuallyDrop::new(self).descriptor
-    }
-
-    /// Takes a frame back that was given up by [`XskFrame::into_descriptor`].
-    ///
-    /// # Safety
-    ///
-    /// The frame of `descriptor` was given up once and not taken back since, so that this is its only owner and the reference on
-    /// `umem` that it gave up is still counted. The kernel is done with it. Address and length are inside the frame.
-    #[inline]
-    pub(crate) unsafe fn from_descriptor(descriptor: FrameDesc, umem: &Arc<Shared>) -> Self {
-        // SAFETY: the pointer is of a live Arc, and the count that into_descriptor left behind becomes this Arc's.
-        // JUSTIFICATION: cloning instead costs two contended atomic operations for every packet on a line that all workers share.
-        let umem = unsafe { Arc::from_raw(Arc::as_ptr(umem)) };
-        Self { descriptor, umem }
-    }
-
-    /// The frame's number in its UMEM.
-    #[inline]
-    pub(crate) fn index(&self) -> usize {
-        self.descriptor.addr() / self.umem.frame_bytes
-    }
-
-    #[inline]
-    pub(crate) fn belongs_to(&self, umem: &Arc<Shared>) -> bool {
-        Arc::ptr_eq(&self.umem, umem)
-    }
-}
-
-impl Frame for XskFrame {
-    #[inline]
-    fn packet_len(&self) -> usize {
-        self.descriptor.lengths().data()
-    }
-
-    #[inline]
-    fn set_packet_len(&mut self, len: usize) {
-        assert!(self.umem.holds(self.descriptor.addr(), len), "a packet of {len} bytes does not fit its frame");
-        // SAFETY: the descriptor is of a frame of this UMEM, which this value owns.
-        let mut data = unsafe { self.umem.raw.data_mut(&mut self.descriptor) };
-        data.cursor().set_pos(len);
-    }
-
-    #[inline]
-    fn buffer(&mut self) -> &mut [u8] {
-        let start = self.descriptor.addr();
-        let len = self.umem.frame_bytes - start % self.umem.frame_bytes;
-        // SAFETY: `start` was checked to be inside the memory when the frame came from the kernel (or is where Umem::new put it), and
-        // `len` ends with its frame. The memory is mapped while `umem` lives, and initialised (the kernel zeroed it). This value is the
-        // frame's only owner and is borrowed mutably, so nobody else, the kernel included, reads or writes these bytes.
-        // JUSTIFICATION: xsk-rs lends only the packet's present length, and the worker needs the room behind it too.
-        unsafe { slice::from_raw_parts_mut(self.umem.base.add(start), len) }
-    }
-}
-
-impl Drop for XskFrame {
-    fn drop(&mut self) {
-        self.umem.count_lost(1);
-        debug_assert!(
-            std::thread::panicking() || self.umem.retiring.load(Ordering::Relaxed),
-            "a frame was dropped outside a pool: {self:?}"
-        );
     }
 }
 
@@ -457,51 +391,6 @@ fn create(config: UmemConfig, frames: u32, huge: bool) -> std::io::Result<(xsk_r
     xsk_rs::Umem::new(config, frames, huge).map_err(|error| io_of(&error))
 }
 
-/// A set of frame numbers, exact: which frames a port has given to the kernel.
-#[derive(Debug)]
-pub(crate) struct FrameSet {
-    words: Box<[u64]>,
-    len: usize,
-}
-
-impl FrameSet {
-    pub(crate) fn new(frames: usize) -> Self {
-        Self { words: vec![0; frames.div_ceil(64)].into_boxed_slice(), len: 0 }
-    }
-
-    #[inline]
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Adds a number. It is not in the set: a frame has one owner.
-    #[inline]
-    pub(crate) fn insert(&mut self, index: usize) {
-        let bit = 1 << (index % 64);
-        debug_assert!(self.words[index / 64] & bit == 0);
-        self.words[index / 64] |= bit;
-        self.len += 1;
-    }
-
-    /// Takes a number out, and says whether it was in.
-    #[inline]
-    pub(crate) fn remove(&mut self, index: usize) -> bool {
-        let bit = 1 << (index % 64);
-        let was = self.words[index / 64] & bit != 0;
-        self.words[index / 64] &= !bit;
-        self.len -= usize::from(was);
-        was
-    }
-
-    /// Empties the set and gives its numbers, ascending.
-    pub(crate) fn take(&mut self) -> Vec<usize> {
-        let numbers = (0..self.words.len() * 64).filter(|&index| self.words[index / 64] >> (index % 64) & 1 == 1).collect();
-        self.words.fill(0);
-        self.len = 0;
-        numbers
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -519,20 +408,6 @@ mod tests {
     fn the_frames_for_two_sockets_fill_every_ring_and_leave_some() {
         let frames = UmemOptions::frames_for(2, 2048);
         assert_eq!(frames, 2 * (2 * 2048 + 2048 + 2048) + 2 * 2048);
-    }
-
-    #[test]
-    fn a_frame_set_gives_back_exactly_what_it_was_given() {
-        let mut set = FrameSet::new(130);
-        for index in [0, 63, 64, 129] {
-            set.insert(index);
-        }
-        assert_eq!(set.len(), 4);
-        assert!(set.remove(63));
-        assert!(!set.remove(63));
-        assert!(!set.remove(1));
-        assert_eq!(set.take(), [0, 64, 129]);
-        assert_eq!(set.len(), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Every rule of `xdp_steer`, as rows: a crafted frame, what becomes of it, and the one counter that moves.
 //!
-//! The program runs by BPF_PROG_RUN, so nothing is received; sockets are open, so that a redirect is one. Needs root.
+//! The program runs by `BPF_PROG_RUN`, so nothing is received; sockets are open, so that a redirect is one. Needs root.
 
 #![allow(clippy::unwrap_used)]
 

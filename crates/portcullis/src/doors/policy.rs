@@ -123,6 +123,7 @@ impl<P, N> Reader<P, N> {
     }
 
     /// The generation that the worker goes by.
+    #[cfg(test)]
     pub(crate) const fn seen(&self) -> u64 {
         self.seen
     }

@@ -8,19 +8,25 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::KernelError;
+use super::mirror::wait_until;
 use super::socket::Requests;
 use super::state::{Address, CLAIM_PROTOCOL, IfIndex, KernelState};
 
 /// Claims at once. Chosen: beyond it an operator wants the pool's prefix routed to the box instead of ARP for each address.
 const MOST_CLAIMS: usize = 4_096;
+
+/// The pause before what could not be added or removed is tried again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// What is to be claimed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +52,16 @@ impl Claims {
     pub(crate) fn start(snapshots: watch::Receiver<Arc<KernelState>>, requests: Requests, wanted: Wanted) -> Self {
         let (wanted, inbox) = watch::channel(wanted);
         let (stop, stopped) = oneshot::channel();
-        let keeper = Keeper { snapshots, requests, wanted: inbox, held: BTreeSet::new(), marks: kernel_keeps_marks(), cut: false };
+        let keeper = Keeper {
+            snapshots,
+            requests,
+            wanted: inbox,
+            held: BTreeSet::new(),
+            marks: kernel_keeps_marks(),
+            cut: false,
+            retry_at: None,
+            blind: false,
+        };
         let task = tokio::spawn(keeper.run(stopped));
         Self { wanted, stop, task }
     }
@@ -70,25 +85,26 @@ struct Keeper {
     held: BTreeSet<Claim>,
     marks: bool,
     cut: bool,
+    retry_at: Option<Instant>,
+    blind: bool,
 }
 
 impl Keeper {
     async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         loop {
             self.reconcile().await;
-            let alive = tokio::select! {
+            tokio::select! {
                 stopped = &mut stop => {
-                    // A handle that was dropped leaves the claims, and the task, to the end of the runtime.
+                    // A handle that was merely dropped leaves the claims in place.
                     if stopped.is_ok() {
                         self.release().await;
                     }
-                    false
+                    return;
                 }
-                changed = self.snapshots.changed() => changed.is_ok(),
-                changed = self.wanted.changed() => changed.is_ok(),
-            };
-            if !alive {
-                return;
+                // Without a mirror there is nothing to follow, but the claims still have to be released.
+                changed = self.snapshots.changed(), if !self.blind => self.blind = changed.is_err(),
+                Ok(()) = self.wanted.changed() => {}
+                () = wait_until(self.retry_at) => {}
             }
         }
     }
@@ -104,6 +120,7 @@ impl Keeper {
             );
         }
         self.cut = plan.cut;
+        self.retry_at = None;
         for claim in plan.remove {
             self.remove(&state, claim).await;
         }
@@ -126,7 +143,10 @@ impl Keeper {
             }
             // Someone was faster; the next snapshot tells whose it is.
             Err(KernelError::Refused { error, .. }) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(error) => tracing::warn!(%error, "pool address {} cannot be claimed on {name}: nobody answers ARP for it", claim.1),
+            Err(error) => {
+                self.retry_at = Some(Instant::now() + RETRY);
+                tracing::warn!(%error, "pool address {} cannot be claimed on {name}: nobody answers ARP for it", claim.1);
+            }
         }
     }
 
@@ -136,7 +156,10 @@ impl Keeper {
         match self.requests.execute("remove a pool address", RouteNetlinkMessage::DelAddress(message(claim)), 0).await {
             Ok(()) => tracing::info!("pool address {} released on {name}", claim.1),
             Err(KernelError::Refused { error, .. }) if is_gone(&error) => {}
-            Err(error) => tracing::warn!(%error, "pool address {} cannot be removed from {name}", claim.1),
+            Err(error) => {
+                self.retry_at = Some(Instant::now() + RETRY);
+                tracing::warn!(%error, "pool address {} cannot be removed from {name}", claim.1);
+            }
         }
     }
 

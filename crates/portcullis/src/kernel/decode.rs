@@ -245,3 +245,225 @@ fn foreign_rule(message: &RuleMessage) -> Option<String> {
     let selectors = if selectors.is_empty() { "from all".into() } else { selectors.join(" ") };
     Some(format!("{priority}: {selectors} {action}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NLM_F_CREATE;
+    use netlink_packet_route::address::AddressProtocol;
+    use netlink_packet_route::link::InfoKind;
+    use netlink_packet_route::rule::RuleHeader;
+
+    use super::*;
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().expect("address")
+    }
+
+    fn link_message(flags: LinkFlags, attributes: Vec<LinkAttribute>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.header.flags = flags;
+        message.attributes = attributes;
+        message
+    }
+
+    fn decoded_link(message: LinkMessage) -> Link {
+        match change(&RouteNetlinkMessage::NewLink(message), 0) {
+            Some(Change::Link(7, link)) => link,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_link_is_up_when_it_is_enabled_and_has_a_carrier() {
+        for (flags, enabled, up) in [
+            (LinkFlags::empty(), false, false),
+            (LinkFlags::Up, true, false),
+            (LinkFlags::LowerUp, false, false),
+            (LinkFlags::Up | LinkFlags::LowerUp, true, true),
+        ] {
+            let link = decoded_link(link_message(flags, vec![LinkAttribute::Mtu(1400)]));
+            assert_eq!((link.enabled, link.up, link.mtu), (enabled, up, 1400), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_vlan_has_its_tag_and_parent() {
+        let vlan = |extra: Vec<LinkAttribute>, protocol| {
+            let data = InfoData::Vlan(vec![InfoVlan::Protocol(protocol), InfoVlan::Id(100)]);
+            let infos = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(data)]);
+            decoded_link(link_message(LinkFlags::Up, [vec![LinkAttribute::Link(3), infos], extra].concat())).vlan
+        };
+        let expected = Vlan { parent: Some(3), id: 100, customer_tag: true };
+        assert_eq!(vlan(vec![], VlanProtocol::Ieee8021Q), Some(expected));
+        assert_eq!(vlan(vec![], VlanProtocol::Ieee8021Ad), Some(Vlan { customer_tag: false, ..expected }));
+        assert_eq!(vlan(vec![LinkAttribute::LinkNetNsId(0)], VlanProtocol::Ieee8021Q), Some(Vlan { parent: None, ..expected }));
+        assert_eq!(decoded_link(link_message(LinkFlags::Up, vec![LinkAttribute::Link(3)])).vlan, None, "a veth has a link as well");
+    }
+
+    #[test]
+    fn a_bridge_port_that_goes_is_not_a_link_that_goes() {
+        let mut message = link_message(LinkFlags::Up, vec![]);
+        message.header.interface_family = AddressFamily::Bridge;
+        assert_eq!(change(&RouteNetlinkMessage::DelLink(message.clone()), 0), None);
+        assert_eq!(change(&RouteNetlinkMessage::NewLink(message), 0), None);
+    }
+
+    #[test]
+    fn an_address_has_its_subnet_and_that_of_a_point_to_point_link_is_its_own() {
+        let decoded = |attributes| {
+            let mut message = AddressMessage::default();
+            message.header.family = AddressFamily::Inet;
+            message.header.prefix_len = 24;
+            message.header.index = 7;
+            message.attributes = attributes;
+            match change(&RouteNetlinkMessage::NewAddress(message), 0) {
+                Some(Change::Address(7, address)) => address,
+                other => panic!("{other:?}"),
+            }
+        };
+        let own = || AddressAttribute::Local(IpAddr::V4(ip("192.0.2.2")));
+        let flags = AddressAttribute::Flags(AddressFlags::Secondary | AddressFlags::Noprefixroute);
+        let mark = AddressAttribute::Protocol(AddressProtocol::Other(9));
+        let address = decoded(vec![AddressAttribute::Address(IpAddr::V4(ip("192.0.2.2"))), own(), flags, mark]);
+        assert_eq!(address.prefix.to_string(), "192.0.2.2/24");
+        assert!(address.secondary && address.no_prefix_route && address.protocol == 9);
+        let address = decoded(vec![AddressAttribute::Address(IpAddr::V4(ip("10.64.0.1"))), own()]);
+        assert_eq!(address.prefix.to_string(), "192.0.2.2/32");
+    }
+
+    fn route_message(kind: RouteType, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = 254;
+        message.header.kind = kind;
+        message.attributes = attributes;
+        message
+    }
+
+    fn gateway(text: &str) -> RouteAttribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(ip(text)))
+    }
+
+    #[test]
+    fn each_type_of_route_has_its_target() {
+        let target_of = |kind, attributes| route(&route_message(kind, attributes)).map(|(_, entry)| entry.target);
+        let hop = Hop { interface: 3, gateway: Some(ip("192.0.2.1")) };
+        assert_eq!(
+            target_of(RouteType::Unicast, vec![RouteAttribute::Oif(3), gateway("192.0.2.1")]),
+            Some(Target::Hops([hop].into()))
+        );
+        assert_eq!(target_of(RouteType::Unicast, vec![]), Some(Target::Foreign));
+        for kind in [RouteType::Local, RouteType::Broadcast, RouteType::Anycast, RouteType::Multicast] {
+            assert_eq!(target_of(kind, vec![RouteAttribute::Oif(3)]), Some(Target::Local(Some(3))));
+        }
+        for kind in [RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit] {
+            assert_eq!(target_of(kind, vec![]), Some(Target::Unreachable));
+        }
+        assert_eq!(target_of(RouteType::Throw, vec![]), Some(Target::Throw));
+    }
+
+    #[test]
+    fn a_multipath_route_has_all_its_next_hops_in_order() {
+        let hop = |interface, address| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = interface;
+            hop.attributes = vec![gateway(address)];
+            hop
+        };
+        let message =
+            route_message(RouteType::Unicast, vec![RouteAttribute::MultiPath(vec![hop(3, "192.0.2.1"), hop(4, "192.0.2.9")])]);
+        let hops = [(3, "192.0.2.1"), (4, "192.0.2.9")].map(|(interface, text)| Hop { interface, gateway: Some(ip(text)) });
+        assert_eq!(route(&message).map(|(_, entry)| entry.target), Some(Target::Hops(hops.into())));
+    }
+
+    #[test]
+    fn metric_mtu_prefix_and_table_are_the_messages() {
+        let mut message = route_message(
+            RouteType::Unicast,
+            vec![
+                RouteAttribute::Destination(RouteAddress::Inet(ip("10.1.0.0"))),
+                RouteAttribute::Table(253),
+                RouteAttribute::Priority(50),
+                RouteAttribute::Metrics(vec![RouteMetric::Advmss(1200), RouteMetric::Mtu(1400)]),
+                RouteAttribute::Oif(3),
+            ],
+        );
+        message.header.destination_prefix_length = 16;
+        message.header.table = 0;
+        let (key, entry) = route(&message).expect("route");
+        assert_eq!((key.0, key.1.to_string().as_str()), (Table::Default, "10.1.0.0/16"));
+        assert_eq!((entry.metric, entry.mtu), (50, Some(1400)));
+    }
+
+    #[test]
+    fn routes_of_other_tables_services_families_and_caches_are_not_followed() {
+        let base = || route_message(RouteType::Unicast, vec![RouteAttribute::Oif(3)]);
+        assert!(route(&base()).is_some());
+        let altered = |alter: &dyn Fn(&mut RouteMessage)| {
+            let mut message = base();
+            alter(&mut message);
+            route(&message)
+        };
+        assert_eq!(altered(&|message| message.header.table = 100), None);
+        assert_eq!(altered(&|message| message.header.tos = 8), None);
+        assert_eq!(altered(&|message| message.header.address_family = AddressFamily::Inet6), None);
+        assert_eq!(altered(&|message| message.header.flags = RouteFlags::Cloned), None);
+    }
+
+    #[test]
+    fn the_flags_of_a_notification_tell_the_routes_place() {
+        assert_eq!(placement(NLM_F_CREATE), Placement::First);
+        assert_eq!(placement(NLM_F_CREATE | NLM_F_APPEND), Placement::Last);
+        assert_eq!(placement(NLM_F_CREATE | NLM_F_REPLACE), Placement::Replace);
+    }
+
+    #[test]
+    fn a_neighbour_is_usable_in_the_valid_states_with_an_address_only() {
+        let decoded = |state, mac: &[u8]| {
+            let mut message = NeighbourMessage::default();
+            message.header.family = AddressFamily::Inet;
+            message.header.ifindex = 3;
+            message.header.state = state;
+            message.attributes = vec![
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip("192.0.2.1"))),
+                NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+            ];
+            change(&RouteNetlinkMessage::NewNeighbour(message), 0)
+        };
+        let key = (3, ip("192.0.2.1"));
+        for state in [NeighbourState::Reachable, NeighbourState::Stale, NeighbourState::Delay, NeighbourState::Probe] {
+            assert_eq!(decoded(state, &[2; 6]), Some(Change::Neighbour(key, Neighbour { mac: [2; 6], fixed: false })));
+        }
+        for state in [NeighbourState::Permanent, NeighbourState::Noarp] {
+            assert_eq!(decoded(state, &[2; 6]), Some(Change::Neighbour(key, Neighbour { mac: [2; 6], fixed: true })));
+        }
+        for state in [NeighbourState::Incomplete, NeighbourState::Failed, NeighbourState::None] {
+            assert_eq!(decoded(state, &[2; 6]), Some(Change::NeighbourGone(key)));
+        }
+        assert_eq!(decoded(NeighbourState::Reachable, &[2; 20]), Some(Change::NeighbourGone(key)), "not an Ethernet address");
+    }
+
+    #[test]
+    fn the_three_standard_rules_are_no_news_and_others_are_told_in_words() {
+        let decoded = |priority, table: u8, extra: Vec<RuleAttribute>| {
+            let mut message = RuleMessage::default();
+            message.header = RuleHeader {
+                family: AddressFamily::Inet,
+                src_len: 16,
+                table,
+                action: RuleAction::ToTable,
+                ..RuleHeader::default()
+            };
+            message.attributes =
+                [vec![RuleAttribute::Priority(priority), RuleAttribute::SuppressPrefixLen(u32::MAX)], extra].concat();
+            change(&RouteNetlinkMessage::NewRule(message), 0)
+        };
+        for (priority, table) in [(0, 255), (32766, 254), (32767, 253)] {
+            assert_eq!(decoded(priority, table, vec![]), None);
+        }
+        assert_eq!(decoded(1000, 100, vec![]), Some(Change::Rule("1000: from all lookup 100".into())));
+        let from = RuleAttribute::Source(IpAddr::V4(ip("10.9.0.0")));
+        assert_eq!(decoded(32766, 254, vec![from]), Some(Change::Rule("32766: from 10.9.0.0/16 lookup 254".into())));
+    }
+}

@@ -5,9 +5,10 @@
 //! Invariant: a snapshot is published when something that matters changed, at most every [`SPACING`], and else not.
 //! Tests: `tests` (root) for the task, `state` and `narrate` for what it is made of.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourMessage;
@@ -21,24 +22,30 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 use super::KernelError;
 use super::decode;
 use super::narrate::Narrator;
-use super::socket::{Dump, Event, Events, Requests};
+use super::socket::{Dump, Event, Events, RECEIVE_BUFFER, Requests};
 use super::state::{Change, Effect, KernelState, Parts, Placement};
 
 /// How long a change waits for others, so that a burst makes one snapshot. Chosen: the kernel sends the notifications of one command
 /// within a millisecond.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// The least time between two snapshots. With large route tables it grows to [`LOAD`] times what the last one cost to make.
+/// The least time between two snapshots.
 const SPACING: Duration = Duration::from_millis(50);
 
-/// The least ratio of the time between snapshots to the time that making one takes.
-const LOAD: u32 = 10;
+/// What changed routes add to it, for each route: ten times what copying one and making the NAT's table of it takes (measured with
+/// 500,000 routes: 0.1 s), so that a full table in motion costs a tenth of the control plane's time.
+const SPACING_PER_ROUTE: Duration = Duration::from_micros(2);
 
 /// How often everything is dumped, in case the kernel changed something in silence that the mirror does not know of.
-const RECONCILE: Duration = Duration::from_secs(300);
+const RECONCILE: Duration = Duration::from_mins(5);
 
 /// The pause before a failed socket is opened again, and the least time between two dumps after overruns.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// When what was dumped is dumped again, in two cases. The kernel announces that a link or an address goes before it flushes the
+/// routes, and a dump does not wait for that. And a dump amid route changes can be wrong about routes of the same prefix and metric;
+/// while that goes on the time doubles, up to [`RECONCILE`].
+const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 /// How often a dump that was interrupted by changes is repeated at once; after that the notifications have to mend it.
 const DUMP_ATTEMPTS: usize = 5;
@@ -46,7 +53,6 @@ const DUMP_ATTEMPTS: usize = 5;
 /// The running mirror. Ends when dropped.
 pub(crate) struct Mirror {
     snapshots: watch::Receiver<Arc<KernelState>>,
-    watched: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
 
@@ -62,19 +68,17 @@ impl Mirror {
     ///
     /// **Errors:** no socket, or the kernel refuses a dump.
     pub(crate) async fn start(watched: Vec<String>) -> Result<Self, KernelError> {
-        let watched = Arc::new(Mutex::new(watched));
-        let follower = Follower::open().await?;
+        Self::start_with_buffer(watched, RECEIVE_BUFFER).await
+    }
+
+    /// [`Mirror::start`] with another receive buffer for notifications, in bytes.
+    pub(super) async fn start_with_buffer(watched: Vec<String>, buffer: usize) -> Result<Self, KernelError> {
+        let follower = Follower::open(buffer).await?;
         let (publisher, snapshots) = watch::channel(Arc::new(follower.state.clone()));
-        let output = Output {
-            publisher,
-            narrator: Narrator::default(),
-            watched: Arc::clone(&watched),
-            last: Instant::now(),
-            cost: Duration::ZERO,
-        };
+        let output = Output { publisher, narrator: Narrator::default(), watched, last: Instant::now() };
         output.greet();
         let task = tokio::spawn(run(follower, output));
-        Ok(Self { snapshots, watched, task })
+        Ok(Self { snapshots, task })
     }
 
     /// The latest snapshot.
@@ -86,20 +90,14 @@ impl Mirror {
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<KernelState>> {
         self.snapshots.clone()
     }
-
-    /// Changes the interfaces whose changes are logged.
-    pub(crate) fn watch_interfaces(&self, names: Vec<String>) {
-        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = names;
-    }
 }
 
 /// Where snapshots go.
 struct Output {
     publisher: watch::Sender<Arc<KernelState>>,
     narrator: Narrator,
-    watched: Arc<Mutex<Vec<String>>>,
+    watched: Vec<String>,
     last: Instant,
-    cost: Duration,
 }
 
 impl Output {
@@ -109,19 +107,21 @@ impl Output {
         }
     }
 
-    /// When a change that happened now is published.
-    fn due(&self) -> Instant {
-        (Instant::now() + GATHER).max(self.last + SPACING.max(self.cost * LOAD))
+    /// When a change of `state` that happened now is published: routes alone can wait a little longer.
+    fn due(&self, state: &KernelState) -> Instant {
+        let published = self.publisher.borrow();
+        let only_routes = Arc::ptr_eq(&published.links, &state.links)
+            && Arc::ptr_eq(&published.addresses, &state.addresses)
+            && Arc::ptr_eq(&published.neighbours, &state.neighbours);
+        let routes = if only_routes { u32::try_from(state.routes.len()).unwrap_or(u32::MAX) } else { 0 };
+        (Instant::now() + GATHER).max(self.last + SPACING + SPACING_PER_ROUTE * routes)
     }
 
     fn publish(&mut self, state: &KernelState) {
-        let begin = Instant::now();
         let old = Arc::clone(&self.publisher.borrow());
-        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.narrator.tell(&old, state, &watched);
+        self.narrator.tell(&old, state, &self.watched);
         self.publisher.send_replace(Arc::new(state.clone()));
         self.last = Instant::now();
-        self.cost = self.last - begin;
     }
 }
 
@@ -132,14 +132,10 @@ async fn run(mut follower: Follower, mut output: Output) {
         tracing::warn!(%error, "lost touch with the kernel's network state; opening the netlink socket again");
         loop {
             sleep(RETRY).await;
-            match Follower::open().await {
+            match Follower::open(follower.buffer).await {
                 Ok(fresh) => {
-                    // The copy from before goes on, so that the log tells the difference.
-                    let known = std::mem::replace(&mut follower, fresh).state;
-                    if known != follower.state {
-                        output.publish(&follower.state);
-                    }
                     tracing::info!("following the kernel's network state again");
+                    follower = fresh;
                     break;
                 }
                 Err(error) => tracing::warn!(%error, "cannot follow the kernel's network state yet"),
@@ -152,28 +148,39 @@ async fn run(mut follower: Follower, mut output: Output) {
 struct Follower {
     events: Events,
     requests: Requests,
+    buffer: usize,
     state: KernelState,
     doubtful: Parts,
     redump_at: Option<Instant>,
+    second_look: Option<(Instant, Parts)>,
+    next_look: Duration,
 }
 
 impl Follower {
-    async fn open() -> Result<Self, KernelError> {
-        let events = Events::open()?;
+    async fn open(buffer: usize) -> Result<Self, KernelError> {
+        let events = Events::open(buffer)?;
         let requests = Requests::open()?;
-        let mut follower = Self { events, requests, state: KernelState::default(), doubtful: Parts::ALL, redump_at: None };
+        let state = KernelState::default();
+        let mut follower = Self {
+            events,
+            requests,
+            buffer,
+            state,
+            doubtful: Parts::ALL,
+            redump_at: None,
+            second_look: None,
+            next_look: SECOND_LOOK,
+        };
+        // What is heard during the dump may raise new doubts; the task goes on with them.
         follower.dump_doubtful().await?;
-        // What changed during the dump may have raised new doubts; the task goes on with them.
         Ok(follower)
     }
 
     async fn follow(&mut self, output: &mut Output) -> Result<std::convert::Infallible, KernelError> {
-        let mut publish_at = None;
         let mut reconcile = interval_at(Instant::now() + RECONCILE, RECONCILE);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if *output.publisher.borrow().as_ref() != self.state {
-            publish_at = Some(output.due());
-        }
+        // After a failed socket the fresh state may differ from what was published.
+        let mut publish_at = (**output.publisher.borrow() != self.state).then(|| output.due(&self.state));
         loop {
             // A change is published before a dump that it calls for: that a link is down cannot wait for a long route table.
             let changed = tokio::select! {
@@ -184,13 +191,19 @@ impl Follower {
                     false
                 }
                 () = wait_until(self.redump_at), if publish_at.is_none() => self.dump_doubtful().await?,
+                () = wait_until(self.second_look.map(|(at, _)| at)) => {
+                    let parts = self.second_look.take().map_or(Parts::NONE, |(_, parts)| parts);
+                    self.doubt(parts, Instant::now());
+                    false
+                }
                 _ = reconcile.tick() => {
                     self.doubt(Parts::ALL, Instant::now());
                     false
                 }
             };
-            if changed && publish_at.is_none() {
-                publish_at = Some(output.due());
+            if changed {
+                let due = output.due(&self.state);
+                publish_at = Some(publish_at.map_or(due, |at: Instant| at.min(due)));
             }
         }
     }
@@ -217,7 +230,10 @@ impl Follower {
                 Effect::default()
             }
         };
-        self.doubt(effect.doubtful, Instant::now());
+        if !effect.doubtful.is_empty() {
+            self.look_again(effect.doubtful, Instant::now() + SECOND_LOOK);
+            self.doubt(effect.doubtful, Instant::now());
+        }
         effect.changed
     }
 
@@ -226,6 +242,12 @@ impl Follower {
             self.doubtful |= parts;
             self.redump_at = Some(self.redump_at.map_or(from, |at| at.min(from)));
         }
+    }
+
+    /// Has `parts` dumped at that moment too, together with what is due already.
+    fn look_again(&mut self, parts: Parts, at: Instant) {
+        let before = self.second_look.map_or(Parts::NONE, |(_, parts)| parts);
+        self.second_look = Some((at, before | parts));
     }
 
     /// Dumps the doubtful parts while it goes on listening, adopts them and then applies what was heard meanwhile. Returns whether
@@ -244,7 +266,19 @@ impl Follower {
                 }
             }
         };
+        // Let the runtime see what has arrived by now.
+        tokio::task::yield_now().await;
+        while let Some(event) = self.events.next().now_or_never() {
+            heard.push(event?);
+        }
         let mut changed = self.state.adopt(parts, fresh);
+        if parts.contains(Parts::ROUTES) && heard.iter().any(is_about_routes) {
+            let at = Instant::now() + self.next_look;
+            self.look_again(Parts::ROUTES, self.second_look.map_or(at, |(before, _)| before.min(at)));
+            self.next_look = (self.next_look * 2).min(RECONCILE);
+        } else {
+            self.next_look = SECOND_LOOK;
+        }
         for event in heard {
             changed |= self.apply(event);
         }
@@ -252,7 +286,12 @@ impl Follower {
     }
 }
 
-async fn wait_until(moment: Option<Instant>) {
+fn is_about_routes(event: &Event) -> bool {
+    matches!(event, Event::Message(RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_), _))
+}
+
+/// Waits until a moment, or for ever.
+pub(super) async fn wait_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,

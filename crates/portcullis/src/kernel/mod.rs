@@ -21,13 +21,10 @@ mod tests;
 pub(crate) use claims::{Claims, Wanted};
 pub(crate) use forwarding::Forwarding;
 pub(crate) use mirror::Mirror;
-pub(crate) use network::{
-    Attachment, AttachmentError, ConfiguredInterface, HostAddresses, Steering, attachment, host_addresses, local_port_range,
-    network, steering_prefixes,
-};
+pub(crate) use network::{ConfiguredInterface, Steering, attachment, host_addresses, local_port_range, network, steering_prefixes};
 pub(crate) use resolver::Resolver;
 pub(crate) use socket::Requests;
-pub(crate) use state::{Address, KernelState, Link, Neighbour};
+pub(crate) use state::{KernelState, Link};
 
 use std::io;
 

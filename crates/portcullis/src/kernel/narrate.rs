@@ -180,3 +180,105 @@ fn default_line(before: Option<String>, after: Option<String>) -> Line {
 fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::state::{CLAIM_PROTOCOL, Change, Neighbour, Placement};
+
+    const OUT: IfIndex = 3;
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+    fn link(up: bool) -> Link {
+        Link { name: "out".into(), mac: [2, 0, 0, 0, 0, 0xAB], mtu: 1500, enabled: true, up, vlan: None }
+    }
+
+    fn address(prefix: &str, protocol: u8) -> Address {
+        Address { prefix: prefix.parse().expect("prefix"), broadcast: None, secondary: false, no_prefix_route: false, protocol }
+    }
+
+    fn default_via(gateway: Ipv4Addr) -> Change {
+        let hop = Hop { interface: OUT, gateway: Some(gateway) };
+        let entry = RouteEntry { metric: 0, target: Target::Hops([hop].into()), mtu: None, identity: (4, 0, None) };
+        Change::Route((Table::Main, Ipv4Net::default()), entry, Placement::Replace)
+    }
+
+    fn gateway_at(last: u8) -> Change {
+        Change::Neighbour((OUT, GATEWAY), Neighbour { mac: [2, 0, 0, 0, 0, last], fixed: false })
+    }
+
+    fn base() -> KernelState {
+        let mut state = KernelState::default();
+        state.apply(Change::Link(OUT, link(true)));
+        state.apply(Change::Address(OUT, address("192.0.2.2/24", 0)));
+        state.apply(default_via(GATEWAY));
+        state.apply(gateway_at(1));
+        state
+    }
+
+    /// What is said when `changes` happen to [`base`].
+    fn said(changes: &[Change]) -> Vec<String> {
+        let (old, mut new) = (base(), base());
+        for change in changes {
+            new.apply(change.clone());
+        }
+        Narrator::default()
+            .lines(&old, &new, &["out".into()])
+            .into_iter()
+            .map(|Line(level, text)| format!("{level:?}: {text}"))
+            .collect()
+    }
+
+    #[test]
+    fn an_interface_that_goes_down_is_told_once_and_its_neighbours_are_not() {
+        assert_eq!(
+            said(&[Change::Link(OUT, link(false)), Change::NeighbourGone((OUT, GATEWAY))]),
+            [
+                "Warn: interface out is down: no carrier",
+                "Info: default route is via 192.0.2.1 dev out (down) now, was via 192.0.2.1 dev out"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_interface_that_comes_back_is_told_with_its_new_index() {
+        let lines = said(&[Change::LinkGone(OUT), Change::Link(9, link(true))]);
+        assert!(lines.contains(&"Info: interface out is another device now (index 9, was 3)".to_owned()), "{lines:?}");
+        let lines = said(&[Change::LinkGone(OUT)]);
+        assert_eq!(lines[0], "Warn: interface out is gone");
+    }
+
+    #[test]
+    fn addresses_are_told_but_not_claimed_ones() {
+        let gone = Change::AddressGone(OUT, address("192.0.2.2/24", 0));
+        let new = Change::Address(OUT, address("192.0.2.9/24", 0));
+        let claim = Change::Address(OUT, address("192.0.2.10/32", CLAIM_PROTOCOL));
+        assert_eq!(
+            said(&[gone, new, claim]),
+            ["Warn: address 192.0.2.2/24 removed from out", "Info: address 192.0.2.9/24 added to out"]
+        );
+    }
+
+    #[test]
+    fn a_default_route_that_changes_or_goes_is_told() {
+        let other = Ipv4Addr::new(192, 0, 2, 254);
+        assert_eq!(said(&[default_via(other)]), ["Info: default route is via 192.0.2.254 dev out now, was via 192.0.2.1 dev out"]);
+        let Change::Route(key, entry, _) = default_via(GATEWAY) else { unreachable!() };
+        assert_eq!(said(&[Change::RouteGone(key, entry)]), ["Warn: default route is gone, was via 192.0.2.1 dev out"]);
+    }
+
+    #[test]
+    fn a_next_hop_that_is_lost_or_moves_is_told_and_other_neighbours_are_not() {
+        assert_eq!(said(&[Change::NeighbourGone((OUT, GATEWAY))]), ["Warn: next hop 192.0.2.1 on out does not answer any more"]);
+        assert_eq!(said(&[gateway_at(7)]), ["Info: next hop 192.0.2.1 on out moved from 02:00:00:00:00:01 to 02:00:00:00:00:07"]);
+        let other = (OUT, Ipv4Addr::new(192, 0, 2, 77));
+        assert!(said(&[Change::Neighbour(other, Neighbour { mac: [2; 6], fixed: false })]).is_empty());
+    }
+
+    #[test]
+    fn what_happens_to_other_interfaces_is_not_told() {
+        let other = Link { name: "other".into(), ..link(true) };
+        assert!(said(&[Change::Link(5, other), Change::Address(5, address("10.0.0.1/8", 0))]).is_empty());
+        assert!(said(&[]).is_empty());
+    }
+}

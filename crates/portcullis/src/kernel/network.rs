@@ -131,14 +131,6 @@ pub(crate) struct Steering {
     pub(crate) not_inside: Vec<Ipv4Net>,
 }
 
-impl Steering {
-    /// Whether a packet to `destination` belongs to the kernel.
-    pub(crate) fn is_kernels(&self, destination: Ipv4Addr) -> bool {
-        let longest = |prefixes: &[Ipv4Net]| prefixes.iter().filter(|p| p.contains(&destination)).map(Ipv4Net::prefix_len).max();
-        self.own.iter().any(|prefix| prefix.contains(&destination)) || longest(&self.inside) > longest(&self.not_inside)
-    }
-}
-
 /// The destinations that belong to the kernel, given the network made of the same snapshot. `pool` are the external addresses that are not the box's own: were they claimed by a
 /// kernel that does not keep the mark, they would look like the box's.
 ///
@@ -338,12 +330,19 @@ mod tests {
         vec![interface("in", Side::Inside, 0), interface("out", Side::Outside, 1), interface("backup", Side::Outside, 2)]
     }
 
+    /// Whether a packet to `destination` belongs to the kernel: its own, or by the longest match inside.
+    fn is_kernels(steering: &Steering, destination: Ipv4Addr) -> bool {
+        let longest = |prefixes: &[Ipv4Net]| prefixes.iter().filter(|p| p.contains(&destination)).map(Ipv4Net::prefix_len).max();
+        let own = steering.own.iter().any(|prefix| prefix.contains(&destination));
+        own || longest(&steering.inside) > longest(&steering.not_inside)
+    }
+
     fn route_to(state: &KernelState, destination: &str) -> Option<Route> {
         network(state, &configured()).route(destination.parse().expect("address"))
     }
 
-    fn leads_to(interface: u16, gateway: &str) -> Option<Route> {
-        Some(Route::Via { interface: InterfaceId(interface), gateway: gateway.parse().ok(), mtu: None })
+    fn via_route(interface: u16, gateway: &str) -> Route {
+        Route::Via { interface: InterfaceId(interface), gateway: gateway.parse().ok(), mtu: None }
     }
 
     #[test]
@@ -353,8 +352,8 @@ mod tests {
         add(&mut state, Table::Main, "10.4.0.0/16", entry(0, Target::Throw));
         add(&mut state, Table::Main, "10.5.0.0/16", entry(0, via(OTHER, "172.16.0.1")));
         add(&mut state, Table::Main, "10.6.0.0/16", entry(0, Target::Foreign));
-        assert_eq!(route_to(&state, "10.0.0.9"), leads_to(0, ""));
-        assert_eq!(route_to(&state, "203.0.113.9"), leads_to(1, "192.0.2.1"));
+        assert_eq!(route_to(&state, "10.0.0.9"), Some(via_route(0, "")));
+        assert_eq!(route_to(&state, "203.0.113.9"), Some(via_route(1, "192.0.2.1")));
         assert_eq!(route_to(&state, "10.0.0.1"), Some(Route::Local));
         assert_eq!(route_to(&state, "10.0.0.255"), Some(Route::Local));
         assert_eq!(route_to(&state, "10.3.1.1"), Some(Route::Unreachable));
@@ -367,18 +366,18 @@ mod tests {
     fn the_lowest_metric_wins_and_the_next_takes_over_when_its_link_is_down() {
         let mut state = state();
         add(&mut state, Table::Main, "0.0.0.0/0", entry(100, via(BACKUP, "198.51.100.1")));
-        assert_eq!(route_to(&state, "203.0.113.9"), leads_to(1, "192.0.2.1"));
+        assert_eq!(route_to(&state, "203.0.113.9"), Some(via_route(1, "192.0.2.1")));
         state.apply(Change::Link(OUT, link("out", false)));
-        assert_eq!(route_to(&state, "203.0.113.9"), leads_to(2, "198.51.100.1"));
+        assert_eq!(route_to(&state, "203.0.113.9"), Some(via_route(2, "198.51.100.1")));
         state.apply(Change::Link(BACKUP, link("backup", false)));
-        assert_eq!(route_to(&state, "203.0.113.9"), leads_to(1, "192.0.2.1"), "none is up: the route stays");
+        assert_eq!(route_to(&state, "203.0.113.9"), Some(via_route(1, "192.0.2.1")), "none is up: the route stays");
     }
 
     #[test]
     fn a_prefix_on_a_link_that_is_down_does_not_fall_to_the_default_route() {
         let mut state = state();
         state.apply(Change::Link(IN, link("in", false)));
-        assert_eq!(route_to(&state, "10.0.0.9"), leads_to(0, ""));
+        assert_eq!(route_to(&state, "10.0.0.9"), Some(via_route(0, "")));
         assert!(!network(&state, &configured()).interfaces[0].up);
     }
 
@@ -386,9 +385,9 @@ mod tests {
     fn of_several_next_hops_the_first_on_a_link_that_is_up_is_taken() {
         let mut state = state();
         add(&mut state, Table::Main, "10.7.0.0/16", entry(0, hops(&[(OUT, "192.0.2.7"), (BACKUP, "198.51.100.7")])));
-        assert_eq!(route_to(&state, "10.7.0.1"), leads_to(1, "192.0.2.7"));
+        assert_eq!(route_to(&state, "10.7.0.1"), Some(via_route(1, "192.0.2.7")));
         state.apply(Change::Link(OUT, link("out", false)));
-        assert_eq!(route_to(&state, "10.7.0.1"), leads_to(2, "198.51.100.7"));
+        assert_eq!(route_to(&state, "10.7.0.1"), Some(via_route(2, "198.51.100.7")));
     }
 
     #[test]
@@ -398,10 +397,10 @@ mod tests {
         add(&mut state, Table::Main, "203.0.113.5/32", entry(0, via(OUT, "192.0.2.5")));
         add(&mut state, Table::Default, "198.18.0.0/15", entry(0, via(BACKUP, "198.51.100.1")));
         assert_eq!(route_to(&state, "203.0.113.5"), Some(Route::Local));
-        assert_eq!(route_to(&state, "198.18.0.1"), leads_to(1, "192.0.2.1"), "the main table's default route comes first");
+        assert_eq!(route_to(&state, "198.18.0.1"), Some(via_route(1, "192.0.2.1")), "the main table's default route comes first");
         let default = ((Table::Main, Ipv4Net::default()), entry(0, via(OUT, "192.0.2.1")));
         assert!(state.apply(Change::RouteGone(default.0, default.1)).changed);
-        assert_eq!(route_to(&state, "198.18.0.1"), leads_to(2, "198.51.100.1"));
+        assert_eq!(route_to(&state, "198.18.0.1"), Some(via_route(2, "198.51.100.1")));
         assert_eq!(route_to(&state, "8.8.8.8"), None);
     }
 
@@ -463,7 +462,7 @@ mod tests {
         add(&mut state, Table::Main, "10.9.0.0/16", entry(0, via(OUT, "192.0.2.9")));
         add(&mut state, Table::Main, "10.9.1.0/24", entry(0, via(IN, "10.0.0.3")));
         let steering = steering_prefixes(&state, &network(&state, &configured()), &[]);
-        let kernels = |address: &str| steering.is_kernels(address.parse().expect("address"));
+        let kernels = |address: &str| is_kernels(&steering, address.parse().expect("address"));
         for address in
             ["10.0.0.1", "192.0.2.2", "10.0.0.255", "127.0.0.1", "224.0.0.251", "255.255.255.255", "10.0.0.7", "10.9.1.1"]
         {
@@ -479,7 +478,8 @@ mod tests {
         let mut state = state();
         let key = (Table::Main, Ipv4Net::default());
         state.apply(Change::Route(key, entry(0, via(IN, "10.0.0.2")), Placement::Replace));
-        assert!(!steering_prefixes(&state, &network(&state, &configured()), &[]).is_kernels(Ipv4Addr::new(8, 8, 8, 8)));
+        let steering = steering_prefixes(&state, &network(&state, &configured()), &[]);
+        assert!(!is_kernels(&steering, Ipv4Addr::new(8, 8, 8, 8)));
     }
 
     #[test]
@@ -496,8 +496,8 @@ mod tests {
         }
         let pool = [unmarked, operators];
         let steering = steering_prefixes(&state, &network(&state, &configured()), &pool);
-        assert!(!steering.is_kernels(marked) && !steering.is_kernels(unmarked));
-        assert!(steering.is_kernels(operators), "it is an address of the box as well");
+        assert!(!is_kernels(&steering, marked) && !is_kernels(&steering, unmarked));
+        assert!(is_kernels(&steering, operators), "it is an address of the box as well");
         let host = host_addresses(&state, &configured(), &pool);
         let expected = ["192.0.2.2/24", "192.0.2.12/32"].map(|prefix| prefix.parse().expect("prefix"));
         assert_eq!(host.interfaces[1], ("out".into(), expected.to_vec()));

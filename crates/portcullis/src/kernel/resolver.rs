@@ -58,7 +58,6 @@ const QUEUE: usize = 4_096;
 enum Report {
     Wanted(NeighbourKey),
     Used(NeighbourKey),
-    Interfaces(Vec<String>),
 }
 
 /// The way to the resolving task. Clones share it; it ends with the last one.
@@ -103,11 +102,6 @@ impl Resolver {
     pub(crate) fn used(&self, interface: InterfaceId, next_hop: Ipv4Addr) {
         let _ = self.reports.try_send(Report::Used((interface, next_hop)));
     }
-
-    /// Takes over other configured interfaces; what was known of next hops is forgotten.
-    pub(crate) async fn set_interfaces(&self, interfaces: Vec<String>) {
-        let _ = self.reports.send(Report::Interfaces(interfaces)).await;
-    }
 }
 
 struct Worker {
@@ -138,10 +132,6 @@ impl Worker {
             Report::Wanted(key) if self.book.wanted(key, now) => self.ask(key).await,
             Report::Used(key) if self.book.used(key, now) => self.confirm(key).await,
             Report::Wanted(_) | Report::Used(_) => {}
-            Report::Interfaces(interfaces) => {
-                self.interfaces = interfaces;
-                self.book.clear();
-            }
         }
     }
 
@@ -206,10 +196,6 @@ struct Record {
 impl Book {
     fn new(pace: Pace) -> Self {
         Self { pace, records: HashMap::new() }
-    }
-
-    fn clear(&mut self) {
-        self.records.clear();
     }
 
     /// A packet waits for a next hop. Returns whether to ask for it now.

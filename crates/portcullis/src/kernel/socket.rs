@@ -27,13 +27,15 @@ use super::KernelError;
 pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// What the kernel may queue for us before notifications are lost. **Units:** bytes. About 40,000 route notifications.
-const RECEIVE_BUFFER: usize = 16 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// The largest datagram: dumps come in at most 32 KiB (Linux `net/netlink/af_netlink.c`, `netlink_recvmsg`).
 const DATAGRAM: usize = 64 << 10;
 
 /// `RTM_DELNEXTHOP` (linux/rtnetlink.h): the routes of a deleted nexthop object vanish without notifications of their own.
 const DEL_NEXTHOP: u16 = 105;
+/// `RTM_NEWNEXTHOP`.
+const NEW_NEXTHOP: u16 = 104;
 
 /// Notification groups as bits of the socket's address (linux/rtnetlink.h, `RTMGRP_*`).
 const GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7;
@@ -48,10 +50,10 @@ struct Socket {
 
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
-    fn open(groups: u32) -> Result<Self, KernelError> {
+    fn open(groups: u32, buffer: usize) -> Result<Self, KernelError> {
         let mut inner = TokioSocket::new(NETLINK_ROUTE).map_err(KernelError::Open)?;
         inner.socket_mut().bind(&SocketAddr::new(0, groups)).map_err(KernelError::Open)?;
-        if let Err(error) = setsockopt(inner.socket_ref(), RcvBufForce, &RECEIVE_BUFFER) {
+        if let Err(error) = setsockopt(inner.socket_ref(), RcvBufForce, &buffer) {
             tracing::debug!(%error, "the netlink receive buffer stays at the system's default");
         }
         Ok(Self { inner, buffer: Vec::with_capacity(DATAGRAM) })
@@ -127,8 +129,8 @@ pub(super) struct Events {
 
 impl Events {
     /// Subscribes. From here on nothing is missed that [`Event::Lost`] does not tell.
-    pub(super) fn open() -> Result<Self, KernelError> {
-        let mut socket = Socket::open(GROUPS)?;
+    pub(super) fn open(buffer: usize) -> Result<Self, KernelError> {
+        let mut socket = Socket::open(GROUPS, buffer)?;
         if let Err(error) = socket.inner.socket_mut().add_membership(GROUP_NEXTHOP) {
             tracing::debug!(%error, "no notifications about nexthop objects");
         }
@@ -158,11 +160,10 @@ impl Events {
 
 fn notification(raw: &Raw<'_>) -> Option<Event> {
     match raw.kind {
-        NLMSG_NOOP | NLMSG_DONE | NLMSG_ERROR => None,
+        // Of nexthop objects that appear or change, the routes that they alter are announced themselves.
+        NLMSG_NOOP | NLMSG_DONE | NLMSG_ERROR | NEW_NEXTHOP => None,
         NLMSG_OVERRUN => Some(Event::Lost),
         DEL_NEXTHOP => Some(Event::NexthopDeleted),
-        // Other nexthop notifications: routes that they alter are announced themselves.
-        104 | 106 => None,
         _ if !concerns_ipv4(raw) => None,
         _ => Some(raw.decode().map_or(Event::Lost, |message| Event::Message(message, raw.flags))),
     }
@@ -239,7 +240,7 @@ impl Requests {
 
 impl Client {
     fn open() -> Result<Self, KernelError> {
-        Ok(Self { socket: Socket::open(0)?, sequence: 0 })
+        Ok(Self { socket: Socket::open(0, RECEIVE_BUFFER)?, sequence: 0 })
     }
 
     async fn ask(
@@ -284,4 +285,71 @@ fn errno(raw: &Raw<'_>) -> Option<io::Error> {
     const HEADER: usize = 16;
     let code = raw.bytes.get(HEADER..HEADER + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
     (code != 0).then(|| io::Error::from_raw_os_error(-code))
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::neighbour::NeighbourMessage;
+
+    use super::*;
+
+    fn bytes(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let length = 16 + payload.len();
+        let mut bytes = (length as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
+        bytes.extend(0_u32.to_ne_bytes());
+        bytes.extend(payload);
+        bytes.resize(length.next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn neighbour() -> Vec<u8> {
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(NeighbourMessage::default()));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_datagram_is_split_at_message_boundaries_and_a_torn_end_is_left() {
+        let mut datagram = bytes(20, 1, 7, &[1, 2, 3, 4, 5]);
+        datagram.extend(bytes(21, 2, 8, &[]));
+        datagram.extend(&bytes(22, 3, 9, &[0; 8])[..20]);
+        let found: Vec<_> = messages(&datagram).map(|raw| (raw.kind, raw.flags, raw.sequence, raw.bytes.len())).collect();
+        assert_eq!(found, [(20, 1, 7, 21), (21, 2, 8, 16)]);
+    }
+
+    #[test]
+    fn any_bytes_are_split_without_a_panic() {
+        for length in 0..64_u8 {
+            for fill in [0, 1, 4, 16, 255] {
+                let datagram = vec![fill; usize::from(length)];
+                assert!(messages(&datagram).filter_map(|raw| notification(&raw)).count() <= 4);
+            }
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_has_no_error_and_a_refusal_has_its_errno() {
+        let answer = |code: i32| bytes(NLMSG_ERROR, 0, 1, &code.to_ne_bytes());
+        let errno_of =
+            |datagram: &[u8]| messages(datagram).next().and_then(|raw| errno(&raw)).and_then(|error| error.raw_os_error());
+        assert_eq!(errno_of(&answer(0)), None);
+        assert_eq!(errno_of(&answer(-libc::EEXIST)), Some(libc::EEXIST));
+    }
+
+    #[test]
+    fn notifications_are_told_apart_and_one_that_cannot_be_read_counts_as_lost() {
+        let event = |datagram: Vec<u8>| messages(&datagram).next().and_then(|raw| notification(&raw));
+        assert!(matches!(event(neighbour()), Some(Event::Message(RouteNetlinkMessage::NewNeighbour(_), _))));
+        assert!(matches!(event(bytes(NLMSG_OVERRUN, 0, 0, &[])), Some(Event::Lost)));
+        assert!(matches!(event(bytes(DEL_NEXTHOP, 0, 0, &[0; 8])), Some(Event::NexthopDeleted)));
+        let half_a_route = bytes(24, 0, 0, &[libc::AF_INET as u8, 0, 0, 0]);
+        assert!(matches!(event(half_a_route), Some(Event::Lost)));
+        let ipv6 = bytes(28, 0, 0, &[libc::AF_INET6 as u8, 0, 0, 0]);
+        assert!(event(ipv6).is_none());
+    }
 }

@@ -1,7 +1,8 @@
 //! The mirrored state: links, addresses, routes, neighbours and foreign rules, and how one change alters them.
 //!
 //! Knows no sockets: `decode` makes the changes, `mirror` applies and publishes them, `network` and `narrate` read snapshots.
-//! Invariant: applying the same changes again, or a dump and then the changes that happened during it, ends in the same state.
+//! Invariant: a dump and then the changes heard since the subscription end in the kernel's state. One exception: several routes of
+//! one prefix and metric that change during the dump; the mirror then looks a second time.
 //! Cost: a change costs a map operation; a part is copied at most once per snapshot (copy on write). Tests: below.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -354,17 +355,18 @@ impl KernelState {
     }
 
     fn set_route(&mut self, key: RouteKey, entry: RouteEntry, placement: Placement) -> bool {
-        let old = self.routes.get(&key);
-        if old.is_some_and(|entries| entries.contains(&entry)) {
-            return false;
-        }
-        let mut entries = old.map_or_else(Vec::new, |entries| entries.to_vec());
-        let first = entries.partition_point(|other| other.metric < entry.metric);
-        let end = entries.partition_point(|other| other.metric <= entry.metric);
-        match placement {
-            Placement::Replace if first < end => entries[first] = entry,
-            Placement::Last => entries.insert(end, entry),
-            Placement::First | Placement::Replace => entries.insert(first, entry),
+        let old = self.routes.get(&key).map_or(&[][..], |entries| entries);
+        let first = old.partition_point(|other| other.metric < entry.metric);
+        let end = old.partition_point(|other| other.metric <= entry.metric);
+        let known = old.iter().position(|other| *other == entry);
+        let mut entries = old.to_vec();
+        match (known, placement) {
+            // A dump had it already. What this change replaced then has come back with an older change: take it away again.
+            (Some(at), Placement::Replace) if at > first => drop(entries.drain(first..at)),
+            (Some(_), _) => return false,
+            (None, Placement::Replace) if first < end => entries[first] = entry,
+            (None, Placement::Last) => entries.insert(end, entry),
+            (None, Placement::First | Placement::Replace) => entries.insert(first, entry),
         }
         Arc::make_mut(&mut self.routes).insert(key, entries.into());
         true
@@ -401,4 +403,219 @@ fn remove<K: Ord + Clone, V: Clone>(map: &mut Arc<BTreeMap<K, V>>, key: &K) -> b
         Arc::make_mut(map).remove(key);
     }
     had
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(enabled: bool) -> Link {
+        Link { name: "out".into(), mac: [2; 6], mtu: 1500, enabled, up: enabled, vlan: None }
+    }
+
+    fn address(prefix: &str, secondary: bool) -> Address {
+        Address { prefix: prefix.parse().expect("prefix"), broadcast: None, secondary, no_prefix_route: false, protocol: 0 }
+    }
+
+    fn route(metric: u32, last: u8) -> RouteEntry {
+        let hop = Hop { interface: 3, gateway: Some(Ipv4Addr::new(192, 0, 2, last)) };
+        RouteEntry { metric, target: Target::Hops([hop].into()), mtu: None, identity: (4, 0, None) }
+    }
+
+    const KEY: RouteKey = (Table::Main, Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+
+    fn routes(state: &KernelState) -> &[RouteEntry] {
+        state.routes.get(&KEY).map_or(&[], |entries| entries)
+    }
+
+    fn prefixes(state: &KernelState) -> Vec<String> {
+        state.addresses_of(3).iter().map(|address| address.prefix.to_string()).collect()
+    }
+
+    #[test]
+    fn routes_stand_in_the_kernels_order() {
+        let mut state = KernelState::default();
+        for (entry, placement) in [
+            (route(100, 1), Placement::First),
+            (route(0, 2), Placement::First),
+            (route(0, 3), Placement::Last),
+            (route(0, 4), Placement::First),
+            (route(50, 5), Placement::Last),
+        ] {
+            assert!(state.apply(Change::Route(KEY, entry, placement)).changed);
+        }
+        assert_eq!(routes(&state), [route(0, 4), route(0, 2), route(0, 3), route(50, 5), route(100, 1)]);
+        assert!(state.apply(Change::Route(KEY, route(50, 6), Placement::Replace)).changed);
+        assert_eq!(routes(&state)[3], route(50, 6));
+        assert!(state.apply(Change::RouteGone(KEY, route(0, 4))).changed);
+        assert_eq!(routes(&state).len(), 4);
+    }
+
+    #[test]
+    fn replacing_a_route_that_is_not_there_adds_it_and_removing_one_does_nothing() {
+        let mut state = KernelState::default();
+        assert!(!state.apply(Change::RouteGone(KEY, route(0, 1))).changed);
+        assert!(state.apply(Change::Route(KEY, route(0, 1), Placement::Replace)).changed);
+        assert!(!state.apply(Change::RouteGone(KEY, route(0, 2))).changed, "another next hop");
+        assert_eq!(routes(&state), [route(0, 1)]);
+        assert!(state.apply(Change::RouteGone(KEY, route(0, 1))).changed);
+        assert!(state.routes.is_empty());
+    }
+
+    #[test]
+    fn changes_heard_during_a_dump_may_be_applied_again_after_it() {
+        let heard = [
+            Change::Link(3, link(true)),
+            Change::Address(3, address("192.0.2.2/24", false)),
+            Change::Route(KEY, route(0, 1), Placement::First),
+            Change::Route(KEY, route(0, 2), Placement::Replace),
+            Change::Neighbour((3, Ipv4Addr::LOCALHOST), Neighbour { mac: [2; 6], fixed: false }),
+            Change::NeighbourGone((3, Ipv4Addr::LOCALHOST)),
+            Change::Rule("1: from all lookup 7".into()),
+        ];
+        // A dump sees the state after any number of them.
+        for seen in 0..=heard.len() {
+            let mut state = KernelState::default();
+            let mut once = KernelState::default();
+            for change in &heard[..seen] {
+                state.apply(change.clone());
+            }
+            for change in &heard {
+                state.apply(change.clone());
+                once.apply(change.clone());
+            }
+            assert_eq!(state, once, "dumped after {seen}");
+        }
+    }
+
+    /// What an operator does to the routes of a prefix: 4 kinds of command on 3 routes.
+    const COMMANDS: usize = 12;
+
+    /// The kernel's list of routes of one prefix and metric after a command, and the notification that it sends, if the command
+    /// succeeds (Linux `net/ipv4/fib_trie.c`, `fib_table_insert`).
+    fn kernel_does(list: &mut Vec<RouteEntry>, command: usize) -> Option<Change> {
+        let entry = route(0, (command % 3) as u8);
+        let known = list.iter().position(|other| *other == entry);
+        let placement = match command / 3 {
+            0 => {
+                list.remove(known?);
+                return Some(Change::RouteGone(KEY, entry));
+            }
+            _ if known.is_some() => return None,
+            1 => Placement::First,
+            2 => Placement::Last,
+            _ => Placement::Replace,
+        };
+        match placement {
+            Placement::Replace if !list.is_empty() => list[0] = entry.clone(),
+            Placement::Last => list.push(entry.clone()),
+            Placement::First | Placement::Replace => list.insert(0, entry.clone()),
+        }
+        Some(Change::Route(KEY, entry, placement))
+    }
+
+    /// Runs every program of four commands, and gives `check` the kernel's lists after each step, the notifications, and the moments
+    /// of subscription and dump.
+    fn every_program(check: impl Fn(&[Vec<RouteEntry>], &[Change], usize, usize)) {
+        const LENGTH: u32 = 4;
+        for program in 0..COMMANDS.pow(LENGTH) {
+            let mut kernel = vec![vec![]];
+            let mut notifications = Vec::new();
+            for step in 0..LENGTH {
+                let mut list = kernel[kernel.len() - 1].clone();
+                if let Some(change) = kernel_does(&mut list, program / COMMANDS.pow(step) % COMMANDS) {
+                    notifications.push(change);
+                    kernel.push(list);
+                }
+            }
+            for subscribed in 0..kernel.len() {
+                for dumped in subscribed..kernel.len() {
+                    check(&kernel, &notifications, subscribed, dumped);
+                }
+            }
+        }
+    }
+
+    /// The routes after adopting a dump and applying notifications.
+    fn mirrored(dumped: &[RouteEntry], notifications: &[Change]) -> Vec<RouteEntry> {
+        let mut state = KernelState::default();
+        for entry in dumped {
+            state.apply(Change::Route(KEY, entry.clone(), Placement::Last));
+        }
+        for change in notifications {
+            state.apply(change.clone());
+        }
+        routes(&state).to_vec()
+    }
+
+    #[test]
+    fn following_commands_after_a_dump_ends_in_the_kernels_routes_in_its_order() {
+        every_program(|kernel, notifications, subscribed, dumped| {
+            if subscribed == dumped {
+                assert_eq!(mirrored(&kernel[dumped], &notifications[subscribed..]), kernel[kernel.len() - 1], "{notifications:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_dump_amid_commands_ends_in_the_kernels_route_where_a_prefix_and_metric_never_has_two() {
+        every_program(|kernel, notifications, subscribed, dumped| {
+            let appended = notifications.iter().any(|change| matches!(change, Change::Route(_, _, Placement::Last)));
+            if !appended && kernel.iter().all(|list| list.len() < 2) {
+                let found = mirrored(&kernel[dumped], &notifications[subscribed..]);
+                assert_eq!(found, kernel[kernel.len() - 1], "subscribed {subscribed}, dumped {dumped} of {notifications:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_primary_address_goes_behind_the_primaries_and_a_secondary_to_the_end() {
+        let mut state = KernelState::default();
+        for (prefix, secondary) in
+            [("192.0.2.2/24", false), ("192.0.2.3/24", true), ("198.51.100.1/24", false), ("192.0.2.4/24", true)]
+        {
+            assert!(state.apply(Change::Address(3, address(prefix, secondary))).changed);
+        }
+        assert_eq!(prefixes(&state), ["192.0.2.2/24", "198.51.100.1/24", "192.0.2.3/24", "192.0.2.4/24"]);
+        assert!(!state.apply(Change::Address(3, address("192.0.2.3/24", true))).changed, "a renewed lifetime");
+        assert!(state.apply(Change::Address(3, address("192.0.2.3/24", false))).changed, "promoted");
+        assert_eq!(prefixes(&state)[2], "192.0.2.3/24");
+    }
+
+    #[test]
+    fn what_the_kernel_changes_in_silence_is_in_doubt() {
+        let mut state = KernelState::default();
+        assert_eq!(state.apply(Change::Link(3, link(true))).doubtful, Parts::NONE);
+        state.apply(Change::Address(3, address("192.0.2.2/24", false)));
+        assert_eq!(state.apply(Change::Link(3, link(false))).doubtful, Parts::ROUTES);
+        let gone = Change::AddressGone(3, address("192.0.2.2/24", false));
+        assert_eq!(state.apply(gone.clone()).doubtful, Parts::ADDRESSES | Parts::ROUTES);
+        assert_eq!(state.apply(gone), Effect::NOTHING);
+        assert_eq!(state.apply(Change::LinkGone(3)).doubtful, Parts::ROUTES);
+        assert_eq!(state.apply(Change::LinkGone(3)), Effect::NOTHING);
+    }
+
+    #[test]
+    fn a_link_takes_its_addresses_and_neighbours_with_it() {
+        let mut state = KernelState::default();
+        state.apply(Change::Link(3, link(true)));
+        state.apply(Change::Address(3, address("192.0.2.2/24", false)));
+        for index in [2, 3, 4] {
+            state.apply(Change::Neighbour((index, Ipv4Addr::BROADCAST), Neighbour { mac: [2; 6], fixed: false }));
+        }
+        state.apply(Change::LinkGone(3));
+        assert!(state.addresses.is_empty());
+        assert_eq!(state.neighbours.keys().map(|key| key.0).collect::<Vec<_>>(), [2, 4]);
+    }
+
+    #[test]
+    fn adopting_a_dump_that_says_the_same_is_no_change() {
+        let mut state = KernelState::default();
+        state.apply(Change::Route(KEY, route(0, 1), Placement::First));
+        let same = state.clone();
+        assert!(!state.adopt(Parts::ALL, same));
+        assert!(!state.adopt(Parts::LINKS | Parts::NEIGHBOURS, KernelState::default()), "routes were not dumped");
+        assert!(state.adopt(Parts::ROUTES, KernelState::default()));
+        assert!(state.routes.is_empty());
+    }
 }

@@ -49,6 +49,13 @@ impl Namespace {
         run("ip", &all);
     }
 
+    /// Runs several `ip` commands in the namespace.
+    fn all(&self, commands: &[&str]) {
+        for command in commands {
+            self.ip(command);
+        }
+    }
+
     /// Runs an `ip` command that the kernel may not be able to do. Returns whether it did.
     fn try_ip(&self, arguments: &str) -> bool {
         let output = Command::new("ip").args(["-n", &self.0]).args(arguments.split_whitespace()).output().expect("ip");

@@ -3,6 +3,7 @@
 //! Knows words only. The NAT's own counters are not repeated here: [`nat_counter`] makes their names. Invariant: the prefix, base
 //! units, `_total` on counters, no label that grows with hosts.
 
+#[cfg(test)]
 use portcullis_nat::counters::Counter;
 
 /// A metric's name and help.
@@ -68,6 +69,7 @@ pub(super) fn nat_counter(label: &str) -> String {
 }
 
 /// The metrics of all NAT counters.
+#[cfg(test)]
 pub(crate) fn nat_counters() -> impl Iterator<Item = String> {
     Counter::ALL.iter().map(|counter| nat_counter(counter.label()))
 }

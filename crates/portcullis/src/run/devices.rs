@@ -90,14 +90,7 @@ impl Devices {
 
     /// All queues to bind, with their devices.
     pub(super) fn queues(&self) -> impl Iterator<Item = (DeviceId, Queue)> + '_ {
-        self.used.iter().flat_map(|used| {
-            (0..used.queues).map(|queue| (used.id, Queue { device: used.device.name.clone(), queue }))
-        })
-    }
-
-    /// The kernel's index of a device.
-    pub(super) fn ifindex(&self, id: DeviceId) -> Option<u32> {
-        self.used.iter().find(|used| used.id == id).map(|used| used.device.ifindex)
+        self.used.iter().flat_map(|used| (0..used.queues).map(|queue| (used.id, Queue { device: used.device.name.clone(), queue })))
     }
 
     /// Switches on again what was switched off.

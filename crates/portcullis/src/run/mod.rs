@@ -6,6 +6,7 @@
 
 mod devices;
 mod gateway;
+mod parts;
 mod punter;
 mod steering;
 
@@ -25,10 +26,7 @@ const NEWS_EVERY: Duration = Duration::from_millis(5);
 
 /// Is the gateway with the configuration at `config` until it is told to stop. `socket` overrides the configuration's.
 pub(crate) fn run(config: &Path, socket: Option<&Path>) -> Result<(), Failure> {
-    let mut rules = crate::cli::load_config(config)?;
-    if let Some(socket) = socket {
-        rules.control.socket = socket.to_owned();
-    }
+    let rules = load(config, socket)?;
     start_log(rules.log.level.as_str());
     let missing = capability::missing();
     if !missing.is_empty() {
@@ -38,13 +36,22 @@ pub(crate) fn run(config: &Path, socket: Option<&Path>) -> Result<(), Failure> {
         )));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
-    runtime.block_on(serve(&rules, config))
+    runtime.block_on(serve(&rules, config, socket))
 }
 
-async fn serve(rules: &Config, path: &Path) -> Result<(), Failure> {
+fn load(config: &Path, socket: Option<&Path>) -> Result<Config, Failure> {
+    let mut rules = crate::cli::load_config(config)?;
+    if let Some(socket) = socket {
+        rules.control.socket = socket.to_owned();
+    }
+    Ok(rules)
+}
+
+async fn serve(rules: &Config, path: &Path, socket: Option<&Path>) -> Result<(), Failure> {
     // From here on a signal ends the gateway in order, start-up included.
     let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(anyhow::Error::from)?;
     let mut gateway = Gateway::bring_up(rules, path).await?;
     // Outside of systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -55,6 +62,11 @@ async fn serve(rules: &Config, path: &Path) -> Result<(), Failure> {
         tokio::select! {
             _ = terminate.recv() => break Ok("SIGTERM"),
             _ = interrupt.recv() => break Ok("SIGINT"),
+            _ = hangup.recv() => {
+                if let Err(failure) = reload(&mut gateway, path, socket) {
+                    tracing::error!("SIGHUP: the configuration is not reloaded, all stays as it was: {failure}");
+                }
+            }
             changed = snapshots.changed() => {
                 let followed = match changed {
                     Ok(()) => gateway.follow(&snapshots.borrow_and_update().clone()),
@@ -84,6 +96,13 @@ async fn serve(rules: &Config, path: &Path) -> Result<(), Failure> {
     }
     gateway.take_down().await;
     ended.map(|_| ())
+}
+
+/// Reads the configuration again and goes by it, all of it or nothing.
+fn reload(gateway: &mut Gateway, path: &Path, socket: Option<&Path>) -> Result<(), Failure> {
+    let reloaded = load(path, socket).and_then(|rules| gateway.reload(rules));
+    gateway.note_reload(reloaded.is_ok());
+    reloaded
 }
 
 /// The log goes to standard error; `RUST_LOG` overrides the configured level.

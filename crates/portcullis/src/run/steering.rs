@@ -40,8 +40,7 @@ pub(super) fn inside_prefixes(placed: &[PlacedInterface]) -> Vec<Ipv4Net> {
 pub(super) fn externals(policy: &Policy) -> Vec<steer::External> {
     let external = |(slot, external): (usize, &portcullis_nat::policy::External)| {
         let ports = |protocol| Box::new(*claimed_ports(policy, slot, &external.ports, protocol).words());
-        let shared =
-            external.shared_with_host.then(|| SharedPorts { tcp: ports(Protocol::Tcp), udp: ports(Protocol::Udp) });
+        let shared = external.shared_with_host.then(|| SharedPorts { tcp: ports(Protocol::Tcp), udp: ports(Protocol::Udp) });
         Some(steer::External { address: external.address?, shared })
     };
     policy.externals.iter().enumerate().filter_map(external).collect()
@@ -59,12 +58,8 @@ fn claimed_ports(policy: &Policy, slot: usize, pool: &PortSet, protocol: Protoco
 /// The destinations that are the kernel's. The own addresses come last: a prefix named twice has the last class.
 pub(super) fn kernel_prefixes(steering: &Steering) -> Vec<(Ipv4Net, Class)> {
     let class = |prefixes: &[Ipv4Net], class| prefixes.iter().map(move |&prefix| (prefix, class)).collect::<Vec<_>>();
-    [
-        class(&steering.inside, Class::Inside),
-        class(&steering.not_inside, Class::Translated),
-        class(&steering.own, Class::Local),
-    ]
-    .concat()
+    [class(&steering.inside, Class::Inside), class(&steering.not_inside, Class::Translated), class(&steering.own, Class::Local)]
+        .concat()
 }
 
 /// The fixed addresses of the pools.

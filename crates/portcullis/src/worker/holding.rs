@@ -57,8 +57,8 @@ impl<F> Holding<F> {
         self.waiting.iter().map(|waiting| waiting.frames.len()).sum()
     }
 
-    /// Lets a frame wait for its next hop.
-    pub(crate) fn hold(&mut self, next_hop: NextHop, frame: F, now: Tick) -> Held<F> {
+    /// Lets a frame wait for its next hop; it has waited since `since`.
+    pub(crate) fn hold(&mut self, next_hop: NextHop, frame: F, since: Tick, now: Tick) -> Held<F> {
         let position = self.waiting.iter().position(|waiting| waiting.next_hop == next_hop);
         let Some(position) = position else {
             if self.waiting.len() == SOME_HOPS {
@@ -66,7 +66,7 @@ impl<F> Holding<F> {
             }
             let mut frames = Vec::with_capacity(MOST_PER_HOP);
             frames.push(frame);
-            self.waiting.push(Waiting { next_hop, since: now, asked: now, frames });
+            self.waiting.push(Waiting { next_hop, since, asked: now, frames });
             return Held::WaitsAndAsks;
         };
         let waiting = &mut self.waiting[position];
@@ -81,9 +81,12 @@ impl<F> Holding<F> {
         Held::WaitsAndAsks
     }
 
-    /// All frames that wait, each with its next hop: the network has changed, and whatever still has no address is held anew.
-    pub(crate) fn release(&mut self) -> impl Iterator<Item = (NextHop, F)> + use<'_, F> {
-        self.waiting.drain(..).flat_map(|waiting| waiting.frames.into_iter().map(move |frame| (waiting.next_hop, frame)))
+    /// All frames that wait, each with its next hop and since when: the network has changed, and whatever still has no address is held
+    /// on.
+    pub(crate) fn release(&mut self) -> impl Iterator<Item = (NextHop, Tick, F)> + use<'_, F> {
+        self.waiting
+            .drain(..)
+            .flat_map(|waiting| waiting.frames.into_iter().map(move |frame| (waiting.next_hop, waiting.since, frame)))
     }
 
     /// A frame that has waited too long, if there is one.
@@ -106,11 +109,11 @@ mod tests {
     #[test]
     fn frames_wait_for_their_next_hop_in_order() {
         let mut holding = Holding::new();
-        assert_eq!(holding.hold(HOP, 1, Tick(0)), Held::WaitsAndAsks);
-        assert_eq!(holding.hold(HOP, 2, Tick(1)), Held::Waits);
-        assert_eq!(holding.hold(HOP, 3, Tick(600)), Held::WaitsAndAsks);
+        assert_eq!(holding.hold(HOP, 1, Tick(0), Tick(0)), Held::WaitsAndAsks);
+        assert_eq!(holding.hold(HOP, 2, Tick(1), Tick(1)), Held::Waits);
+        assert_eq!(holding.hold(HOP, 3, Tick(600), Tick(600)), Held::WaitsAndAsks);
         assert_eq!(holding.frames(), 3);
-        assert_eq!(holding.release().map(|(_, frame)| frame).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(holding.release().map(|(_, _, frame)| frame).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(holding.frames(), 0);
     }
 
@@ -118,20 +121,29 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let mut holding = Holding::new();
         for frame in 0..MOST_PER_HOP {
-            holding.hold(HOP, frame, Tick(0));
+            holding.hold(HOP, frame, Tick(0), Tick(0));
         }
-        assert_eq!(holding.hold(HOP, 99, Tick(0)), Held::Refused(99));
+        assert_eq!(holding.hold(HOP, 99, Tick(0), Tick(0)), Held::Refused(99));
         for hop in 1..SOME_HOPS as u32 {
-            holding.hold((InterfaceId(0), Ipv4Addr::from_bits(hop)), 0, Tick(0));
+            holding.hold((InterfaceId(0), Ipv4Addr::from_bits(hop)), 0, Tick(0), Tick(0));
         }
-        assert_eq!(holding.hold((InterfaceId(0), Ipv4Addr::BROADCAST), 98, Tick(0)), Held::Refused(98));
+        assert_eq!(holding.hold((InterfaceId(0), Ipv4Addr::BROADCAST), 98, Tick(0), Tick(0)), Held::Refused(98));
+    }
+
+    #[test]
+    fn a_frame_that_is_held_on_has_waited_since_it_came() {
+        let mut holding = Holding::new();
+        holding.hold(HOP, 1, Tick(0), Tick(0));
+        let (next_hop, since, frame) = holding.release().next().expect("a frame");
+        holding.hold(next_hop, frame, since, Tick(2000));
+        assert_eq!(holding.give_up(Tick(PATIENCE + 1)), Some(1));
     }
 
     #[test]
     fn nothing_waits_forever() {
         let mut holding = Holding::new();
         let start = Tick(u32::MAX - 100);
-        holding.hold(HOP, 1, start);
+        holding.hold(HOP, 1, start, start);
         assert_eq!(holding.give_up(start.after(PATIENCE)), None);
         assert_eq!(holding.give_up(start.after(PATIENCE + 1)), Some(1));
         assert_eq!(holding.give_up(start.after(PATIENCE + 1)), None);

@@ -145,7 +145,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
 
     /// The queues, and all frames that are not in their rings. The worker ends.
     pub(crate) fn into_parts(mut self) -> (Vec<Queue<P>>, Vec<P::Frame>) {
-        self.pool.extend(self.holding.release().map(|(_, frame)| frame));
+        self.pool.extend(self.holding.release().map(|(_, _, frame)| frame));
         for outbox in &mut self.outboxes {
             self.pool.append(outbox);
         }
@@ -159,19 +159,21 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         self.nat.adopt_policy(snapshot.policy.clone(), now);
         self.nat.adopt_network(snapshot.network.clone());
         let waiting: Vec<_> = self.holding.release().collect();
-        for (next_hop, frame) in waiting {
-            self.readdress(next_hop, frame, now);
+        for (next_hop, since, frame) in waiting {
+            self.readdress(next_hop, frame, since, now);
         }
     }
 
-    fn readdress(&mut self, (interface, address): NextHop, mut frame: P::Frame, now: Tick) {
+    fn readdress(&mut self, (interface, address): NextHop, mut frame: P::Frame, since: Tick, now: Tick) {
         let len = frame.packet_len();
         let mut packet = Packet { buffer: frame.buffer(), len };
         let verdict = self.nat.readdress(&mut packet, interface, address);
         let len = packet.len;
         frame.set_packet_len(len);
-        if let Verdict::Drop(reason) = verdict {
-            self.late.drop_packet(reason);
+        match verdict {
+            Verdict::Hold { interface, next_hop } => return self.hold((interface, next_hop), frame, since, now),
+            Verdict::Drop(reason) => self.late.drop_packet(reason),
+            _ => {}
         }
         self.dispose(frame, verdict, None, now);
     }
@@ -215,7 +217,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         match verdict {
             Verdict::Transmit(device) => self.transmit(device, frame),
             Verdict::Fragment { device, mtu } => self.split(device, frame, mtu),
-            Verdict::Hold { interface, next_hop } => self.hold((interface, next_hop), frame, now),
+            Verdict::Hold { interface, next_hop } => self.hold((interface, next_hop), frame, now, now),
             Verdict::Punt => {
                 let len = frame.packet_len();
                 let taken = from.is_some_and(|device| self.may_punt(now) && self.punter.punt(device, &frame.buffer()[..len]));
@@ -276,8 +278,8 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         true
     }
 
-    fn hold(&mut self, next_hop: NextHop, frame: P::Frame, now: Tick) {
-        match self.holding.hold(next_hop, frame, now) {
+    fn hold(&mut self, next_hop: NextHop, frame: P::Frame, since: Tick, now: Tick) {
+        match self.holding.hold(next_hop, frame, since, now) {
             Held::Waits => {}
             Held::WaitsAndAsks => {
                 let (interface, address) = next_hop;

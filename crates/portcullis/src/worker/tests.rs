@@ -102,8 +102,7 @@ impl Bench {
         let (doors, control) = doors::open(shape, Arc::new(policy), Arc::new(network));
         let (slab, frames) = Slab::new(FRAMES, 2048);
         let ((inside_port, inside), (outside_port, outside)) = (pair(RingSizes::default()), pair(RingSizes::default()));
-        let queues =
-            vec![Queue { device: INSIDE, port: inside_port }, Queue { device: OUTSIDE, port: outside_port }];
+        let queues = vec![Queue { device: INSIDE, port: inside_port }, Queue { device: OUTSIDE, port: outside_port }];
         let worker = Worker::new(nat, queues, frames, BURST, Noted::default(), doors);
         Self { worker, control, inside, outside, slab, now }
     }
@@ -203,7 +202,9 @@ fn a_packet_that_is_too_big_is_split_into_fragments_in_order() {
     assert!(fragments.iter().all(|fragment| fragment.len() <= 14 + 600));
     let offsets: Vec<_> = fragments
         .iter()
-        .map(|fragment| portcullis_wire::packet::parse(fragment).expect("a packet").ipv4(fragment).expect("a header").fragment_offset())
+        .map(|fragment| {
+            portcullis_wire::packet::parse(fragment).expect("a packet").ipv4(fragment).expect("a header").fragment_offset()
+        })
         .collect();
     assert!(offsets.is_sorted() && offsets[0] == 0, "in order: {offsets:?}");
     bench.finish();

@@ -6,9 +6,12 @@ use std::net::Ipv4Addr;
 
 /// The pseudo header of TCP and UDP (RFC 9293, section 3.1).
 pub fn pseudo_header(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, len: usize) -> [u8; 12] {
-    let ([a, b, c, d], [e, f, g, h]) = (source.octets(), destination.octets());
-    let [high, low] = (len as u16).to_be_bytes();
-    [a, b, c, d, e, f, g, h, 0, protocol, high, low]
+    let mut header = [0; 12];
+    header[..4].copy_from_slice(&source.octets());
+    header[4..8].copy_from_slice(&destination.octets());
+    header[9] = protocol;
+    header[10..].copy_from_slice(&(len as u16).to_be_bytes());
+    header
 }
 
 /// The one's complement sum of `parts`, each padded to a whole word, not complemented.

@@ -61,7 +61,8 @@ fn datagram(bytes: &[u8]) -> String {
     if flags & 0x2000 != 0 || flags & 0x1FFF != 0 {
         let _ = write!(line, " fragment {}{}", (flags & 0x1FFF) * 8, if flags & 0x2000 == 0 { " last" } else { "+" });
     }
-    if flags & 0x1FFF == 0 {
+    let is_later = flags & 0x1FFF != 0;
+    if !is_later {
         line.push_str(&transport(bytes[9], bytes.get(header_len.max(20)..).unwrap_or(&[])));
     }
     line

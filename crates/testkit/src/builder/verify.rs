@@ -17,7 +17,8 @@ pub fn verify(frame: &[u8]) -> Result<(), String> {
     }
     let (header, payload) = split(&frame[at..], "outer")?;
     let flags = u16::from_be_bytes([header[6], header[7]]);
-    if flags & 0x3FFF == 0 { transport(header, payload) } else { Ok(()) }
+    let is_fragment = flags & 0x3FFF != 0;
+    if is_fragment { Ok(()) } else { transport(header, payload) }
 }
 
 /// Checks the header and gives it with the payload that its total length says.

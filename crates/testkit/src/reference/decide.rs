@@ -11,7 +11,7 @@ use portcullis_nat::verdict::DropReason;
 use super::halves::{Choice, Flow, Half};
 use super::legal::{Answer, Egress, Failure, Forward, Legal, Limiter, Received, Reply, is_answerable};
 use super::read::{Reading, Transport};
-use super::tables::{Effect, FragmentEntry, FragmentKey};
+use super::tables::{Effect, FragmentEntry, FragmentKey, Room};
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat, rewrite};
 
@@ -22,13 +22,16 @@ pub(super) struct Shown {
     pub(super) destination: Endpoint,
 }
 
+/// From outside to something that is no external address: no RFC names the reason, and silence is as good as an answer.
+const NOT_OURS: [DropReason; 3] = [DropReason::NoMapping, DropReason::WrongSide, DropReason::NoRoute];
+
 impl ReferenceNat {
     /// All that may become of a frame.
     pub(super) fn decide(&self, reading: &Reading, frame: &[u8], id: Option<InterfaceId>, shown: Option<Shown>) -> Legal {
         let interface = id.map(|id| &self.network.interfaces[usize::from(id.0)]);
         let refused = self.refusal(reading, id);
         if !reading.defects.is_empty() {
-            let mut legal = Legal::dropped(reading.defects.iter().copied().chain(refused));
+            let mut legal = Legal::dropped(reading.defects.iter().chain(&reading.tolerated).copied().chain(refused));
             legal.punt =
                 refused.is_none() && reading.datagram.as_ref().is_some_and(|datagram| self.is_shared(datagram.destination));
             return legal;
@@ -38,8 +41,12 @@ impl ReferenceNat {
         };
         let unsupported = if let Transport::Unsupported(reason) = datagram.transport { Some(reason) } else { None };
         if unsupported.is_some() || refused.is_some() {
-            let mut legal = Legal::dropped(unsupported.into_iter().chain(refused));
+            let mut legal = Legal::dropped(unsupported.into_iter().chain(refused).chain(reading.tolerated.iter().copied()));
             legal.punt = refused.is_none() && self.is_shared(datagram.destination);
+            if interface.is_some_and(|interface| interface.side == Side::Outside) && !self.is_external(datagram.destination) {
+                legal.drops.extend(NOT_OURS);
+                legal.punt |= refused.is_none() && self.network.route(datagram.destination) == Some(Route::Local);
+            }
             return legal;
         }
         let Some(interface) = interface else { return Legal::dropped([DropReason::UnknownInterface]) };
@@ -49,6 +56,9 @@ impl ReferenceNat {
             legal = self.expired(received, &legal);
         }
         legal.drops.extend(&reading.tolerated);
+        if interface.side == Side::Outside && self.network.route(datagram.source) == Some(Route::Local) {
+            legal.drops.push(DropReason::SpoofedOutside);
+        }
         legal
     }
 
@@ -85,14 +95,15 @@ impl ReferenceNat {
         }
     }
 
-    /// A TTL that ran out: RFC 1812, section 5.3.1. What is for the box itself may still be left to it.
+    /// A TTL that ran out: RFC 1812, section 5.3.1. What is for the box itself may still be left to it,
+    /// and where no answer is due, or nothing inside asked for the packet, any other reason to drop it is as good.
     fn expired(&self, received: Received<'_>, otherwise: &Legal) -> Legal {
         let reply = Reply { kind: 11, code: 0, mtu: 0 };
         let failure = Failure { reasons: vec![DropReason::TtlExpired], answer: Answer::Due(reply), certain: true };
         let mut legal = Legal { punt: otherwise.punt, ..Legal::default() };
         self.add(&mut legal, &failure, received);
-        let early = [DropReason::FragmentWithoutFirst, DropReason::BadIcmpChecksum, DropReason::BadEmbeddedPacket];
-        legal.drops.extend(otherwise.drops.iter().filter(|reason| early.contains(reason)));
+        let silent = received.interface.side == Side::Outside || !is_answerable(received.datagram);
+        legal.drops.extend(otherwise.drops.iter().filter(|_| silent));
         legal
     }
 
@@ -108,10 +119,13 @@ impl ReferenceNat {
         let outside = received.interface.side == Side::Outside;
         let external = self.is_external(datagram.destination);
         if matches!(datagram.transport, Transport::Later) {
-            return self.later_fragment(received);
+            let mut legal = self.later_fragment(received);
+            legal.drops.extend(NOT_OURS.iter().filter(|_| outside && !external));
+            legal.punt |= outside && self.network.route(datagram.destination) == Some(Route::Local);
+            return legal;
         }
         if outside && !external {
-            let mut legal = Legal::dropped([DropReason::NoMapping, DropReason::WrongSide, DropReason::NoRoute]);
+            let mut legal = Legal::dropped(NOT_OURS);
             legal.punt = self.network.route(datagram.destination) == Some(Route::Local);
             return legal;
         }
@@ -130,7 +144,7 @@ impl ReferenceNat {
         let half = self.outbound_half(flow, shown.map(|shown| shown.source));
         let mut legal = Legal::default();
         let egress = self.egress(received, received.datagram.destination, Side::Outside);
-        legal.punt = matches!(&egress, Err(_) if self.network.route(received.datagram.destination) == Some(Route::Local));
+        legal.punt = egress.is_err() && self.network.route(received.datagram.destination) == Some(Route::Local);
         self.conclude(&mut legal, received, half, &egress, |choice| Path {
             outcome: Outcome::Outbound,
             source: choice.endpoint,
@@ -195,26 +209,30 @@ impl ReferenceNat {
         let datagram = received.datagram;
         if datagram.more_fragments {
             let key: FragmentKey = (datagram.source, datagram.destination, datagram.id, datagram.protocol);
-            let full = self.fragments_full(key);
+            let full = self.fragments_full();
             if full {
                 legal.drops.push(DropReason::FragmentsFull);
             }
             let (source, destination) = (path.source.address, path.destination.address);
-            let entry = FragmentEntry { source, destination, sessions, born: self.clock, touched: self.clock, certain: !full };
+            let entry =
+                FragmentEntry { source, destination, sessions, born: self.clock, touched: self.clock, places: 1, certain: !full };
             effects.push(Effect::Fragment { key, entry });
         }
         let expected = rewrite::translated(datagram, path.source, path.destination);
         legal.forwards.push(Forward { outcome: path.outcome, expected, egress: egress.clone(), effects });
     }
 
-    /// Inside to inside through external endpoints (RFC 4787, REQ-9: the receiver sees the sender's external endpoint).
+    /// Inside to inside through external endpoints (RFC 4787, REQ-9: the receiver sees the sender's external endpoint). What belongs to
+    /// no session and starts none may be the box's own connection, where it shares the address. A filter that stops the second half
+    /// leaves the first standing, as two NATs would: hole punching between two hosts behind one NAT needs it (RFC 5128, section 3.3).
     fn hairpin(&self, received: Received<'_>, shown: Option<Shown>) -> Legal {
         let flow = flow(received, Direction::Outbound);
         let half = self.outbound_half(flow, shown.map(|shown| shown.source));
         let mut legal = Legal::default();
         let target = Endpoint { address: flow.destination.address, port: transport_destination(received) };
-        legal.punt = flow.protocol != Protocol::Icmp && self.is_unclaimed(flow.protocol, target)
-            || flow.protocol == Protocol::Icmp && half.choices.is_empty() && self.is_shared(target.address);
+        let starts = flow.objection().is_none();
+        let shared = self.is_shared(target.address) && half.choices.is_empty() && !starts;
+        legal.punt = shared || flow.protocol != Protocol::Icmp && self.is_unclaimed(flow.protocol, target);
         half.failures.iter().for_each(|failure| self.add(&mut legal, failure, received));
         legal.complaints.extend(half.complaint);
         for choice in half.choices {
@@ -235,6 +253,9 @@ impl ReferenceNat {
         let made = usize::from(first.makes_session());
         let half = self.inbound_half(second, made, shown.map(|shown| shown.destination));
         legal.punt |= half.punt;
+        if half.failures.iter().any(|failure| failure.reasons.contains(&DropReason::Filtered)) {
+            legal.kept.push(first.effect.clone());
+        }
         half.failures.iter().for_each(|failure| self.add(legal, failure, received));
         for choice in half.choices {
             match self.egress(received, choice.endpoint.address, Side::Inside) {
@@ -256,10 +277,14 @@ impl ReferenceNat {
     }
 
     /// A packet to the sender's own external endpoint. No RFC says what becomes of it: it may come back translated, its one session
-    /// advanced both ways, or be dropped with nothing left behind.
+    /// advanced both ways, or be dropped, with nothing left behind but as above.
     fn to_oneself(&self, legal: &mut Legal, received: Received<'_>, flow: Flow, first: &Choice) {
         legal.drops.extend([DropReason::SessionConflict, DropReason::Filtered, DropReason::NoMapping, DropReason::UnsupportedIcmp]);
         legal.punt |= self.is_shared(flow.destination.address);
+        if first.makes_session() && self.sessions_room(1) != Room::Free {
+            legal.drops.push(DropReason::SessionsFull);
+        }
+        legal.kept.push(first.effect.clone());
         match self.egress(received, flow.source.address, Side::Inside) {
             Err(failure) => self.add(legal, &failure, received),
             Ok(egress) => {

@@ -71,15 +71,12 @@ impl ReferenceNat {
 
     /// RFC 5508, REQ-7: about a packet that the NAT has turned round: both translations again.
     fn hairpin_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
-        let Some(first) = self.delivered(embedded) else {
-            let mut legal = self.stray(received);
-            legal.drops.push(DropReason::IcmpNoSession);
-            return legal;
-        };
+        let stray = || Legal { drops: vec![DropReason::IcmpNoSession], ..self.stray(received) };
+        let Some(first) = self.delivered(embedded) else { return stray() };
         let (source, _) = ends(embedded);
         let external = same_id(embedded, source, first.external);
         let remote = query_remote(embedded, first.external);
-        let Some(second) = self.tables.by_external(embedded.protocol, external, remote) else { return self.stray(received) };
+        let Some(second) = self.tables.by_external(embedded.protocol, external, remote) else { return stray() };
         let translated = EmbeddedEnds { source: second.internal, destination: first.external };
         let outer = (first.external.address, second.internal.address);
         self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Hairpin)

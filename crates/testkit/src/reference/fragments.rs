@@ -7,7 +7,7 @@ use portcullis_nat::verdict::DropReason;
 
 use super::legal::{Forward, Legal, Received};
 use super::rewrite::translated;
-use super::tables::{Effect, FragmentKey};
+use super::tables::Effect;
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat};
 
@@ -16,9 +16,9 @@ impl ReferenceNat {
         self.policy.timeouts.fragment.as_millis() as u64
     }
 
-    /// Whether the NAT may have no room for one more fragmented packet.
-    pub(super) fn fragments_full(&self, key: FragmentKey) -> bool {
-        !self.tables.fragments.contains_key(&key) && self.tables.fragments.len() >= self.limits.fragments
+    /// Whether the NAT may have no room for one more fragmented packet. A first fragment that comes again may need room anew.
+    pub(super) fn fragments_full(&self) -> bool {
+        self.tables.fragments.values().map(|entry| entry.places).sum::<usize>() >= self.limits.fragments
     }
 
     /// What may become of a fragment that is not the first.
@@ -30,10 +30,16 @@ impl ReferenceNat {
         let Some(entry) = self.tables.fragments.get(&key).filter(|entry| self.clock - entry.touched <= timeout) else {
             return absent();
         };
+        let from_outside = received.interface.side == Side::Outside;
+        if !from_outside && !self.is_external(entry.source) {
+            return absent();
+        }
         let live = entry.sessions.iter().all(|(key, _)| self.tables.sessions.contains_key(key));
         let certain = entry.certain && live && self.clock - entry.born <= timeout;
         let mut legal = if certain { Legal::default() } else { absent() };
-        let from_outside = received.interface.side == Side::Outside;
+        if !certain {
+            legal.drops.extend([DropReason::WrongSide, DropReason::NoRoute]);
+        }
         let (to, outcome) = match (entry.sessions.len(), from_outside) {
             (_, true) => (Side::Inside, Outcome::Inbound),
             (1, false) if !self.is_external(datagram.destination) => (Side::Outside, Outcome::Outbound),

@@ -28,7 +28,7 @@ pub(super) struct Flow {
 
 impl Flow {
     /// Whether it may start a session, or why not. Replies from outside are let through by some filters: see `inbound`.
-    fn objection(self) -> Option<DropReason> {
+    pub(super) fn objection(self) -> Option<DropReason> {
         match self.protocol {
             Protocol::Tcp if !tcp::is_fresh_syn(self.flags) => Some(DropReason::TcpNotSyn),
             Protocol::Icmp if !self.request => Some(DropReason::NoMapping),
@@ -49,10 +49,6 @@ pub(super) struct Choice {
 impl Choice {
     pub(super) fn makes_session(&self) -> bool {
         matches!(self.effect, Effect::Create { .. })
-    }
-
-    pub(super) fn makes_mapping(&self) -> bool {
-        matches!(self.effect, Effect::Create { mapping: Some(_), .. })
     }
 }
 
@@ -159,20 +155,23 @@ impl ReferenceNat {
     /// A mapping that does not exist yet: its external endpoint is the NAT's to choose, and ours to object to.
     fn new_mapping(&self, flow: Flow, shown: Option<Endpoint>, half: &mut Half) {
         let answer = Answer::Due(self.exhausted());
+        let (live, late) = self.mappings_in_all();
+        let records = room(live, late, self.limits.mappings);
+        if records != Room::Free {
+            half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: records == Room::Full });
+        }
         let none = self.policy.externals.iter().all(|slot| slot.address.is_none() || slot.ports.is_empty());
         if none {
             let reasons = vec![DropReason::NoExternalAddress, DropReason::PortsExhausted];
             half.failures.push(Failure { reasons, answer, certain: true });
             return;
         }
-        let (live, late) = self.mappings_in_all();
-        let records = room(live, late, self.limits.mappings);
         let ports = self.tables.port_room(&self.policy, flow.protocol, flow.source.address);
-        if records != Room::Free {
-            half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: records == Room::Full });
-        }
         if ports != Room::Free {
-            half.failures.push(Failure { reasons: vec![DropReason::PortsExhausted], answer, certain: ports == Room::Full });
+            // Until the sweep, an internal address may be held to an external one that is gone.
+            let gone = self.tables.late_mappings.iter().any(|late| !self.is_external(late.external.address));
+            let reasons = [DropReason::PortsExhausted].into_iter().chain(gone.then_some(DropReason::NoExternalAddress)).collect();
+            half.failures.push(Failure { reasons, answer, certain: ports == Room::Full });
         }
         if records == Room::Full || ports == Room::Full {
             return;
@@ -210,7 +209,8 @@ impl ReferenceNat {
     }
 
     /// The inbound half. `made` sessions and mappings come into being in the same packet's outbound half (hairpinning); `shown` is
-    /// the destination endpoint of what the NAT sent.
+    /// the destination endpoint of what the NAT sent. On a shared address, what belongs to no session and starts none may be of the
+    /// box's own connections, even where a forward or a mapping has the port.
     pub(super) fn inbound_half(&self, flow: Flow, made: usize, shown: Option<Endpoint>) -> Half {
         let external = flow.destination;
         if let Some(session) = self.tables.by_external(flow.protocol, external, flow.source) {
@@ -224,11 +224,10 @@ impl ReferenceNat {
         } else {
             half.punt = self.is_shared(external.address);
             if !half.punt {
-                half.fail(DropReason::NoMapping);
+                half.failures.push(Failure { certain: false, ..Failure::silent(DropReason::NoMapping) });
             }
-            if self.tables.has_late_mapping(flow.protocol, external) {
-                half.fail(DropReason::NoMapping);
-                half.fail(DropReason::Filtered);
+            if let Some(mapping) = self.tables.late_mapping_at(flow.protocol, external) {
+                self.inbound_to_late_mapping(flow, mapping, made, &mut half);
             }
         }
         narrow(half, shown)
@@ -246,6 +245,7 @@ impl ReferenceNat {
     fn inbound_to_forward(&self, flow: Flow, forward: &PortForward, made: usize, half: &mut Half) {
         if let Some(reason) = flow.objection() {
             half.fail(reason);
+            half.punt = self.is_shared(flow.destination.address);
             return;
         }
         self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
@@ -256,28 +256,60 @@ impl ReferenceNat {
                 let reasons = vec![DropReason::SessionConflict];
                 half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
             } else {
-                half.choices.push(admitted(flow, internal, Origin::Forward, None));
+                half.choices.push(admitted(flow, internal, Origin::Forward, None, None));
             }
         }
     }
 
+    /// Whether a session that has ended, but was not swept yet, may still let in its remote address.
+    fn late_lets_in(&self, flow: Flow) -> bool {
+        let known = |late: &&Session| (late.protocol, late.external) == (flow.protocol, flow.destination);
+        self.tables.late_sessions.iter().filter(known).any(|late| late.remote.address == flow.source.address)
+    }
+
+    /// A mapping whose last session has ended may let in until it is swept.
+    fn inbound_to_late_mapping(&self, flow: Flow, mapping: Mapping, made: usize, half: &mut Half) {
+        let mut reasons = vec![DropReason::NoMapping, DropReason::Filtered];
+        reasons.extend(flow.objection());
+        half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
+        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
+        let starts = flow.objection().is_none() || flow.protocol == Protocol::Icmp;
+        let lets_in = match self.filtering(flow.protocol) {
+            Filtering::EndpointIndependent => true,
+            Filtering::AddressDependent => self.late_lets_in(flow),
+            Filtering::AddressAndPortDependent => false,
+        };
+        if starts && !conflict && lets_in {
+            self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
+            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, None, Some(mapping)));
+        }
+    }
+
+    fn filtering(&self, protocol: Protocol) -> Filtering {
+        if protocol == Protocol::Tcp { self.policy.filtering_tcp } else { self.policy.filtering_udp }
+    }
+
     fn inbound_to_mapping(&self, flow: Flow, id: u32, mapping: Mapping, made: usize, half: &mut Half) {
-        let filtering = if flow.protocol == Protocol::Tcp { self.policy.filtering_tcp } else { self.policy.filtering_udp };
         let mut known = self.tables.sessions.values().filter(|session| session.mapping == Some(id));
-        let lets_in = match filtering {
+        let lets_in = match self.filtering(flow.protocol) {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => known.any(|session| session.remote.address == flow.source.address),
             Filtering::AddressAndPortDependent => false,
         };
+        let perhaps = !lets_in && self.filtering(flow.protocol) == Filtering::AddressDependent && self.late_lets_in(flow);
         if !lets_in {
-            half.fail(DropReason::Filtered);
+            half.failures.push(Failure { certain: !perhaps, ..Failure::silent(DropReason::Filtered) });
         }
         match flow.objection() {
             Some(reason) if flow.protocol == Protocol::Icmp => {
                 let reasons = vec![reason, DropReason::Filtered];
                 half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
+                half.punt = self.is_shared(flow.destination.address);
             }
-            Some(reason) => half.fail(reason),
+            Some(reason) => {
+                half.fail(reason);
+                half.punt = lets_in && self.is_shared(flow.destination.address);
+            }
             None => {}
         }
         let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
@@ -285,8 +317,8 @@ impl ReferenceNat {
             half.fail(DropReason::SessionConflict);
         }
         self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
-        if lets_in && !conflict {
-            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id)));
+        if (lets_in || perhaps) && !conflict {
+            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id), None));
         }
     }
 }
@@ -313,9 +345,9 @@ fn created(flow: Flow, external: Endpoint, id: Option<u32>, mapping: Option<Mapp
     made(flow, ends, Origin::Inside, id, mapping, external)
 }
 
-fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>) -> Choice {
+fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>, revived: Option<Mapping>) -> Choice {
     let ends = (internal, flow.destination, flow.source);
-    made(flow, ends, origin, id, None, internal)
+    made(flow, ends, origin, id, revived, internal)
 }
 
 fn made(

@@ -86,6 +86,9 @@ pub(super) struct Legal {
     pub(super) forwards: Vec<Forward>,
     /// What a drop late on the way may have done to existing sessions.
     pub(super) perhaps: Vec<Effect>,
+    /// What a drop for [`DropReason::Filtered`] leaves behind all the same: the outbound half of a hairpin, one entry for each external
+    /// endpoint that it may have been given (see `halves`).
+    pub(super) kept: Vec<Effect>,
     /// Why what the NAT seems to have chosen is not legal, for the message.
     pub(super) complaints: Vec<String>,
 }

@@ -13,40 +13,40 @@ use crate::builder::{ACK, FIN, RST, SYN};
 
 /// The link layer of a frame.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Link {
-    pub(super) destination: Mac,
-    pub(super) source: Mac,
-    pub(super) tag: Option<u16>,
+pub(crate) struct Link {
+    pub(crate) destination: Mac,
+    pub(crate) source: Mac,
+    pub(crate) tag: Option<u16>,
     /// Where the IPv4 header begins.
-    pub(super) len: usize,
+    pub(crate) len: usize,
 }
 
 impl Link {
-    pub(super) fn vlan(&self) -> Option<u16> {
+    pub(crate) fn vlan(&self) -> Option<u16> {
         self.tag.map(|tag| tag & 0x0FFF)
     }
 }
 
 /// An IPv4 datagram.
 #[derive(Clone, Debug)]
-pub(super) struct Datagram {
+pub(crate) struct Datagram {
     /// Its bytes, without what Ethernet padded.
-    pub(super) bytes: Vec<u8>,
-    pub(super) header_len: usize,
-    pub(super) id: u16,
-    pub(super) dont_fragment: bool,
-    pub(super) more_fragments: bool,
-    pub(super) offset: u16,
-    pub(super) ttl: u8,
-    pub(super) protocol: u8,
-    pub(super) source: Ipv4Addr,
-    pub(super) destination: Ipv4Addr,
-    pub(super) transport: Transport,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) header_len: usize,
+    pub(crate) id: u16,
+    pub(crate) dont_fragment: bool,
+    pub(crate) more_fragments: bool,
+    pub(crate) offset: u16,
+    pub(crate) ttl: u8,
+    pub(crate) protocol: u8,
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    pub(crate) transport: Transport,
 }
 
 /// What stands behind the IPv4 header.
 #[derive(Clone, Debug)]
-pub(super) enum Transport {
+pub(crate) enum Transport {
     /// TCP with its flags, or UDP with none.
     Ports { protocol: Protocol, source: u16, destination: u16, flags: u8 },
     /// An ICMP query or its reply.
@@ -63,51 +63,54 @@ pub(super) enum Transport {
 
 /// The packet that an ICMP error is about. Offsets are from the outer IPv4 header on.
 #[derive(Clone, Debug)]
-pub(super) struct Embedded {
-    pub(super) at: usize,
-    pub(super) header_len: usize,
-    pub(super) header_right: bool,
-    pub(super) protocol: Protocol,
-    pub(super) source: Ipv4Addr,
-    pub(super) destination: Ipv4Addr,
+pub(crate) struct Embedded {
+    pub(crate) at: usize,
+    pub(crate) header_len: usize,
+    pub(crate) header_right: bool,
+    pub(crate) protocol: Protocol,
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
     /// The ports; an ICMP query's identifier in both.
-    pub(super) ports: (u16, u16),
+    pub(crate) ports: (u16, u16),
     /// Where the transport's checksum stands, if it is quoted.
-    pub(super) checksum_at: Option<usize>,
+    pub(crate) checksum_at: Option<usize>,
 }
 
 /// A frame as far as it could be read.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Reading {
-    pub(super) link: Option<Link>,
-    pub(super) datagram: Option<Datagram>,
+pub(crate) struct Reading {
+    pub(crate) link: Option<Link>,
+    pub(crate) datagram: Option<Datagram>,
     /// The frame has to be dropped, for any of these.
-    pub(super) defects: Vec<DropReason>,
+    pub(crate) defects: Vec<DropReason>,
     /// The frame may be dropped, for any of these.
-    pub(super) tolerated: Vec<DropReason>,
+    pub(crate) tolerated: Vec<DropReason>,
 }
 
-pub(super) fn word(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn word(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-pub(super) fn address(bytes: &[u8], at: usize) -> Ipv4Addr {
+pub(crate) fn address(bytes: &[u8], at: usize) -> Ipv4Addr {
     Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3])
 }
 
 /// Reads a whole frame.
-pub(super) fn read(frame: &[u8]) -> Reading {
+pub(crate) fn read(frame: &[u8]) -> Reading {
     let mut reading = Reading::default();
     let Some(link) = read_link(frame) else {
         reading.defects.push(DropReason::Truncated);
         return reading;
     };
     reading.link = Some(link);
-    if link.tag.is_some_and(|tag| tag & 0x0FFF == 0) {
+    if link.vlan() == Some(0) {
         reading.tolerated.push(DropReason::UnknownInterface);
     }
     if word(frame, link.len - 2) != 0x0800 {
         reading.defects.push(DropReason::NotIpv4);
+        if matches!(word(frame, link.len - 2), 0x8100 | 0x88A8) {
+            reading.defects.push(DropReason::UnknownInterface);
+        }
         return reading;
     }
     read_datagram(&frame[link.len..], &mut reading);
@@ -170,9 +173,19 @@ fn read_datagram(bytes: &[u8], reading: &mut Reading) {
 
 fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
     let Some(protocol) = Protocol::from_number(datagram.protocol) else {
+        if datagram.offset > 0 {
+            reading.tolerated.push(DropReason::FragmentWithoutFirst);
+        }
         return Transport::Unsupported(DropReason::UnsupportedProtocol);
     };
+    if datagram.more_fragments && !(datagram.bytes.len() - datagram.header_len).is_multiple_of(8) {
+        reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader]);
+    }
     if datagram.offset > 0 {
+        // RFC 3128: such a fragment could overwrite the flags that were looked at.
+        if protocol == Protocol::Tcp && datagram.offset == 1 {
+            reading.tolerated.push(DropReason::BadTransportHeader);
+        }
         if usize::from(datagram.offset) * 8 + datagram.bytes.len() > 0xFFFF || datagram.bytes.len() == datagram.header_len {
             reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader, DropReason::Truncated]);
         }
@@ -182,7 +195,7 @@ fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
     let whole = !datagram.more_fragments;
     match protocol {
         Protocol::Udp => read_udp(payload, whole, reading),
-        Protocol::Tcp => read_tcp(payload, reading),
+        Protocol::Tcp => read_tcp(payload, whole, reading),
         Protocol::Icmp => read_icmp(datagram, payload, whole, reading),
     }
 }
@@ -203,13 +216,14 @@ fn read_udp(payload: &[u8], whole: bool, reading: &mut Reading) -> Transport {
     ports(Protocol::Udp, payload, 0, reading)
 }
 
-fn read_tcp(payload: &[u8], reading: &mut Reading) -> Transport {
+fn read_tcp(payload: &[u8], whole: bool, reading: &mut Reading) -> Transport {
     if payload.len() < 20 || payload[12] >> 4 < 5 {
         reading.defects.extend(SHORT);
         return Transport::Unreadable;
     }
     if usize::from(payload[12] >> 4) * 4 > payload.len() {
-        reading.defects.extend(SHORT);
+        // The options may go on in the next fragment.
+        if whole { &mut reading.defects } else { &mut reading.tolerated }.extend(SHORT);
     }
     let flags = payload[13];
     if flags & SYN != 0 && flags & (FIN | RST) != 0 {
@@ -252,7 +266,12 @@ fn read_icmp(datagram: &Datagram, payload: &[u8], whole: bool, reading: &mut Rea
             let embedded = read_embedded(datagram.header_len, payload, reading);
             Transport::Error { embedded, checksum_right: verifies(&[payload]) }
         }
-        _ => Transport::Unsupported(DropReason::UnsupportedIcmp),
+        _ => {
+            if !verifies(&[payload]) {
+                reading.tolerated.push(DropReason::BadIcmpChecksum);
+            }
+            Transport::Unsupported(DropReason::UnsupportedIcmp)
+        }
     }
 }
 
@@ -303,7 +322,7 @@ fn read_embedded(outer_header_len: usize, payload: &[u8], reading: &mut Reading)
 }
 
 /// Whether the transport checksum of a whole datagram is *partial*: the sum of the pseudo header, not complemented.
-pub(super) fn is_partial(datagram: &Datagram) -> bool {
+pub(crate) fn is_partial(datagram: &Datagram) -> bool {
     let Transport::Ports { protocol, .. } = datagram.transport else { return false };
     let payload = &datagram.bytes[datagram.header_len..];
     let (field, len) = match protocol {
@@ -315,7 +334,7 @@ pub(super) fn is_partial(datagram: &Datagram) -> bool {
 }
 
 /// The right checksum of a TCP segment or UDP datagram whose field is zero.
-pub(super) fn transport_checksum(source: Ipv4Addr, destination: Ipv4Addr, protocol: Protocol, segment: &[u8]) -> u16 {
+pub(crate) fn transport_checksum(source: Ipv4Addr, destination: Ipv4Addr, protocol: Protocol, segment: &[u8]) -> u16 {
     let pseudo = pseudo_header(source, destination, protocol as u8, segment.len());
     match internet(&[&pseudo, segment]) {
         0 if protocol == Protocol::Udp => 0xFFFF,

@@ -62,7 +62,7 @@ fn moved_udp(field: u16, old: &[u16], new: &[u16]) -> u16 {
 }
 
 fn header(bytes: &mut [u8], header_len: usize, source: Ipv4Addr, destination: Ipv4Addr) {
-    bytes[8] -= 1;
+    bytes[8] = bytes[8].saturating_sub(1);
     bytes[12..16].copy_from_slice(&source.octets());
     bytes[16..20].copy_from_slice(&destination.octets());
     finish_header(bytes, 0, header_len);
@@ -108,6 +108,17 @@ pub(super) fn translated(datagram: &Datagram, source: Endpoint, destination: End
     }
     header(&mut bytes, at, source.address, destination.address);
     Expected { bytes, either_zero }
+}
+
+/// The datagram as the kernel gets it: as it was received, but for a partial checksum, which the kernel would find wrong.
+pub(super) fn punted(datagram: &Datagram) -> Vec<u8> {
+    let mut bytes = datagram.bytes.clone();
+    if let (true, Transport::Ports { protocol, .. }) = (is_partial(datagram), &datagram.transport) {
+        let field = datagram.header_len + if *protocol == Protocol::Udp { 6 } else { 16 };
+        let value = completed(&mut bytes, datagram, *protocol, (datagram.source, datagram.destination), field);
+        put(&mut bytes, field, value);
+    }
+    bytes
 }
 
 /// The right checksum of a packet whose own is partial. A UDP length below the payload's bounds what is summed.

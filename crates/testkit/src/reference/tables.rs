@@ -87,6 +87,8 @@ pub(super) struct FragmentEntry {
     pub(super) sessions: Vec<(SessionKey, Direction)>,
     pub(super) born: u64,
     pub(super) touched: u64,
+    /// How many first fragments it stands for: one that comes again may take another place.
+    pub(super) places: usize,
     /// Whether the NAT must know it.
     pub(super) certain: bool,
 }
@@ -129,6 +131,8 @@ pub(super) struct Tables {
     pub(super) fragments: HashMap<FragmentKey, FragmentEntry>,
     pub(super) late_sessions: Vec<Session>,
     pub(super) late_mappings: Vec<Mapping>,
+    /// A session that was made with nothing shown of it: alternatives that differ in the external endpoint. The view decides.
+    pub(super) unseen: Vec<Effect>,
     next_mapping: u32,
 }
 
@@ -165,8 +169,8 @@ impl Tables {
         found.next().map(|(&id, &mapping)| (id, mapping))
     }
 
-    pub(super) fn has_late_mapping(&self, protocol: Protocol, external: Endpoint) -> bool {
-        self.late_mappings.iter().any(|m| (m.protocol, m.external) == (protocol, external))
+    pub(super) fn late_mapping_at(&self, protocol: Protocol, external: Endpoint) -> Option<Mapping> {
+        self.late_mappings.iter().copied().find(|m| (m.protocol, m.external) == (protocol, external))
     }
 
     /// Does what a forwarded packet does.
@@ -179,7 +183,8 @@ impl Tables {
                     }
                 }
                 Effect::Create { session, mapping } => self.create(*session, mapping, now),
-                Effect::Fragment { key, entry } => {
+                Effect::Fragment { key, mut entry } => {
+                    entry.places += self.fragments.get(&key).map_or(0, |before| before.places);
                     self.fragments.insert(key, entry);
                 }
                 Effect::LaterFragment { key } => self.touch(key, now),
@@ -330,9 +335,8 @@ fn refreshed(
     let reset = session.protocol == Protocol::Tcp && flags & crate::builder::RST != 0;
     match direction {
         Direction::Outbound if reset => vec![now, last_seen],
-        Direction::Outbound => vec![now],
         Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh && answered => vec![last_seen, now],
         Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh => vec![last_seen],
-        Direction::Inbound => vec![now],
+        Direction::Outbound | Direction::Inbound => vec![now],
     }
 }

@@ -40,6 +40,8 @@ pub(super) fn successors(state: SessionState, direction: Direction, flags: u8) -
         SessionState::Reset => {
             let mut states = restarted(SessionState::Established, direction, flags);
             if flags & FIN != 0 {
+                // What is revived only to be closed would be kept for two hours: not reviving it is as good.
+                states.push(SessionState::Reset);
                 states.extend(closing(SessionState::Established, direction, flags));
             }
             states

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use portcullis_nat::policy::Policy;
 use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionView};
 
-use super::tables::{Session, Variant};
+use super::tables::{Effect, Session, Variant};
 use super::{Disagreement, ReferenceNat};
 
 impl ReferenceNat {
@@ -15,6 +15,7 @@ impl ReferenceNat {
     ///
     /// **Errors:** a session that is missing, unknown, or in a state, or with an expiry, that no rule leads to.
     pub fn reconcile_sessions(&mut self, views: &[SessionView]) -> Result<(), Disagreement> {
+        self.reveal(views)?;
         let mut seen = BTreeSet::new();
         for view in views {
             let key = (view.protocol, view.internal, view.remote);
@@ -30,10 +31,30 @@ impl ReferenceNat {
             };
             settle(session, view, self.clock, &self.policy).map_err(Disagreement::plain)?;
         }
-        match self.tables.sessions.values().find(|session| !seen.contains(&session.key())) {
+        let is_due =
+            |session: &Session| session.variants.iter().any(|v| v.last_seen + session.timeout(v.state, &self.policy) == self.clock);
+        match self.tables.sessions.values().find(|session| !seen.contains(&session.key()) && !is_due(session)) {
             Some(missing) => Err(Disagreement::plain(format!("the NAT lacks the session {missing:?}"))),
             None => Ok(()),
         }
+    }
+
+    /// Finds the session that was made unseen, and the external endpoint that it was given.
+    fn reveal(&mut self, views: &[SessionView]) -> Result<(), Disagreement> {
+        let unseen = std::mem::take(&mut self.tables.unseen);
+        let Some(Effect::Create { session, mapping: Some(mapping) }) = unseen.into_iter().next() else { return Ok(()) };
+        let (mut session, mut mapping) = (session, mapping);
+        let is = |view: &&SessionView| (view.protocol, view.internal, view.remote) == session.key();
+        let Some(view) = views.iter().find(is) else {
+            return Err(Disagreement::plain(format!("the NAT lacks the session {session:?} of a hairpin that was filtered")));
+        };
+        if let Some(why) = self.tables.objection(&self.policy, view.protocol, view.internal, view.external) {
+            return Err(Disagreement::plain(format!("{view:?} may not have that external endpoint: {why}")));
+        }
+        (session.external, mapping.external) = (view.external, view.external);
+        let made = vec![Effect::Create { session, mapping: Some(mapping) }];
+        self.tables.commit(made, self.clock, self.policy.inbound_refresh);
+        Ok(())
     }
 
     /// Compares all live mappings.

@@ -67,8 +67,9 @@ struct Attached {
 }
 
 impl Attached {
-    fn is_ours(&self) -> bool {
-        self.name.as_deref() == Some(OURS)
+    /// Whether the program is one of ours: by its name, or where names may not be read, by its number.
+    fn is_ours(&self, known: &[u32]) -> bool {
+        self.name.as_ref().map_or(known.contains(&self.id), |name| name == OURS)
     }
 
     fn describe(&self) -> String {
@@ -99,27 +100,32 @@ impl Steer {
 
     /// Takes our program off a device. A device without one, or with a foreign one, is left as it is.
     pub fn detach(&self, device: &str, ifindex: u32) -> Result<(), SteerError> {
-        detach_ours(device, ifindex)
+        detach_known(device, ifindex, &self.known)
+    }
+
+    /// The program's number in the kernel: unlike the name it can be read of an attached program without `CAP_SYS_ADMIN`. Write it
+    /// down where the next process finds it.
+    pub fn id(&self) -> u32 {
+        self.known[0]
+    }
+
+    /// Takes programs with these numbers (of processes before) for ours, where the kernel does not let their names be read.
+    pub fn recognise(&mut self, ids: &[u32]) {
+        self.known.extend(ids);
     }
 
     fn attach_in(&self, device: &str, ifindex: u32, mode: AttachMode) -> Result<(), SteerError> {
         let failed = |source| refusal(device, ifindex, mode, source);
         let found = attached(ifindex).map_err(failed)?;
-        if let Some(foreign) = found.iter().find(|program| !program.is_ours()) {
+        if let Some(foreign) = found.iter().find(|program| !program.is_ours(&self.known)) {
             return Err(SteerError::Foreign { device: device.to_string(), program: foreign.describe() });
         }
-        let mut same = None;
-        for program in &found {
-            let old = program_by_id(program.id).map_err(failed)?;
-            if program.mode == mode {
-                same = Some(old);
-            } else {
-                // The two modes exclude each other.
-                change(ifindex, None, Some(old.as_fd()), program.mode.flag()).map_err(failed)?;
-            }
+        // The two modes exclude each other.
+        for other in found.iter().filter(|program| program.mode != mode) {
+            change(ifindex, None, Some(other.id), other.mode).map_err(failed)?;
         }
-        let flags = mode.flag() | if same.is_some() { 0 } else { XDP_FLAGS_UPDATE_IF_NOEXIST };
-        change(ifindex, Some(self.program.as_fd()), same.as_ref().map(AsFd::as_fd), flags).map_err(failed)
+        let same = found.iter().find(|program| program.mode == mode).map(|program| program.id);
+        change(ifindex, Some(self.program.as_fd()), same, mode).map_err(failed)
     }
 
     /// Marks the device's interfaces as generic or not: in generic mode punted frames pass the program twice.
@@ -146,12 +152,15 @@ pub fn claims_zero_copy(ifindex: u32) -> bool {
     query(ifindex).is_ok_and(|answer| answer.feature_flags & FEATURE_ZERO_COPY != 0)
 }
 
-/// Takes our program off a device without having it loaded (a clean-up after a process that died).
+/// Takes our program off a device without having it loaded (a clean-up after a process that died). Needs to read names.
 pub fn detach_ours(device: &str, ifindex: u32) -> Result<(), SteerError> {
+    detach_known(device, ifindex, &[])
+}
+
+fn detach_known(device: &str, ifindex: u32, known: &[u32]) -> Result<(), SteerError> {
     let failed = |mode| move |source| refusal(device, ifindex, mode, source);
-    for program in attached(ifindex).map_err(failed(AttachMode::Native))?.iter().filter(|program| program.is_ours()) {
-        let old = program_by_id(program.id).map_err(failed(program.mode))?;
-        change(ifindex, None, Some(old.as_fd()), program.mode.flag()).map_err(failed(program.mode))?;
+    for program in attached(ifindex).map_err(failed(AttachMode::Native))?.iter().filter(|program| program.is_ours(known)) {
+        change(ifindex, None, Some(program.id), program.mode).map_err(failed(program.mode))?;
     }
     Ok(())
 }
@@ -201,23 +210,33 @@ pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
 
 /// The name of a loaded program, or none where it may not be read.
 pub(super) fn name_of(id: u32) -> Option<String> {
-    let program = program_by_id(id).ok()?;
-    let mut info = bpf_prog_info::default();
-    let mut len = size_of::<bpf_prog_info>() as u32;
-    // SAFETY: the pointer is to a zeroed struct of `len` bytes (no arrays are asked for); the kernel writes at most that.
-    let result = unsafe { bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut len) };
-    if result < 0 {
-        return None;
-    }
+    let info = info_of(program_by_id(id).ok()?.as_fd()).ok()?;
     // SAFETY: the kernel ends the name with a zero byte inside the array.
     let name = unsafe { CStr::from_ptr(info.name.as_ptr()) };
     Some(name.to_string_lossy().into_owned())
 }
 
-/// Puts `new` (or nothing) where `old` (or nothing) is. Netlink attachments outlive the process; links would not.
-fn change(ifindex: u32, new: Option<BorrowedFd<'_>>, old: Option<BorrowedFd<'_>>, flags: u32) -> io::Result<()> {
+/// The number of a program that is open.
+pub(super) fn id_of(program: BorrowedFd<'_>) -> io::Result<u32> {
+    info_of(program).map(|info| info.id)
+}
+
+fn info_of(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
+    let mut info = bpf_prog_info::default();
+    let mut len = size_of::<bpf_prog_info>() as u32;
+    // SAFETY: the pointer is to a zeroed struct of `len` bytes (no arrays are asked for); the kernel writes at most that.
+    let result = unsafe { bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut len) };
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(info) }
+}
+
+/// Puts `new` (or nothing) where the program numbered `old` (or nothing) is, and fails when something else is there by now. (Without
+/// `CAP_SYS_ADMIN` the old program cannot be named to the kernel, and whatever is there is replaced.) Netlink attachments outlive
+/// the process; links would not.
+fn change(ifindex: u32, new: Option<BorrowedFd<'_>>, old: Option<u32>, mode: AttachMode) -> io::Result<()> {
+    let expected = old.and_then(|id| program_by_id(id).ok());
     let mut options = bpf_xdp_attach_opts { sz: size_of::<bpf_xdp_attach_opts>() as _, ..Default::default() };
-    options.old_prog_fd = old.map_or(0, |fd| fd.as_raw_fd());
+    options.old_prog_fd = expected.as_ref().map_or(0, AsRawFd::as_raw_fd);
+    let flags = mode.flag() | if old.is_none() { XDP_FLAGS_UPDATE_IF_NOEXIST } else { 0 };
     let new = new.map_or(-1, |fd| fd.as_raw_fd());
     let _ = kernel_message();
     // SAFETY: the options' `sz` says their size, and the descriptors live through the call.

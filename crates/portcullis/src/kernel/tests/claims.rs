@@ -61,6 +61,20 @@ fn claimed_addresses_answer_and_are_removed_at_the_end_and_nothing_else_is() {
 }
 
 #[test]
+fn claims_are_released_even_when_the_mirror_has_ended() {
+    let Some((gateway, _peer)) = link() else { return };
+    gateway.run(async || {
+        let mirror = Mirror::start(vec!["out".into()]).await.expect("mirror");
+        let claims = start(&mirror, &POOL);
+        until(&mut mirror.subscribe(), "the claims", has_claims).await;
+        drop(mirror);
+        claims.release().await;
+        let mirror = Mirror::start(vec![]).await.expect("mirror");
+        assert!(!has(&mirror.state(), "192.0.2.10/32") && !has(&mirror.state(), "192.0.2.11/32"));
+    });
+}
+
+#[test]
 fn claims_left_by_a_dead_process_are_adopted_and_those_no_longer_wanted_are_removed() {
     let Some((gateway, _peer)) = link() else { return };
     gateway.run(async || {
@@ -96,7 +110,7 @@ fn a_claim_that_someone_removes_is_claimed_again_and_one_that_someone_takes_over
 }
 
 #[test]
-fn claims_follow_the_interface_and_a_reload() {
+fn claims_follow_the_interface_its_subnet_and_a_reload() {
     let Some((gateway, peer)) = link() else { return };
     gateway.run(async || {
         let mirror = Mirror::start(vec!["out".into()]).await.expect("mirror");
@@ -111,7 +125,8 @@ fn claims_follow_the_interface_and_a_reload() {
         claims.set(wanted(&POOL[1..]));
         until(&mut snapshots, "the reload", |state| !has(state, "192.0.2.10/32") && has(state, "192.0.2.11/32")).await;
         gateway.ip("addr del 192.0.2.2/24 dev out");
-        until(&mut snapshots, "nothing without the subnet", |state| !has(state, "192.0.2.11/32")).await;
+        until(&mut snapshots, "nothing without the subnet", |state| !has(state, "192.0.2.10/32") && !has(state, "192.0.2.11/32"))
+            .await;
         claims.release().await;
     });
 }

@@ -6,6 +6,7 @@ use portcullis_nat::policy::{DeviceId, InterfaceId, Route, Side};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
+use crate::kernel::socket::RECEIVE_BUFFER;
 use crate::kernel::state::{Table, Target};
 use crate::kernel::{ConfiguredInterface, Mirror, attachment, network};
 
@@ -92,11 +93,11 @@ fn following_changes_ends_in_the_same_state_as_a_dump() {
 fn a_burst_of_changes_before_and_after_the_start_is_seen_in_few_snapshots() {
     let Some((gateway, _peers)) = gateway() else { return };
     gateway.run(async || {
-        SETUP.iter().for_each(|command| gateway.ip(command));
+        gateway.all(SETUP);
         let mirror = Mirror::start(names()).await.expect("mirror");
         let mut snapshots = mirror.subscribe();
         snapshots.mark_unchanged();
-        CHANGES.iter().for_each(|command| gateway.ip(command));
+        gateway.all(CHANGES);
         let mut published = 0;
         while timeout(Duration::from_millis(300), snapshots.changed()).await.is_ok_and(|ended| ended.is_ok()) {
             published += 1;
@@ -110,7 +111,7 @@ fn a_burst_of_changes_before_and_after_the_start_is_seen_in_few_snapshots() {
 fn what_does_not_matter_makes_no_snapshot() {
     let Some((gateway, _peers)) = gateway() else { return };
     gateway.run(async || {
-        SETUP.iter().for_each(|command| gateway.ip(command));
+        gateway.all(SETUP);
         let mirror = Mirror::start(names()).await.expect("mirror");
         agrees_with_a_dump(&mirror).await;
         let mut snapshots = mirror.subscribe();
@@ -132,7 +133,7 @@ fn what_does_not_matter_makes_no_snapshot() {
 fn the_network_follows_links_going_down_and_up_and_the_silent_loss_of_their_routes() {
     let Some((gateway, peers)) = gateway() else { return };
     gateway.run(async || {
-        SETUP[..5].iter().for_each(|command| gateway.ip(command));
+        gateway.all(&SETUP[..5]);
         let mirror = Mirror::start(names()).await.expect("mirror");
         let mut snapshots = mirror.subscribe();
         let remote = Ipv4Addr::new(203, 0, 113, 1);
@@ -163,7 +164,7 @@ fn the_network_follows_links_going_down_and_up_and_the_silent_loss_of_their_rout
 fn an_address_that_is_replaced_and_a_default_route_that_changes_are_followed() {
     let Some((gateway, _peers)) = gateway() else { return };
     gateway.run(async || {
-        SETUP[..5].iter().for_each(|command| gateway.ip(command));
+        gateway.all(&SETUP[..5]);
         let mirror = Mirror::start(names()).await.expect("mirror");
         let mut snapshots = mirror.subscribe();
         gateway.ip("addr add 192.0.2.77/24 dev out");
@@ -239,29 +240,38 @@ fn a_vlan_is_attached_at_its_parent_with_its_tag() {
     });
 }
 
-#[test]
-fn a_flood_of_routes_is_followed_completely() {
+/// Adds many routes while nobody reads the notifications, then takes the link down, and compares with a dump.
+fn flood(receive_buffer: usize) {
     const ROUTES: u32 = 20_000;
     let Some((gateway, _peers)) = gateway() else { return };
-    let batch = |verb: &str| -> String {
-        (0..ROUTES).map(|i| format!("route {verb} 100.{}.{}.0/24 via 192.0.2.1\n", 64 + (i >> 8), i & 255)).collect()
-    };
+    let route = |i: u32| format!("route add 100.{}.{}.0/24 via 192.0.2.1", 64 + (i >> 8), i & 255);
+    let routes = (0..ROUTES).map(route).collect::<Vec<_>>().join(
+        "
+",
+    );
     let path = std::env::temp_dir().join(format!("{}.batch", gateway.0));
-    let apply = |text: String| {
-        std::fs::write(&path, text).expect("batch file");
-        gateway.ip(&format!("-batch {}", path.display()));
-        let _ = std::fs::remove_file(&path);
-    };
     let many = |state: &KernelState| state.routes.values().filter(|entries| matches!(entries[0].target, Target::Hops(_))).count();
     gateway.run(async || {
-        SETUP[..2].iter().for_each(|command| gateway.ip(command));
-        let mirror = Mirror::start(names()).await.expect("mirror");
+        gateway.all(&SETUP[..2]);
+        let mirror = Mirror::start_with_buffer(names(), receive_buffer).await.expect("mirror");
         let mut snapshots = mirror.subscribe();
         let before = many(&mirror.state());
-        apply(batch("add"));
+        std::fs::write(&path, &routes).expect("batch file");
+        gateway.ip(&format!("-batch {}", path.display()));
+        let _ = std::fs::remove_file(&path);
         until(&mut snapshots, "all routes", |state| many(state) == before + ROUTES as usize).await;
         gateway.ip("link set out down");
         until(&mut snapshots, "all routes gone in silence", |state| many(state) < before).await;
         agrees_with_a_dump(&mirror).await;
     });
+}
+
+#[test]
+fn a_flood_of_routes_is_followed_completely() {
+    flood(RECEIVE_BUFFER);
+}
+
+#[test]
+fn notifications_that_were_lost_in_a_flood_are_made_up_for() {
+    flood(64 << 10);
 }

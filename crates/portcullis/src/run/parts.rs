@@ -1,0 +1,234 @@
+//! The parts that start-up makes, one by one: sockets, program, guard, tables, keys, core.
+//!
+//! Knows how each part is made and what it says of itself; the order is `gateway`'s. Invariant: a part that is dropped is taken back, but
+//! for the guard.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use portcullis_api as api;
+use portcullis_config::{BusyPoll, Config, HostAddresses, PortRange};
+use portcullis_nat::policy::DeviceId;
+use portcullis_nat::time::Tick;
+use portcullis_nat::{Capacity, Nat, Seeds};
+use portcullis_steering::{Owners, WorkerId};
+use portcullis_xsk::memory::{self, Pages};
+use portcullis_xsk::socket::{BusyPolling, Mode, Opened, Socket, open_all};
+use portcullis_xsk::steer::{AttachMode, AttachWish, Steer};
+use portcullis_xsk::umem::{Umem, UmemOptions};
+
+use super::devices::Devices;
+use super::punter::KernelPunter;
+use crate::cli::exit::Failure;
+use crate::control::window::Granted;
+use crate::doors::counters::QueueFigures;
+use crate::kernel::{self, Forwarding};
+use crate::worker::{QueuePort, Worker};
+
+/// How the sockets ask to be polled, where the driver has a NAPI for them.
+const BUSY_POLLING: BusyPolling = BusyPolling { time_us: 20, budget: 64 };
+
+/// The rings of a queue hold so many frames at most and at least.
+const RINGS: [u32; 4] = [2048, 1024, 512, 256];
+
+pub(super) type SocketWorker = Worker<Socket, KernelPunter>;
+
+impl QueuePort for Socket {
+    fn figures(&self) -> QueueFigures {
+        // The kernel answers for as long as the descriptor is open.
+        let statistics = self.statistics().unwrap_or_default();
+        QueueFigures {
+            rx_dropped: statistics.rx_dropped,
+            rx_invalid_descs: statistics.rx_invalid_descs,
+            tx_invalid_descs: statistics.tx_invalid_descs,
+            rx_ring_full: statistics.rx_ring_full,
+            rx_fill_ring_empty: statistics.rx_fill_ring_empty_descs,
+            tx_ring_empty: statistics.tx_ring_empty_descs,
+        }
+    }
+}
+
+/// The XDP program on its devices; detached when dropped, the guard not.
+pub(super) struct Attached {
+    pub(super) steer: Arc<Mutex<Steer>>,
+    pub(super) devices: Vec<(String, u32)>,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let steer = lock(&self.steer);
+        for (name, ifindex) in &self.devices {
+            if let Err(error) = steer.detach(name, *ifindex) {
+                tracing::warn!(device = %name, %error, "the XDP program stays attached: remove it with `ip link set dev {name} xdp off`");
+            }
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The packet memory. When it is dropped its frames may go with it: the process tears down.
+pub(super) struct Memory {
+    pub(super) umem: Umem,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.umem.retire();
+    }
+}
+
+/// Loads the programs, knowing those that a process before left on the devices (a kernel does not tell their names to a process
+/// without CAP_SYS_ADMIN).
+pub(super) fn load(control_socket: &Path) -> Result<Steer, Failure> {
+    let mut steer = Steer::load().map_err(anyhow::Error::from)?;
+    let note = note_of(control_socket);
+    if let Some(id) = std::fs::read_to_string(&note).ok().and_then(|text| text.trim().parse().ok()) {
+        steer.recognise(&[id]);
+    }
+    if let Err(error) = std::fs::write(&note, steer.id().to_string()) {
+        tracing::warn!(%error, "cannot note the program's number in {}", note.display());
+    }
+    Ok(steer)
+}
+
+/// Where the number of the loaded program is noted for the next process: beside the control socket.
+fn note_of(control_socket: &Path) -> PathBuf {
+    control_socket.with_extension("program")
+}
+
+/// Keeps the kernel from forwarding between the sides, from here on and after the end.
+pub(super) fn guard(steer: &Steer, devices: &Devices, names: &[String]) -> Result<(), Failure> {
+    for interface in &devices.interfaces {
+        steer.attach_guard(&interface.configured.name, interface.ifindex).map_err(anyhow::Error::from)?;
+    }
+    match Forwarding::read(names.iter().map(String::as_str)) {
+        Ok(forwarding) => forwarding.log(),
+        Err(error) => tracing::warn!(%error, "cannot tell whether the kernel forwards"),
+    }
+    Ok(())
+}
+
+pub(super) fn attach(attached: &mut Attached, devices: &Devices) -> Result<Vec<(DeviceId, AttachMode)>, Failure> {
+    let mut modes = Vec::new();
+    for used in &devices.used {
+        let (name, ifindex) = (used.device.name.clone(), used.device.ifindex);
+        let mode = lock(&attached.steer).attach(&name, ifindex, AttachWish::Best).map_err(|error| Failure::Other(error.into()))?;
+        if mode == AttachMode::Generic {
+            tracing::warn!(device = %name, driver = %used.device.driver, "the driver has no XDP: generic mode, which is slow");
+        }
+        attached.devices.push((name, ifindex));
+        modes.push((used.id, mode));
+    }
+    Ok(modes)
+}
+
+pub(super) fn open_sockets(rules: &Config, devices: &Devices) -> Result<Opened, Failure> {
+    let queues: Vec<_> = devices.queues().map(|(_, queue)| queue).collect();
+    let sockets = queues.len() as u32;
+    let fits = |ring: &u32| UmemOptions::frames_for(sockets, *ring) <= rules.limits.frames;
+    let ring = RINGS.into_iter().find(fits).ok_or_else(|| {
+        let least = UmemOptions::frames_for(sockets, RINGS[RINGS.len() - 1]).next_power_of_two();
+        Failure::Config(format!("limits.frames is {}: {sockets} queues need at least {least}", rules.limits.frames))
+    })?;
+    let zero_copy = devices.used.iter().all(|used| portcullis_xsk::steer::claims_zero_copy(used.device.ifindex));
+    let options = UmemOptions { frames: rules.limits.frames, frame_size: devices.frame_size, ring, huge_pages: true, zero_copy };
+    let mut opened = open_all(options, &queues).map_err(|error| Failure::Other(error.into()))?;
+    if rules.worker.busy_poll != BusyPoll::Never && zero_copy {
+        for socket in &mut opened.sockets {
+            socket.prefer_busy_polling(BUSY_POLLING);
+        }
+    }
+    Ok(opened)
+}
+
+/// What each device was granted, told to the log and to whoever asks.
+pub(super) fn granted(
+    devices: &Devices,
+    modes: &[(DeviceId, AttachMode)],
+    copy_modes: &[(String, Mode)],
+    umem: &Umem,
+) -> Vec<(DeviceId, Granted)> {
+    let mut all = Vec::new();
+    for (used, &(id, mode)) in devices.used.iter().zip(modes) {
+        let copy = copy_modes.iter().find(|(device, _)| *device == used.device.name).map_or(Mode::Copy, |&(_, mode)| mode);
+        let huge_pages = umem.pages() == Pages::Huge;
+        tracing::info!(
+            "device {}: driver {}, XDP {}, {}, {} queues, MTU {}, packet memory on {} pages",
+            used.device.name,
+            used.device.driver,
+            mode.label(),
+            copy.label().replace('_', "-"),
+            used.queues,
+            used.device.mtu,
+            umem.pages().label().replace('_', " "),
+        );
+        let mode = match mode {
+            AttachMode::Native => api::XdpMode::Native,
+            AttachMode::Generic => api::XdpMode::Generic,
+        };
+        let copy = match copy {
+            Mode::ZeroCopy => api::CopyMode::ZeroCopy,
+            Mode::Copy => api::CopyMode::Copy,
+        };
+        all.push((id, Granted { mode, copy, queues: used.queues, huge_pages, busy_poll: false }));
+    }
+    all
+}
+
+/// The NAT with its tables, on huge pages where there are any.
+pub(super) fn nat(rules: &Config) -> Result<Nat<'static>, Failure> {
+    let limits = &rules.limits;
+    let capacity = Capacity {
+        mappings: limits.mappings,
+        sessions: limits.sessions,
+        externals: rules.slot_count(),
+        fragments: limits.fragments,
+    };
+    let region = memory::region(capacity.bytes()).map_err(anyhow::Error::from)?;
+    tracing::info!(
+        "tables: {} MiB for {} mappings, {} sessions and {} external addresses",
+        capacity.bytes() >> 20,
+        limits.mappings,
+        limits.sessions,
+        capacity.externals
+    );
+    let nat = Nat::new(region.leak(), capacity, seeds()?, Owners::single(), WorkerId(0), Tick(0));
+    nat.map_err(|error| Failure::Other(error.into()))
+}
+
+/// Keys from the kernel's random numbers.
+fn seeds() -> Result<Seeds, Failure> {
+    use std::io::Read as _;
+    let mut bytes = [0; 32];
+    let mut random = std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
+    random.read_exact(&mut bytes).context("cannot read /dev/urandom")?;
+    let word = |position: usize| bytes[position * 8..].first_chunk().map_or(0, |&chunk| u64::from_ne_bytes(chunk));
+    Ok(Seeds([word(0), word(1), word(2), word(3)]))
+}
+
+/// The worker's core: the configured one, else the last that the process may run on, which interrupts use least.
+pub(super) fn core(rules: &Config) -> Result<Option<core_affinity::CoreId>, Failure> {
+    let allowed = core_affinity::get_core_ids().unwrap_or_default();
+    let Some(&wanted) = rules.worker.cores.first() else { return Ok(allowed.last().copied()) };
+    let core = allowed.iter().find(|core| core.id == usize::from(wanted));
+    core.copied().map(Some).ok_or_else(|| {
+        let ids: Vec<_> = allowed.iter().map(|core| core.id.to_string()).collect();
+        Failure::Config(format!("worker.cores: the gateway may not run on core {wanted}; it may on {}", ids.join(", ")))
+    })
+}
+
+/// The ports that the host's own connections take.
+pub(super) fn local_ports() -> PortRange {
+    match kernel::local_port_range() {
+        Ok((first, last)) => PortRange { first, last },
+        Err(error) => {
+            let assumed = HostAddresses::default().local_ports;
+            tracing::warn!(%error, "assuming {}-{} for the host's own ports", assumed.first, assumed.last);
+            assumed
+        }
+    }
+}

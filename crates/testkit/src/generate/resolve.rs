@@ -1,0 +1,279 @@
+//! Turns symbolic steps into frames, from what has come out of the NAT so far.
+//!
+//! Knows the world and the builder; reads outputs with the reference's own parser. A step that refers to something when there is
+//! nothing yet gives no frame.
+
+use std::net::Ipv4Addr;
+
+use portcullis_nat::policy::{DeviceId, Endpoint, Mac};
+use proptest::sample::Index;
+
+use super::steps::{Kind, Sender, Step, Target, Trim};
+use super::world::{FIRST_PORT, HOSTS, MACS, POOL, REMOTES, forwards, mac_of};
+use crate::builder::{Checksum, PacketBuilder, checksum::internet};
+use crate::reference::read::{Datagram, Transport, read};
+
+/// Addresses that are nobody's, or the box's own, or not the sender's to use.
+pub const ODD: [Ipv4Addr; 12] = [
+    Ipv4Addr::UNSPECIFIED,
+    Ipv4Addr::LOCALHOST,
+    Ipv4Addr::new(224, 0, 0, 5),
+    Ipv4Addr::new(240, 0, 0, 1),
+    Ipv4Addr::BROADCAST,
+    Ipv4Addr::new(10, 0, 0, 1),
+    Ipv4Addr::new(198, 51, 100, 2),
+    Ipv4Addr::new(10, 0, 7, 200),
+    Ipv4Addr::new(10, 0, 0, 12),
+    Ipv4Addr::new(203, 0, 113, 1),
+    Ipv4Addr::new(192, 0, 2, 10),
+    Ipv4Addr::new(172, 16, 0, 1),
+];
+
+/// A frame that the NAT received.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// From where.
+    pub device: DeviceId,
+    /// The frame.
+    pub bytes: Vec<u8>,
+}
+
+/// A frame that the NAT forwarded.
+#[derive(Clone, Debug)]
+pub struct Forwarded {
+    /// To where.
+    pub device: DeviceId,
+    /// The frame.
+    pub bytes: Vec<u8>,
+}
+
+/// What has happened so far.
+#[derive(Clone, Debug, Default)]
+pub struct Stage {
+    /// What came in, the latest last.
+    pub received: Vec<Received>,
+    /// What went out, the latest last.
+    pub forwarded: Vec<Forwarded>,
+    /// External endpoints that sessions have.
+    pub externals: Vec<Endpoint>,
+    /// Whether out0 is tagged.
+    pub tagged: bool,
+}
+
+fn pick<T>(index: Index, from: &[T]) -> Option<&T> {
+    (!from.is_empty()).then(|| index.get(from))
+}
+
+impl Stage {
+    /// The frames of a step, in order; none for steps that send nothing.
+    pub fn frames(&self, step: &Step) -> Vec<Received> {
+        match step {
+            Step::Send { sender, port, target, kind, trim } => self.send(sender, *port, target, *kind, trim).unwrap_or_default(),
+            Step::Again(of, flags) => self.again(*of, *flags).into_iter().collect(),
+            Step::Answer(of, kind, trim) => self.answer(*of, *kind, trim).unwrap_or_default(),
+            Step::Complain { .. } => self.complain(step).unwrap_or_default(),
+            Step::Mutate(step, changes, repair) => {
+                let mut frames = self.frames(step);
+                for frame in &mut frames {
+                    mutate(&mut frame.bytes, changes, *repair);
+                }
+                frames
+            }
+            Step::Raw(device, bytes) => vec![Received { device: DeviceId(*device), bytes: bytes.clone() }],
+            _ => Vec::new(),
+        }
+    }
+
+    fn vlan(&self, interface: usize) -> Option<u16> {
+        match interface {
+            1 => Some(7),
+            2 => self.tagged.then_some(100),
+            _ => None,
+        }
+    }
+
+    fn device(interface: usize) -> DeviceId {
+        DeviceId([0, 0, 1, 2][interface])
+    }
+
+    fn send(&self, sender: &Sender, port: u16, target: &Target, kind: Kind, trim: &Trim) -> Option<Vec<Received>> {
+        let (address, interface) = match sender {
+            Sender::Host(index) => *index.get(&HOSTS),
+            Sender::Remote(index) => *index.get(&REMOTES[..4]),
+            Sender::Odd { inside, address } => (*address.get(&ODD), if *inside { 0 } else { 2 }),
+        };
+        let destination = self.target(target)?;
+        let source = Endpoint { address, port };
+        let mac = mac_of(address);
+        let packet = packet(source, destination, kind).payload_len(trim.payload).checksum(trim.checksum);
+        Some(self.finish(packet, interface, mac, trim))
+    }
+
+    fn target(&self, target: &Target) -> Option<Endpoint> {
+        let at = |address, port| Some(Endpoint { address, port });
+        match target {
+            Target::Remote(index, port) => at(index.get(&REMOTES).0, *port),
+            Target::Known(index) => pick(*index, &self.externals).copied(),
+            Target::Forward(index) => {
+                let forward = index.get(&forwards()).clone();
+                at(POOL[forward.external], forward.last)
+            }
+            Target::Guess(index, nth) => at(*index.get(&POOL), FIRST_PORT + nth),
+            Target::Host(index, port) => at(index.get(&HOSTS).0, *port),
+            Target::Odd(index) => at(*index.get(&ODD), 53),
+        }
+    }
+
+    /// Trims a packet, cuts it where wanted, and puts it on an interface's wire.
+    fn finish(&self, packet: PacketBuilder, interface: usize, mac: Mac, trim: &Trim) -> Vec<Received> {
+        let options = vec![1; trim.options];
+        let to = if trim.for_us { MACS[interface] } else { [2, 0, 0, 0, 0, 0x99] };
+        let packet = packet
+            .mac(mac, to)
+            .vlan(self.vlan(interface))
+            .ttl(trim.ttl)
+            .tos(trim.tos)
+            .dont_fragment(trim.dont_fragment)
+            .options(&options)
+            .id(trim.id)
+            .trailer(trim.trailer);
+        let len = packet.datagram().len() - 20 - trim.options.next_multiple_of(4);
+        let mut frames = match trim.pieces {
+            Some((pieces, rotate)) if len >= 48 => {
+                let mut frames = packet.fragments((len / pieces).next_multiple_of(8).max(24));
+                let by = rotate % frames.len();
+                frames.rotate_left(by);
+                frames
+            }
+            _ => vec![packet.build()],
+        };
+        frames.drain(..).map(|bytes| Received { device: Self::device(interface), bytes }).collect()
+    }
+
+    fn again(&self, of: Index, flags: u8) -> Option<Received> {
+        let mut frame = pick(of, &self.received)?.clone();
+        let reading = read(&frame.bytes);
+        if let (Some(link), Some(datagram)) = (reading.link, &reading.datagram)
+            && let Transport::Ports { protocol: portcullis_nat::policy::Protocol::Tcp, .. } = datagram.transport
+        {
+            frame.bytes[link.len + datagram.header_len + 13] = flags;
+        }
+        Some(frame)
+    }
+
+    /// A packet that came out, with the interface that it went out by.
+    fn delivered(&self, of: Index) -> Option<(Datagram, usize, Mac)> {
+        let frame = pick(of, &self.forwarded)?;
+        let reading = read(&frame.bytes);
+        let link = reading.link?;
+        let interface = match (frame.device.0, link.vlan()) {
+            (0, None) => 0,
+            (0, _) => 1,
+            (1, _) => 2,
+            _ => 3,
+        };
+        Some((reading.datagram?, interface, link.destination))
+    }
+
+    fn answer(&self, of: Index, kind: Kind, trim: &Trim) -> Option<Vec<Received>> {
+        let (datagram, interface, mac) = self.delivered(of)?;
+        let (source, destination) = (datagram.source, datagram.destination);
+        let at = |address, port| Endpoint { address, port };
+        let packet = match datagram.transport {
+            Transport::Ports { protocol, source: from, destination: to, .. } => {
+                let kind = match (protocol, kind) {
+                    (portcullis_nat::policy::Protocol::Udp, _) => Kind::Udp,
+                    (_, Kind::Tcp(flags)) => Kind::Tcp(flags),
+                    _ => Kind::Tcp(crate::builder::SYN | crate::builder::ACK),
+                };
+                packet(at(destination, to), at(source, from), kind)
+            }
+            Transport::Query { id, .. } => {
+                let query = match datagram.bytes[datagram.header_len] {
+                    13 => crate::builder::Query::TimestampReply,
+                    8 => crate::builder::Query::EchoReply,
+                    _ => crate::builder::Query::Echo,
+                };
+                packet(at(destination, id), at(source, id), Kind::Query(query))
+            }
+            _ => return None,
+        };
+        Some(self.finish(packet.payload_len(trim.payload).checksum(trim.checksum), interface, mac, trim))
+    }
+
+    fn complain(&self, step: &Step) -> Option<Vec<Received>> {
+        let Step::Complain { of, kind, router, quote, extension, corrupt, trim } = step else { return None };
+        let (datagram, interface, mac) = self.delivered(*of)?;
+        let from = match (*router, interface) {
+            (false, _) => datagram.destination,
+            (true, 0) => Ipv4Addr::new(10, 0, 0, 254),
+            (true, 1) => Ipv4Addr::new(10, 0, 7, 14),
+            (true, _) => Ipv4Addr::new(192, 0, 2, 254),
+        };
+        let mut packet = PacketBuilder::icmp_error(from, datagram.source, kind.0, kind.1, &datagram.bytes).quote(*quote);
+        if *kind == (3, 4) {
+            packet = packet.next_hop_mtu(1300);
+        }
+        if *extension {
+            packet = packet.extension(&[0, 8, 1, 1, 0, 1, 2, 3]);
+        }
+        if *corrupt {
+            packet = packet.checksum(Checksum::Wrong(7));
+        }
+        let trim = Trim { pieces: None, ..trim.clone() };
+        Some(self.finish(packet, interface, mac, &trim))
+    }
+}
+
+/// A plain answer to a frame, on the wire that it went over: addresses, ports and link-layer addresses reversed. None to what is
+/// neither UDP nor TCP nor an unfragmented query. TCP is answered with a SYN and ACK.
+pub fn answered(frame: &[u8]) -> Option<Vec<u8>> {
+    let reading = read(frame);
+    let (link, datagram) = (reading.link?, reading.datagram?);
+    let at = |address, port| Endpoint { address, port };
+    let (from, to, kind) = match datagram.transport {
+        Transport::Ports { protocol, source, destination, .. } => {
+            let tcp = Kind::Tcp(crate::builder::SYN | crate::builder::ACK);
+            let kind = if protocol == portcullis_nat::policy::Protocol::Tcp { tcp } else { Kind::Udp };
+            (at(datagram.destination, destination), at(datagram.source, source), kind)
+        }
+        Transport::Query { id, request: true } => {
+            let kind = Kind::Query(crate::builder::Query::EchoReply);
+            (at(datagram.destination, id), at(datagram.source, id), kind)
+        }
+        _ => return None,
+    };
+    let packet = packet(from, to, kind).mac(link.destination, link.source).vlan(link.vlan());
+    (!datagram.more_fragments).then(|| packet.build())
+}
+
+fn packet(source: Endpoint, destination: Endpoint, kind: Kind) -> PacketBuilder {
+    match kind {
+        Kind::Udp => PacketBuilder::udp(source, destination),
+        Kind::Tcp(flags) => PacketBuilder::tcp(source, destination, flags),
+        Kind::Query(query) => {
+            let id = if destination.port >= FIRST_PORT { destination.port } else { source.port };
+            PacketBuilder::query(source.address, destination.address, query, id)
+        }
+        Kind::Other(protocol) => PacketBuilder::raw(source.address, destination.address, protocol),
+        Kind::OtherIcmp(kind) => PacketBuilder::icmp(source.address, destination.address, kind, 0, [0; 4]),
+    }
+}
+
+/// Changes bytes; `repair` makes the IPv4 header's checksum right again, so that the change gets past it.
+fn mutate(bytes: &mut [u8], changes: &[(Index, u8)], repair: bool) {
+    if bytes.is_empty() {
+        return;
+    }
+    for (at, by) in changes {
+        let at = at.index(bytes.len());
+        bytes[at] ^= by;
+    }
+    let at = if bytes.get(12..14) == Some(&[0x81, 0]) { 18 } else { 14 };
+    let len = bytes.get(at).map_or(0, |first| usize::from(first & 15) * 4);
+    if repair && len >= 20 && bytes.len() >= at + len {
+        bytes[at + 10..at + 12].fill(0);
+        let value = internet(&[&bytes[at..at + len]]);
+        bytes[at + 10..at + 12].copy_from_slice(&value.to_be_bytes());
+    }
+}

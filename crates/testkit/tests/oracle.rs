@@ -1,0 +1,273 @@
+//! The NAT against the reference NAT over random packets and time, and the invariants of the design, a property each.
+//!
+//! Knows `Nat`'s public face only. `PROPTEST_CASES` scales every property (256 is the default). Blind spots: one worker; the timing of
+//! the incremental sweep; more than three fragments; option-carrying embedded headers; rates of ICMP errors between none and ample.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use portcullis_nat::SWEEP_ROUND;
+use portcullis_nat::counters::Counter;
+use portcullis_nat::policy::DeviceId;
+use portcullis_nat::verdict::{DropReason, Verdict};
+use portcullis_steering::{Owners, WorkerId};
+use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
+use portcullis_testkit::generate::resolve::answered;
+use portcullis_testkit::generate::world::{MACS, POOL};
+use portcullis_testkit::generate::{Plan, Received, scenario};
+use portcullis_testkit::reference::Outcome;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+mod bench;
+
+use bench::{Bench, CANARY, STEPS, datagram, gateway, hold, mappings, process, scaled, sessions};
+
+#[test]
+fn the_nat_and_the_reference_agree_about_every_packet() {
+    hold("the_nat_and_the_reference_agree_about_every_packet", 3000, STEPS, Bench::checked);
+}
+
+#[test]
+fn no_two_live_mappings_share_an_external_endpoint() {
+    hold("no_two_live_mappings_share_an_external_endpoint", 300, STEPS, |bench, step| {
+        bench.step(step)?;
+        let forwards = bench.policy.forwards.clone();
+        let views = mappings(&bench.nat);
+        for (number, one) in views.iter().enumerate() {
+            let shared = views[..number].iter().find(|other| (other.protocol, other.external) == (one.protocol, one.external));
+            let forwarded = forwards.iter().any(|f| f.protocol == one.protocol && (f.first..=f.last).contains(&one.external.port));
+            if let Some(other) = shared.filter(|_| !forwarded) {
+                return Err(format!("{one:?} and {other:?}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged() {
+    fn state(bench: &Bench<'_>) -> String {
+        format!("{:?} {:?} {:?}", bench.nat.gauges(), bench.nat.port_use(), sessions(&bench.nat, bench.now))
+    }
+    hold("a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged", 300, STEPS, |bench, step| {
+        for frame in bench.stage.frames(step) {
+            bench.nat.expire_all(bench.now);
+            let (before, known) = (state(bench), sessions(&bench.nat, bench.now));
+            let sole = std::slice::from_ref(&frame);
+            let done = process(&mut bench.nat, sole, bench.now).remove(0);
+            bench.record(&frame.bytes);
+            let forwards = bench.outcomes.len();
+            let outcome = bench.reference.observe(frame.device, &frame.bytes, bench.now, done.verdict, &done.bytes);
+            let outcome = outcome.map_err(|disagreement| disagreement.to_string())?;
+            // A hairpin that is filtered leaves its outbound half, which is what hole punching needs.
+            let half = outcome == Outcome::Dropped(DropReason::Filtered) && frame.device == DeviceId(0);
+            let stopped = !half && matches!(outcome, Outcome::Dropped(_) | Outcome::Punted | Outcome::Replied);
+            if stopped && known.is_empty() && state(bench) != before {
+                return Err(format!("{outcome:?} of packet {forwards} changed {before} to {}", state(bench)));
+            }
+            if stopped && sessions(&bench.nat, bench.now).len() != known.len() {
+                return Err(format!("{outcome:?} of packet {forwards} made or ended a session"));
+            }
+            bench.deliver(done)?;
+            bench.compare()?;
+        }
+        if bench.stage.frames(step).is_empty() { bench.step(step) } else { Ok(()) }
+    });
+}
+
+#[test]
+fn delta_checksums_equal_checksums_from_scratch() {
+    hold("delta_checksums_equal_checksums_from_scratch", 300, STEPS, |bench, step| {
+        let right: Vec<_> = bench.stage.frames(step).iter().map(|frame| verify(&frame.bytes).is_ok()).collect();
+        let before = bench.outcomes.len();
+        bench.step(step)?;
+        let outcomes: Vec<_> = bench.outcomes[before..].to_vec();
+        let sent = bench.stage.forwarded.len();
+        let went = |(_, verdict): &(Outcome, Verdict)| matches!(verdict, Verdict::Transmit(_) | Verdict::Fragment { .. });
+        if outcomes.iter().all(went) && sent >= outcomes.len() {
+            for (frame, right) in bench.stage.forwarded[sent - outcomes.len()..].iter().zip(right) {
+                verify(&frame.bytes).or_else(|why| if right { Err(why) } else { Ok(()) })?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_counters_sum_to_the_packets_seen() {
+    hold("the_counters_sum_to_the_packets_seen", 300, STEPS, |bench, step| {
+        bench.step(step)?;
+        let counters = bench.nat.counters();
+        let of = |matching: &dyn Fn(&(Outcome, Verdict)) -> bool| bench.outcomes.iter().filter(|o| matching(o)).count() as u64;
+        let check = |what: &str, counted: u64, seen: u64| {
+            if counted == seen { Ok(()) } else { Err(format!("{what}: {counted} counted, {seen} seen")) }
+        };
+        for &reason in DropReason::ALL {
+            let dropped = of(&|(_, verdict)| *verdict == Verdict::Drop(reason));
+            let replies = of(&|(outcome, _)| *outcome == Outcome::Replied);
+            let counted = counters.dropped(reason);
+            if counted < dropped || counted > dropped + replies {
+                return Err(format!("{reason:?}: {counted} counted, {dropped} seen"));
+            }
+        }
+        check("punted", counters.get(Counter::Punted), of(&|(_, verdict)| *verdict == Verdict::Punt))?;
+        check("held", counters.get(Counter::Held), of(&|(_, verdict)| matches!(verdict, Verdict::Hold { .. })))?;
+        check("fragmented", counters.get(Counter::Fragmented), of(&|(_, verdict)| matches!(verdict, Verdict::Fragment { .. })))?;
+        check("answered", counters.get(Counter::IcmpErrorsSent), of(&|(outcome, _)| *outcome == Outcome::Replied))
+    });
+}
+
+#[test]
+fn any_bytes_at_all_are_survived_and_nothing_is_written_behind_the_packet() {
+    let bytes = prop::collection::vec(any::<u8>(), 0..200);
+    let strategy = (scenario(12), prop::collection::vec((0_u8..5, bytes), 1..8));
+    let mut runner = TestRunner::new(ProptestConfig { cases: scaled(500), failure_persistence: None, ..ProptestConfig::default() });
+    let outcome = runner.run(&strategy, |(scenario, raw)| {
+        let mut memory = Vec::new();
+        let mut bench = Bench::new(&mut memory, &scenario.plan, scenario.seeds);
+        let raw = raw.into_iter().map(|(device, bytes)| Received { device: DeviceId(device), bytes });
+        let frames: Vec<_> = scenario.steps.iter().flat_map(|step| bench.stage.frames(step)).chain(raw).collect();
+        for frame in frames {
+            let done = process(&mut bench.nat, std::slice::from_ref(&frame), bench.now).remove(0);
+            let end = done.bytes.len().max(frame.bytes.len());
+            prop_assert!(done.memory[end..].iter().all(|&byte| byte == CANARY), "written behind {end}: {}", describe(&frame.bytes));
+            if done.verdict == Verdict::Punt {
+                let changed = done.bytes.iter().zip(&frame.bytes).filter(|(now, before)| now != before).count();
+                // A partial checksum is completed.
+                prop_assert!(done.bytes.len() == frame.bytes.len() && changed <= 2, "punted: {}", describe(&done.bytes));
+            }
+            let to_outside = matches!(done.verdict, Verdict::Transmit(DeviceId(1 | 2)));
+            if to_outside && frame.device == DeviceId(0) {
+                let source: [u8; 4] = datagram(&done.bytes)[12..16].try_into().expect("four bytes");
+                prop_assert!(POOL.contains(&source.into()), "untranslated: {}", describe(&done.bytes));
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn the_answer_to_a_translated_packet_comes_back_to_its_sender() {
+    hold("the_answer_to_a_translated_packet_comes_back_to_its_sender", 300, STEPS, |bench, step| {
+        let before = bench.outcomes.len();
+        let frames = bench.stage.frames(step);
+        bench.step(step)?;
+        let news: Vec<_> = bench.outcomes[before..].to_vec();
+        let [(Outcome::Outbound, Verdict::Transmit(device))] = news[..] else { return Ok(()) };
+        let (sent, received) = (bench.stage.forwarded.last().cloned(), frames.first());
+        let (Some(sent), Some(received)) = (sent, received) else { return Ok(()) };
+        let Some(answer) = answered(&sent.bytes) else { return Ok(()) };
+        let frame = Received { device, bytes: answer };
+        bench.burst(std::slice::from_ref(&frame))?;
+        let (outcome, verdict) = bench.outcomes.last().cloned().ok_or("no outcome")?;
+        bench.compare()?;
+        if !matches!(verdict, Verdict::Transmit(_)) {
+            return Ok(());
+        }
+        let back = bench.stage.forwarded.last().map(|frame| frame.bytes.clone()).unwrap_or_default();
+        let wanted = answered(&received.bytes).ok_or("the sender's packet can be answered")?;
+        let (back, wanted) = (datagram(&back), datagram(&wanted));
+        let same = back[12..24] == wanted[12..24];
+        if outcome == Outcome::Inbound && same { Ok(()) } else { Err(format!("{outcome:?}: {back:02x?}, not {wanted:02x?}")) }
+    });
+}
+
+#[test]
+fn the_owner_of_each_session_and_of_its_answers_is_this_worker() {
+    hold("the_owner_of_each_session_and_of_its_answers_is_this_worker", 100, STEPS, |bench, step| {
+        bench.step(step)?;
+        let owners = Owners::single();
+        let mine = |view: &portcullis_nat::view::SessionView| {
+            let external = owners.of_external(view.external.address, view.external.port);
+            external == WorkerId(0) && owners.of_subscriber(view.internal.address) == external
+        };
+        sessions(&bench.nat, bench.now).iter().find(|view| !mine(view)).map_or(Ok(()), |view| Err(format!("{view:?}")))
+    });
+}
+
+#[test]
+fn no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep() {
+    hold("no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep", 100, STEPS, |bench, step| {
+        bench.step(step)?;
+        let times = bench.policy.timeouts;
+        let longest = times.udp.max(times.tcp_established).max(times.tcp_transitory).max(times.icmp);
+        // Another step's traffic goes on from here: a copy of the world would be needed to look further than once.
+        if bench.outcomes.len() < STEPS / 2 {
+            return Ok(());
+        }
+        bench.outcomes.clear();
+        bench.now = bench.now.after(longest.as_millis() as u32 + 1);
+        let start = bench.now;
+        while bench.now.since(start) <= SWEEP_ROUND {
+            bench.nat.expire(bench.now);
+            bench.now = bench.now.after(SWEEP_ROUND / 50);
+        }
+        bench.nat.expire(bench.now);
+        bench.reference.advance(bench.now);
+        bench.reference.swept();
+        let gauges = bench.nat.gauges();
+        if (gauges.sessions, gauges.mappings, gauges.subscribers) == (0, 0, 0) { Ok(()) } else { Err(format!("{gauges:?}")) }
+    });
+}
+
+#[test]
+fn no_more_icmp_errors_are_sent_than_their_rate_and_burst_allow() {
+    let strategy = (1_u32..200, 1_u32..20, prop::collection::vec(0_u32..300, 1..200));
+    let mut runner = TestRunner::new(ProptestConfig { cases: scaled(100), failure_persistence: None, ..ProptestConfig::default() });
+    let outcome = runner.run(&strategy, |(rate, burst, waits)| {
+        let plan = Plan::default();
+        let mut memory = Vec::new();
+        let mut nat = gateway(&mut memory, &plan, [1, 2, 3, 4]);
+        let mut policy = plan.policy();
+        (policy.icmp_errors.rate, policy.icmp_errors.burst) = (rate, burst);
+        let start = portcullis_nat::time::Tick(plan.start);
+        nat.adopt_policy(Arc::new(policy), start);
+        let packet = PacketBuilder::udp(endpoint("10.0.0.11:1"), endpoint("192.0.2.10:53")).ttl(1);
+        let frame = Received { device: DeviceId(0), bytes: packet.mac([6; 6], MACS[0]).build() };
+        let (mut now, mut sent) = (start, 0_u64);
+        for wait in waits {
+            now = now.after(wait);
+            let done = process(&mut nat, std::slice::from_ref(&frame), now).remove(0);
+            sent += u64::from(matches!(done.verdict, Verdict::Transmit(_)));
+            let allowed = u64::from(burst) + u64::from(now.since(start)) * u64::from(rate) / 1000;
+            prop_assert!(sent <= allowed, "{sent} sent, {allowed} allowed");
+        }
+        prop_assert!(sent > 0, "the first is sent");
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn ports_are_found_to_the_last_one_and_no_live_mapping_is_evicted() {
+    // RFC 6888, REQ-11D and REQ-13, at every size of a small pool.
+    for ports in 1..=12_u16 {
+        let mut plan = Plan { forwards: [false; 3], ..Plan::default() };
+        plan.slots.truncate(1);
+        plan.slots[0].ports = ports;
+        let mut memory = Vec::new();
+        let mut nat = gateway(&mut memory, &plan, [5, 6, 7, u64::from(ports)]);
+        let now = portcullis_nat::time::Tick(plan.start);
+        let send = |nat: &mut portcullis_nat::Nat<'_>, port: u16| {
+            let source = portcullis_nat::policy::Endpoint { address: Ipv4Addr::new(10, 0, 0, 11), port };
+            let packet = PacketBuilder::udp(source, endpoint("192.0.2.10:53")).mac([6; 6], MACS[0]);
+            process(nat, &[Received { device: DeviceId(0), bytes: packet.build() }], now).remove(0)
+        };
+        for port in 1..=ports {
+            assert_eq!(send(&mut nat, port).verdict, Verdict::Transmit(DeviceId(1)), "port {port} of {ports}");
+        }
+        let refused = send(&mut nat, ports + 1);
+        assert_eq!(refused.verdict, Verdict::Transmit(DeviceId(0)), "the sender is told");
+        assert_eq!(refused.bytes[..6], [6; 6]);
+        let mut given: Vec<_> = mappings(&nat).iter().map(|view| view.external.port).collect();
+        given.sort_unstable();
+        assert_eq!(given, (40_000..40_000 + ports).collect::<Vec<_>>());
+        assert_eq!(send(&mut nat, 1).verdict, Verdict::Transmit(DeviceId(1)), "the oldest still works");
+    }
+}
