@@ -234,7 +234,7 @@ impl Gateway {
             let _ = tokio::time::timeout(LAST_ANSWERS, server).await;
         }
         self.claims.release().await;
-        self.devices.restore();
+        drop(self.devices);
         tracing::info!("stopped: nothing is translated, and the guard keeps untranslated packets from crossing");
     }
 }
@@ -246,6 +246,7 @@ fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
         ("[limits]", before.limits != after.limits),
         ("[worker]", before.worker != after.worker),
         ("[metrics]", before.metrics != after.metrics),
+        ("[log]", before.log != after.log),
         ("[control]", before.control.socket != after.control.socket),
         ("the number of external addresses, beyond what it was at start,", after.slot_count() > before.slot_count()),
     ];
