@@ -77,16 +77,16 @@ pub(crate) fn check_addresses(
         return Err(DropReason::MartianDestination);
     }
     let is_external = state.slot_of(arrival.source).is_some();
-    let behind = match paths.towards(network, arrival.source) {
-        Whereabouts::Via(path) => Some(path),
-        Whereabouts::Local | Whereabouts::Elsewhere | Whereabouts::Nowhere => None,
-    };
-    let may_be_here = match arrival.side {
-        Side::Inside => {
+    let whereabouts = paths.towards(network, arrival.source);
+    let may_be_here = match (arrival.side, whereabouts) {
+        (Side::Inside, Whereabouts::Via(path)) => {
             let interface = &network.interfaces[usize::from(arrival.interface.0)];
-            behind.is_some_and(|path| path.interface == arrival.interface) && is_configured(interface, arrival.source)
+            path.interface == arrival.interface && is_configured(interface, arrival.source)
         }
-        Side::Outside => behind.is_none_or(|path| path.side == Side::Outside),
+        (Side::Outside, Whereabouts::Via(path)) => path.side == Side::Outside,
+        // A broadcast address of a link of ours is local too.
+        (Side::Inside, _) | (Side::Outside, Whereabouts::Local) => false,
+        (Side::Outside, Whereabouts::Elsewhere | Whereabouts::Nowhere) => true,
     };
     match arrival.side {
         _ if may_be_here && !is_external => Ok(()),
