@@ -12,14 +12,14 @@ mod common;
 use common::{Gateway, INSIDE, Setup, X1, X2, at, e1, e2, external, h1, h2, seconds};
 
 #[derive(Clone, Copy, Debug)]
-enum From {
+enum Step {
     In(u8),
     Out(u8),
 }
 
-use From::{In, Out};
+use Step::{In, Out};
 
-fn run(gateway: &mut Gateway<'_>, external: Endpoint, packets: &[From]) {
+fn run(gateway: &mut Gateway<'_>, external: Endpoint, packets: &[Step]) {
     for &packet in packets {
         match packet {
             Out(flags) => gateway.inside(&PacketBuilder::tcp(h1(), e1(), flags)).forwarded(),
@@ -33,7 +33,7 @@ fn run(gateway: &mut Gateway<'_>, external: Endpoint, packets: &[From]) {
 fn rfc7857_s2_each_edge_of_the_state_machine_leads_to_its_timer() {
     const LONG: u32 = seconds(7440);
     const SHORT: u32 = seconds(240);
-    let rows: [(&[From], SessionState, u32); 11] = [
+    let rows: [(&[Step], SessionState, u32); 11] = [
         (&[], SessionState::SynSent, SHORT),
         (&[Out(SYN)], SessionState::SynSent, SHORT),
         (&[In(SYN | ACK)], SessionState::Established, LONG),
@@ -148,7 +148,7 @@ fn rfc7857_s9_ports_depend_on_the_keys() {
     let ports = [1, 2].map(|key| {
         let setup = Setup::new();
         let memory = vec![0; setup.capacity.bytes()].leak();
-        let nat = Nat::new(memory, setup.capacity, Seeds([key, 2, 3, 4]), Owners::single(), WorkerId(0), setup.start);
+        let nat = Nat::new(memory, setup.capacity, Seeds([key; 4]), Owners::single(), WorkerId(0), setup.start);
         let mut gateway = Gateway {
             nat: nat.expect("the memory suffices"),
             now: setup.start,
