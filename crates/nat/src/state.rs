@@ -96,7 +96,8 @@ impl<'m> State<'m> {
         self.slot_of.clear();
         for slot in 0..self.slots.len() {
             let external = policy.externals.get(slot);
-            let address = external.and_then(|external| external.address);
+            // An address that two slots have is the first's: else an external endpoint could be given twice.
+            let address = external.and_then(|external| external.address).filter(|address| self.slot_of(*address).is_none());
             self.stale |= self.slots[slot].is_some_and(|before| address != Some(before));
             self.slots[slot] = address;
             for protocol in Protocol::ALL {

@@ -42,6 +42,9 @@ impl Nat<'_> {
     /// About a packet that came in through a session: the quoted destination is its internal endpoint (RFC 5508, REQ-5).
     fn error_outbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
+        if quoted.source.address != arrival.destination {
+            return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
+        }
         let external = self.external_before(&quoted, now)?;
         let outer = Outer { source: external.address, destination: arrival.destination };
         self.send_error(packet, arrival, outer, Way::Outbound, &[(End::Destination, external)], &quoted)
@@ -88,7 +91,7 @@ impl Nat<'_> {
             Way::Inbound | Way::Hairpin => Side::Inside,
         };
         let path = leave::path_towards(&mut self.paths, &self.network, outer.destination, side)?;
-        leave::check_size(packet.frame(), &arrival.layout, &path)?;
+        leave::check_fit(packet, &arrival.layout, &path)?;
         for &(end, endpoint) in changes {
             icmp::rewrite_quoted(packet.frame_mut(), &arrival.layout, quoted, end, endpoint);
         }
