@@ -8,7 +8,7 @@ use crate::counters::Counter;
 use crate::icmp::{self, End, Outer, Quoted};
 use crate::leave;
 use crate::nat::{Decision, Nat, Packet, Way};
-use crate::policy::{Endpoint, Side};
+use crate::policy::{Endpoint, Protocol, Side};
 use crate::refusal::Refusal;
 use crate::time::Tick;
 use crate::verdict::DropReason;
@@ -54,7 +54,7 @@ impl Nat<'_> {
     fn error_hairpin(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
         let external = self.external_before(&quoted, now)?;
-        let back = Quoted { destination: external, ..quoted };
+        let back = seen_by_sender(&quoted, external);
         if back.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
@@ -100,5 +100,17 @@ impl Nat<'_> {
         }
         self.counters.count(Counter::IcmpErrorsTranslated);
         self.send(packet, &path, way)
+    }
+}
+
+/// A quoted packet that was hairpinned, as it was between its two halves: to the external endpoint that it came in by. A query has one
+/// identifier, which is the sender's then.
+fn seen_by_sender(quoted: &Quoted, external: Endpoint) -> Quoted {
+    match quoted.protocol {
+        Protocol::Tcp | Protocol::Udp => Quoted { destination: external, ..*quoted },
+        Protocol::Icmp => {
+            let source = Endpoint { port: external.port, ..quoted.source };
+            Quoted { source, destination: Endpoint { port: 0, ..external }, ..*quoted }
+        }
     }
 }
