@@ -268,7 +268,7 @@ fn read_icmp(datagram: &Datagram, payload: &[u8], whole: bool, reading: &mut Rea
             Transport::Error { embedded, checksum_right: verifies(&[payload]) }
         }
         _ => {
-            if !verifies(&[payload]) {
+            if !whole || !verifies(&[payload]) {
                 reading.tolerated.push(DropReason::BadIcmpChecksum);
             }
             Transport::Unsupported(DropReason::UnsupportedIcmp)
