@@ -124,7 +124,9 @@ impl<'m> Nat<'m> {
         if Arc::ptr_eq(&policy, &self.policy) {
             return;
         }
-        self.state.adopt(&policy);
+        if self.state.adopt(&policy) {
+            self.fragments.clear();
+        }
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
         self.icmp_errors = TokenBucket::new(policy.icmp_errors.rate, policy.icmp_errors.burst, now);
         self.sweep.rounds = 0;
