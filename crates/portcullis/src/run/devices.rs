@@ -55,7 +55,9 @@ pub(crate) fn check(rules: &Config, state: &KernelState) -> Result<(), Failure> 
     };
     let system: Vec<_> = state.links.iter().map(interface).collect();
     let warnings = rules.check_system(&system).map_err(|error| Failure::Config(error.to_string()))?;
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     Ok(())
 }
 

@@ -224,9 +224,10 @@ impl Gateway {
         let worker = self.worker.take();
         let joined = tokio::task::spawn_blocking(move || worker.map(JoinHandle::join)).await;
         drop(self.attached);
-        match joined {
-            Ok(Some(Ok(worker))) => close(worker),
-            _ => tracing::error!("the worker did not end in order"),
+        if let Ok(Some(Ok(worker))) = joined {
+            close(worker);
+        } else {
+            tracing::error!("the worker did not end in order");
         }
         let _ = self.stop_servers.send(true);
         for server in self.servers {
