@@ -143,7 +143,7 @@ pub const WORKER: Section = Section {
     keys: &[
         key("cores", None, "a list of one core number from 0 to 1023, such as [2]"),
         key("busy_poll", Some("\"adaptive\""), "\"adaptive\", \"always\" or \"never\""),
-        key("burst", Some("64"), "a whole number from 1 to 256"),
+        key("burst", Some("64"), "a whole number from 1 to 64"),
     ],
 };
 

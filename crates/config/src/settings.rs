@@ -291,7 +291,7 @@ fn read_worker(table: &Table<'_>, report: &mut Report) -> WorkerRules {
     let default = WorkerRules::default();
     let cores = table.get("cores").map(|value| read_cores(&value, report)).unwrap_or_default();
     let busy_poll = table.get("busy_poll").and_then(|value| value.word(&BUSY_POLLS, report)).unwrap_or_default();
-    let burst = table.get("burst").and_then(|value| value.integer(1..=256, report));
+    let burst = table.get("burst").and_then(|value| value.integer(1..=64, report));
     WorkerRules { cores, busy_poll, burst: burst.map_or(default.burst, |burst| burst as u16) }
 }
 

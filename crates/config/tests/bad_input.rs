@@ -395,7 +395,7 @@ fn settings_are_words_and_numbers_in_their_ranges() {
             &["2 cores are listed, but there is one worker", "a list of one core"],
         ),
         ("", "[worker]\ncores = <<[]>>", "worker.cores", &["the list is empty"]),
-        ("", "[worker]\nburst = <<1000>>", "worker.burst", &["from 1 to 256"]),
+        ("", "[worker]\nburst = <<1000>>", "worker.burst", &["from 1 to 64"]),
         ("", "[metrics]\nlisten = <<\"localhost\">>", "metrics.listen", &["or \"\" for none"]),
         ("", "[metrics]\nlisten = <<\"127.0.0.1:0\">>", "metrics.listen", &["a port from 1 to 65535"]),
         ("", "[control]\nsocket = <<\"control.sock\">>", "control.socket", &["absolute path"]),

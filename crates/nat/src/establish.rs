@@ -89,7 +89,7 @@ impl Planner<'_, '_> {
     /// The session of a first packet to an external endpoint.
     pub(crate) fn inbound(&mut self, flow: &Flow, slot: u16) -> Result<Plan, DropReason> {
         let plan = if let Some(forward) = forward_to(self.policy, slot, flow.protocol, flow.ours.port) {
-            self.to_a_server(flow, forward, slot)
+            self.to_a_server(flow, forward, slot).ok_or(DropReason::NoMapping)?
         } else {
             self.to_a_mapping(flow, slot)?
         };
@@ -98,10 +98,6 @@ impl Planner<'_, '_> {
         }
         if !self.state.sessions.records.has_room(1) {
             return Err(DropReason::SessionsFull);
-        }
-        let session = &plan.session;
-        if self.state.sessions.find_outbound(session.protocol, session.internal, session.remote).is_some() {
-            return Err(DropReason::SessionConflict);
         }
         Ok(plan)
     }
@@ -154,12 +150,13 @@ impl Planner<'_, '_> {
         Plan { session: NewSession { protocol, internal, external, remote, slot, flags, state }, under }
     }
 
-    /// A session to one of a forward's servers, drawn by the remote endpoint.
-    fn to_a_server(&self, flow: &Flow, forward: &Forward, slot: u16) -> Plan {
+    /// A session to one of a forward's servers, drawn by the remote endpoint. None where the range goes beyond the server's last port,
+    /// and of a forward without servers: `config` lets neither through.
+    fn to_a_server(&self, flow: &Flow, forward: &Forward, slot: u16) -> Option<Plan> {
         let drawn = self.choice.keys.hash_one((flow.remote.address.to_bits(), flow.remote.port)) as usize;
-        let server = forward.servers[drawn % forward.servers.len()];
-        let internal = Endpoint { address: server.address, port: server.port + (flow.ours.port - forward.first) };
-        inbound_plan(flow, internal, slot, Under::Forward, 0)
+        let server = forward.servers.get(drawn.checked_rem(forward.servers.len())?)?;
+        let port = server.port.checked_add(flow.ours.port - forward.first)?;
+        Some(inbound_plan(flow, Endpoint { address: server.address, port }, slot, Under::Forward, 0))
     }
 
     /// A session under a mapping, if its filter lets the remote in (RFC 4787, section 5).
@@ -240,7 +237,7 @@ fn external_port(forward: &Forward, flow: &Flow) -> Option<u16> {
     if forward.protocol != flow.protocol {
         return None;
     }
-    let span = forward.last - forward.first;
+    let span = forward.last.checked_sub(forward.first)?;
     let offset = forward
         .servers
         .iter()

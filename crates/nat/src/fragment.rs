@@ -83,6 +83,12 @@ impl Fragments {
         }
     }
 
+    /// Follows nothing any more: addresses have changed.
+    pub(crate) fn clear(&mut self) {
+        self.followed.clear();
+        self.ends.clear();
+    }
+
     /// How many datagrams are followed.
     pub(crate) fn len(&self) -> usize {
         self.followed.len()

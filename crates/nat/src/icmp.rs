@@ -53,7 +53,8 @@ pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, D
                 End::Destination => (Protocol::Icmp, 0, identifier),
             }
         }
-        _ => return Err(DropReason::BadEmbeddedPacket),
+        // No session has sent such; on a shared address the host may have (IPsec, GRE).
+        _ => return Err(DropReason::IcmpNoSession),
     };
     let source = Endpoint { address: embedded.src(), port: source_port };
     let destination = Endpoint { address: embedded.dst(), port: destination_port };

@@ -33,9 +33,13 @@ pub(crate) fn check_ttl(frame: &[u8], layout: &Layout) -> Result<(), Refusal> {
     }
 }
 
-/// Checks that the datagram fits the path's MTU, or may be split.
-pub(crate) fn check_size(frame: &[u8], layout: &Layout, path: &Path) -> Result<(), Refusal> {
-    let may_be_split = layout.ipv4(frame).is_some_and(|header| !header.dont_fragment());
+/// Checks that the datagram fits the path's MTU, or may be split, and that the frame has room for a tag that is to be added.
+pub(crate) fn check_fit(packet: &Packet<'_>, layout: &Layout, path: &Path) -> Result<(), Refusal> {
+    let adds_tag = path.vlan.is_some() && layout.l3() == ethernet::HEADER_LEN;
+    if adds_tag && packet.buffer.len() - packet.len < ethernet::TAG_LEN {
+        return Err(Refusal::Drop(DropReason::NoFrame));
+    }
+    let may_be_split = layout.ipv4(packet.frame()).is_some_and(|header| !header.dont_fragment());
     if layout.datagram_len() <= usize::from(path.mtu) || may_be_split {
         return Ok(());
     }
@@ -47,7 +51,7 @@ pub(crate) fn by(packet: &mut Packet<'_>, path: &Path) -> Option<Verdict> {
     let Some(next_hop_mac) = path.next_hop_mac else {
         return Some(Verdict::Hold { interface: path.interface, next_hop: path.next_hop });
     };
-    // Link-layer padding goes: behind a datagram that is to be split it would be mistaken for data.
+    // Link-layer padding stays: who splits a datagram goes by its own length.
     let len = ethernet::write_header(packet.buffer, packet.len, path.vlan, next_hop_mac, path.source_mac).ok()?;
     packet.len = len;
     let link = ethernet::link(packet.frame())?;

@@ -74,18 +74,21 @@ pub(crate) type Decision = Result<Verdict, Refusal>;
 struct Sweep {
     cursor: u32,
     last: Tick,
-    /// Records due that were not swept yet, in thousandths.
+    /// What is due and was not swept yet. **Units:** records times milliseconds; a record is due after [`SWEEP_ROUND`] of them.
     due: u64,
     /// Whole rounds since the policy was adopted.
     rounds: u32,
 }
 
-/// A round over all sessions takes this long: a session outlives its timeout in the tables by no more (in look-ups by nothing).
-/// **Units:** milliseconds.
+/// A round over all sessions takes this long: a session outlives its timeout in the tables by no more (in look-ups by nothing), as long
+/// as steps come often enough: one each millisecond suffices for four million sessions. **Units:** milliseconds.
 pub const SWEEP_ROUND: u32 = 4000;
 
-/// Sessions looked at in one step. Chosen so that a step stays in the tens of microseconds.
+/// Sessions looked at in one step for each millisecond since the last. Chosen so that a step stays in the tens of microseconds.
 const SWEEP_MOST: u32 = 1024;
+
+/// Milliseconds that a step makes up for at most: what sleeps for longer sweeps later, rather than pause. Chosen, not measured.
+const SWEEP_ARREARS: u32 = 16;
 
 impl<'m> Nat<'m> {
     /// An empty NAT whose tables are in zeroed `memory` of at least [`Capacity::bytes`]. It drops everything until it has adopted a
@@ -121,7 +124,9 @@ impl<'m> Nat<'m> {
         if Arc::ptr_eq(&policy, &self.policy) {
             return;
         }
-        self.state.adopt(&policy);
+        if self.state.adopt(&policy) {
+            self.fragments.clear();
+        }
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
         self.icmp_errors = TokenBucket::new(policy.icmp_errors.rate, policy.icmp_errors.burst, now);
         self.sweep.rounds = 0;
@@ -221,12 +226,13 @@ impl<'m> Nat<'m> {
 
     /// Ends what has been idle too long: a bounded step of the sweep. Called between bursts, and when idle.
     pub fn expire(&mut self, now: Tick) {
-        let elapsed = u64::from(now.since(self.sweep.last));
+        let elapsed = now.since(self.sweep.last).min(SWEEP_ROUND);
         self.sweep.last = now;
-        let records = u64::from(self.state.sessions.records.high_water());
-        self.sweep.due = (self.sweep.due + elapsed * records * 1000 / u64::from(SWEEP_ROUND)).min(records * 1000);
-        let most = (self.sweep.due / 1000).min(u64::from(SWEEP_MOST)) as u32;
-        self.sweep.due -= u64::from(most) * 1000;
+        let (records, round) = (u64::from(self.state.sessions.records.high_water()), u64::from(SWEEP_ROUND));
+        self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
+        let bound = SWEEP_MOST * elapsed.clamp(1, SWEEP_ARREARS);
+        let most = (self.sweep.due / round).min(u64::from(bound)) as u32;
+        self.sweep.due -= u64::from(most) * round;
         if most > 0 {
             self.sweep_records(most, now);
         } else if records == 0 {

@@ -88,16 +88,19 @@ impl<'m> State<'m> {
         })
     }
 
-    /// Takes over the addresses, ports and timeouts of `policy`. Sessions of addresses that are gone are dead from now on.
-    pub(crate) fn adopt(&mut self, policy: &Policy) {
+    /// Takes over the addresses, ports and timeouts of `policy`. Sessions of addresses that are gone are dead from now on. Returns
+    /// whether there are such addresses.
+    pub(crate) fn adopt(&mut self, policy: &Policy) -> bool {
         let timeouts = &policy.timeouts;
         self.timers = [timeouts.icmp, timeouts.udp, timeouts.tcp_established, timeouts.tcp_transitory]
             .map(|idle| idle.min(Tick::HORIZON).as_millis() as u32);
         self.slot_of.clear();
+        let mut some_are_gone = false;
         for slot in 0..self.slots.len() {
             let external = policy.externals.get(slot);
-            let address = external.and_then(|external| external.address);
-            self.stale |= self.slots[slot].is_some_and(|before| address != Some(before));
+            // An address that two slots have is the first's: else an external endpoint could be given twice.
+            let address = external.and_then(|external| external.address).filter(|address| self.slot_of(*address).is_none());
+            some_are_gone |= self.slots[slot].is_some_and(|before| address != Some(before));
             self.slots[slot] = address;
             for protocol in Protocol::ALL {
                 let none = crate::policy::PortSet::empty();
@@ -108,6 +111,8 @@ impl<'m> State<'m> {
                 self.slot_of.insert(address.to_bits(), slot as u16);
             }
         }
+        self.stale |= some_are_gone;
+        some_are_gone
     }
 
     /// The slot of an external address.

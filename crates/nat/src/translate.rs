@@ -49,7 +49,7 @@ impl Nat<'_> {
     fn translate_outbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, tuple: &Tuple, now: Tick) -> Decision {
         leave::check_ttl(packet.frame(), &arrival.layout)?;
         let path = leave::path_towards(&mut self.paths, &self.network, arrival.destination, Side::Outside)?;
-        leave::check_size(packet.frame(), &arrival.layout, &path)?;
+        leave::check_fit(packet, &arrival.layout, &path)?;
         let chosen = self.choose_outbound(tuple, now)?;
         self.check_fragment(arrival)?;
         let number = self.settle(chosen, now)?;
@@ -67,7 +67,7 @@ impl Nat<'_> {
         leave::check_ttl(packet.frame(), &arrival.layout)?;
         let internal = self.internal_of(&chosen);
         let path = leave::path_towards(&mut self.paths, &self.network, internal.address, Side::Inside)?;
-        leave::check_size(packet.frame(), &arrival.layout, &path)?;
+        leave::check_fit(packet, &arrival.layout, &path)?;
         self.check_fragment(arrival)?;
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Inbound, tuple.flags, now);
@@ -102,7 +102,7 @@ impl Nat<'_> {
         self.check_pair(&out, &back)?;
         let internal = self.internal_of(&back);
         let path = leave::path_towards(&mut self.paths, &self.network, internal.address, Side::Inside)?;
-        leave::check_size(packet.frame(), &arrival.layout, &path)?;
+        leave::check_fit(packet, &arrival.layout, &path)?;
         self.check_fragment(arrival)?;
         let out = self.settle(out, now)?;
         let back = self.settle(back, now)?;
@@ -118,8 +118,13 @@ impl Nat<'_> {
             return Ok(Chosen::Found(number));
         }
         let flow = Flow { protocol: tuple.protocol, ours: internal, remote, opens: tuple.opens };
-        let plan = self.planner().outbound(&flow);
-        plan.map(Chosen::Planned).map_err(|reason| refusal::of_outbound(reason, &self.policy))
+        let plan = self.planner().outbound(&flow).map_err(|reason| refusal::of_outbound(reason, &self.policy))?;
+        // A forward that is gone may have left a session with the external endpoint that its port's new mapping has.
+        let external = plan.session.external;
+        if self.state.inbound(tuple.protocol, external, remote, now, &mut self.counters).is_some() {
+            return Err(Refusal::Drop(DropReason::SessionConflict));
+        }
+        Ok(Chosen::Planned(plan))
     }
 
     fn choose_inbound(
@@ -134,7 +139,14 @@ impl Nat<'_> {
             return Ok(Chosen::Found(number));
         }
         let flow = Flow { protocol: tuple.protocol, ours: external, remote, opens: tuple.opens };
-        self.planner().inbound(&flow, slot).map(Chosen::Planned)
+        let plan = self.planner().inbound(&flow, slot)?;
+        // What has ended is no conflict: this look-up takes it out. It never was under the plan's own mapping, whose sessions have
+        // this external endpoint and would have been found above.
+        let internal = plan.session.internal;
+        if self.state.outbound(tuple.protocol, internal, remote, now, &mut self.counters).is_some() {
+            return Err(DropReason::SessionConflict);
+        }
+        Ok(Chosen::Planned(plan))
     }
 
     fn planner(&mut self) -> Planner<'_, '_> {
@@ -212,8 +224,11 @@ impl Nat<'_> {
             _ => tcp::advance(state, direction, flags),
         };
         session.state = next as u8;
+        // RFC 7857, section 7.1: to refuse what was let in does not keep the mapping alive either.
+        let refuses = flags.rst && matches!(state, SessionState::SynReceived | SessionState::Reset);
         // RFC 7857, section 7: who was let in by the filter alone does not keep the mapping alive, unless configured.
-        if direction == Direction::Outbound || refreshes_inbound || session.flags & flag::ADMITTED == 0 {
+        let by_outbound = direction == Direction::Outbound && !refuses;
+        if by_outbound || refreshes_inbound || session.flags & flag::ADMITTED == 0 {
             session.last_seen = now.0;
         }
     }
@@ -278,7 +293,7 @@ impl Nat<'_> {
             Way::Inbound | Way::Hairpin => Side::Inside,
         };
         let path = leave::path_towards(&mut self.paths, &self.network, followed.destination, side)?;
-        leave::check_size(packet.frame(), &arrival.layout, &path)?;
+        leave::check_fit(packet, &arrival.layout, &path)?;
         if let Some(header) = arrival.layout.ipv4_mut(packet.frame_mut()) {
             crate::rewrite::addresses(header, followed.source, followed.destination);
         }

@@ -8,7 +8,7 @@ use crate::counters::Counter;
 use crate::icmp::{self, End, Outer, Quoted};
 use crate::leave;
 use crate::nat::{Decision, Nat, Packet, Way};
-use crate::policy::{Endpoint, Side};
+use crate::policy::{Endpoint, Protocol, Side};
 use crate::refusal::Refusal;
 use crate::time::Tick;
 use crate::verdict::DropReason;
@@ -42,6 +42,9 @@ impl Nat<'_> {
     /// About a packet that came in through a session: the quoted destination is its internal endpoint (RFC 5508, REQ-5).
     fn error_outbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
+        if quoted.source.address != arrival.destination {
+            return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
+        }
         let external = self.external_before(&quoted, now)?;
         let outer = Outer { source: external.address, destination: arrival.destination };
         self.send_error(packet, arrival, outer, Way::Outbound, &[(End::Destination, external)], &quoted)
@@ -51,7 +54,7 @@ impl Nat<'_> {
     fn error_hairpin(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
         let external = self.external_before(&quoted, now)?;
-        let back = Quoted { destination: external, ..quoted };
+        let back = seen_by_sender(&quoted, external);
         if back.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
@@ -88,7 +91,7 @@ impl Nat<'_> {
             Way::Inbound | Way::Hairpin => Side::Inside,
         };
         let path = leave::path_towards(&mut self.paths, &self.network, outer.destination, side)?;
-        leave::check_size(packet.frame(), &arrival.layout, &path)?;
+        leave::check_fit(packet, &arrival.layout, &path)?;
         for &(end, endpoint) in changes {
             icmp::rewrite_quoted(packet.frame_mut(), &arrival.layout, quoted, end, endpoint);
         }
@@ -97,5 +100,17 @@ impl Nat<'_> {
         }
         self.counters.count(Counter::IcmpErrorsTranslated);
         self.send(packet, &path, way)
+    }
+}
+
+/// A quoted packet that was hairpinned, as it was between its two halves: to the external endpoint that it came in by. A query has one
+/// identifier, which is the sender's then.
+fn seen_by_sender(quoted: &Quoted, external: Endpoint) -> Quoted {
+    match quoted.protocol {
+        Protocol::Tcp | Protocol::Udp => Quoted { destination: external, ..*quoted },
+        Protocol::Icmp => {
+            let source = Endpoint { port: external.port, ..quoted.source };
+            Quoted { source, destination: Endpoint { port: 0, ..external }, ..*quoted }
+        }
     }
 }

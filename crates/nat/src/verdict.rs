@@ -89,7 +89,7 @@ drop_reasons! {
     MartianDestination = "martian_destination",
     /// From inside, with a source that is not routed behind that interface.
     SpoofedInside = "spoofed_inside",
-    /// From outside, with an internal or external address as its source.
+    /// From outside, with an internal or external address as its source, or one of the box itself.
     SpoofedOutside = "spoofed_outside",
     /// The TTL ran out here.
     TtlExpired = "ttl_expired",

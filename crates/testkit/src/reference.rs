@@ -112,6 +112,11 @@ impl ReferenceNat {
     pub fn adopt_policy(&mut self, policy: Arc<Policy>) {
         let addresses: Vec<_> = policy.externals.iter().filter_map(|slot| slot.address).collect();
         self.limiter = limiter(&policy);
+        // With an address of its policy gone the NAT may follow no fragments of before.
+        let mut before = self.policy.externals.iter().filter_map(|slot| slot.address);
+        if before.any(|address| !addresses.contains(&address)) {
+            self.tables.fragments.values_mut().for_each(|entry| entry.certain = false);
+        }
         self.policy = policy;
         self.tables.retire(|session| addresses.contains(&session.external.address));
     }

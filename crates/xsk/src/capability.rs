@@ -3,16 +3,17 @@
 //! Knows the kernel's capability numbers. Called at start, and for the text of errors. Source: capabilities(7).
 
 /// The kernel's numbers (linux/capability.h) and what each right is for.
-const NEEDED: [(&str, &[u32]); 4] = [
-    ("CAP_NET_RAW", &[13]),   // AF_XDP sockets
-    ("CAP_NET_ADMIN", &[12]), // attaching XDP and tc programs, ethtool settings
-    ("CAP_BPF", &[39, 21]),   // loading programs; CAP_SYS_ADMIN includes it
-    ("CAP_IPC_LOCK", &[14]),  // locking the packet memory
+const NEEDED: [(&str, &[u32]); 5] = [
+    ("CAP_NET_RAW", &[13]),     // AF_XDP sockets
+    ("CAP_NET_ADMIN", &[12]),   // attaching XDP and tc programs, ethtool settings
+    ("CAP_BPF", &[39, 21]),     // loading programs; CAP_SYS_ADMIN includes it
+    ("CAP_PERFMON", &[38, 21]), // pointer arithmetic in programs; CAP_SYS_ADMIN includes it
+    ("CAP_IPC_LOCK", &[14]),    // locking the packet memory
 ];
 
 /// The names of the capabilities that are not effective in this thread; empty when all are there.
 ///
-/// `CAP_BPF` counts as there with `CAP_SYS_ADMIN`. When /proc cannot be read none is reported: the kernel will say it.
+/// `CAP_BPF` and `CAP_PERFMON` count as there with `CAP_SYS_ADMIN`. When /proc cannot be read none is reported: the kernel will say it.
 pub fn missing() -> Vec<&'static str> {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     effective(&status).map_or_else(Vec::new, missing_of)
@@ -38,14 +39,14 @@ mod tests {
 
     #[test]
     fn everything_is_missing_without_rights_and_nothing_with_all() {
-        assert_eq!(missing_of(0), ["CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_BPF", "CAP_IPC_LOCK"]);
+        assert_eq!(missing_of(0), ["CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_IPC_LOCK"]);
         assert!(missing_of(u64::MAX).is_empty());
     }
 
     #[test]
-    fn sys_admin_stands_for_bpf() {
+    fn sys_admin_stands_for_bpf_and_perfmon() {
         assert_eq!(missing_of(1 << 21 | 1 << 13), ["CAP_NET_ADMIN", "CAP_IPC_LOCK"]);
-        assert_eq!(missing_of(1 << 39 | 1 << 13), ["CAP_NET_ADMIN", "CAP_IPC_LOCK"]);
+        assert_eq!(missing_of(1 << 39 | 1 << 13), ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_IPC_LOCK"]);
     }
 
     #[test]

@@ -55,7 +55,9 @@ pub(crate) fn check(rules: &Config, state: &KernelState) -> Result<(), Failure> 
     };
     let system: Vec<_> = state.links.iter().map(interface).collect();
     let warnings = rules.check_system(&system).map_err(|error| Failure::Config(error.to_string()))?;
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     Ok(())
 }
 
@@ -92,13 +94,13 @@ impl Devices {
     pub(super) fn queues(&self) -> impl Iterator<Item = (DeviceId, Queue)> + '_ {
         self.used.iter().flat_map(|used| (0..used.queues).map(|queue| (used.id, Queue { device: used.device.name.clone(), queue })))
     }
+}
 
+impl Drop for UsedDevice {
     /// Switches on again what was switched off.
-    pub(super) fn restore(self) {
-        for used in self.used {
-            if let Some(Err(error)) = used.offloads.map(Offloads::restore) {
-                tracing::warn!(device = %used.device.name, %error, "an offload stays off");
-            }
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.offloads.take().map(Offloads::restore) {
+            tracing::warn!(device = %self.device.name, %error, "an offload stays off");
         }
     }
 }

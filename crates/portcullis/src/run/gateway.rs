@@ -224,9 +224,10 @@ impl Gateway {
         let worker = self.worker.take();
         let joined = tokio::task::spawn_blocking(move || worker.map(JoinHandle::join)).await;
         drop(self.attached);
-        match joined {
-            Ok(Some(Ok(worker))) => close(worker),
-            _ => tracing::error!("the worker did not end in order"),
+        if let Ok(Some(Ok(worker))) = joined {
+            close(worker);
+        } else {
+            tracing::error!("the worker did not end in order");
         }
         let _ = self.stop_servers.send(true);
         for server in self.servers {
@@ -234,7 +235,7 @@ impl Gateway {
             let _ = tokio::time::timeout(LAST_ANSWERS, server).await;
         }
         self.claims.release().await;
-        self.devices.restore();
+        drop(self.devices);
         tracing::info!("stopped: nothing is translated, and the guard keeps untranslated packets from crossing");
     }
 }
@@ -246,6 +247,7 @@ fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
         ("[limits]", before.limits != after.limits),
         ("[worker]", before.worker != after.worker),
         ("[metrics]", before.metrics != after.metrics),
+        ("[log]", before.log != after.log),
         ("[control]", before.control.socket != after.control.socket),
         ("the number of external addresses, beyond what it was at start,", after.slot_count() > before.slot_count()),
     ];

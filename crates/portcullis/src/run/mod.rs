@@ -42,7 +42,7 @@ pub(crate) fn run(config: &Path, socket: Option<&Path>) -> Result<(), Failure> {
 fn load(config: &Path, socket: Option<&Path>) -> Result<Config, Failure> {
     let mut rules = crate::cli::load_config(config)?;
     if let Some(socket) = socket {
-        rules.control.socket = socket.to_owned();
+        socket.clone_into(&mut rules.control.socket);
     }
     Ok(rules)
 }

@@ -352,7 +352,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
     /// Where the frames are.
     pub(crate) fn frames(&self) -> FrameFigures {
         let in_flight: usize = self.queues.iter().map(|queue| queue.port.in_flight()).sum();
-        let outgoing: usize = self.outboxes.iter().map(|outbox| outbox.len()).sum();
+        let outgoing: usize = self.outboxes.iter().map(Vec::len).sum();
         FrameFigures {
             total: self.frames_total as u64,
             pool: self.pool.len() as u64,

@@ -55,10 +55,10 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
     while worker.phase() != Phase::Stopping {
         let received = worker.round(tick(clock));
         let after = started.elapsed();
-        worker.note(received, (after - clock).as_nanos() as u64);
+        worker.note(received, after.saturating_sub(clock).as_nanos() as u64);
         if received > 0 {
             last_packet = after;
-        } else if worker.has_outgoing() || !is_idle(rules.busy_poll, after - last_packet) {
+        } else if worker.has_outgoing() || !is_idle(rules.busy_poll, after.saturating_sub(last_packet)) {
             std::thread::yield_now();
         } else {
             sleep(&rules.wakers);

@@ -30,8 +30,9 @@ impl ReferenceNat {
     pub(super) fn decide(&self, reading: &Reading, frame: &[u8], id: Option<InterfaceId>, shown: Option<Shown>) -> Legal {
         let interface = id.map(|id| &self.network.interfaces[usize::from(id.0)]);
         let refused = self.refusal(reading, id);
+        let tolerated = self.tolerated(reading, interface);
         if !reading.defects.is_empty() {
-            let mut legal = Legal::dropped(reading.defects.iter().chain(&reading.tolerated).copied().chain(refused));
+            let mut legal = Legal::dropped(reading.defects.iter().chain(&tolerated).copied().chain(refused));
             legal.punt =
                 refused.is_none() && reading.datagram.as_ref().is_some_and(|datagram| self.is_shared(datagram.destination));
             return legal;
@@ -41,10 +42,11 @@ impl ReferenceNat {
         };
         let unsupported = if let Transport::Unsupported(reason) = datagram.transport { Some(reason) } else { None };
         if unsupported.is_some() || refused.is_some() {
-            let mut legal = Legal::dropped(unsupported.into_iter().chain(refused).chain(reading.tolerated.iter().copied()));
+            let mut legal = Legal::dropped(unsupported.into_iter().chain(refused).chain(tolerated));
             legal.punt = refused.is_none() && self.is_shared(datagram.destination);
             if interface.is_some_and(|interface| interface.side == Side::Outside) && !self.is_external(datagram.destination) {
                 legal.drops.extend(NOT_OURS);
+                legal.drops.extend((datagram.ttl <= 1).then_some(DropReason::TtlExpired));
                 legal.punt |= refused.is_none() && self.network.route(datagram.destination) == Some(Route::Local);
             }
             return legal;
@@ -55,11 +57,16 @@ impl ReferenceNat {
         if datagram.ttl <= 1 {
             legal = self.expired(received, &legal);
         }
-        legal.drops.extend(&reading.tolerated);
-        if interface.side == Side::Outside && self.network.route(datagram.source) == Some(Route::Local) {
-            legal.drops.push(DropReason::SpoofedOutside);
-        }
+        legal.drops.extend(tolerated);
         legal
+    }
+
+    /// Reasons that are as good as any: those of the parser, and that a packet from outside claims an address of the box itself.
+    fn tolerated(&self, reading: &Reading, interface: Option<&Interface>) -> Vec<DropReason> {
+        let source = reading.datagram.as_ref().map(|datagram| datagram.source);
+        let local = source.is_some_and(|source| self.network.route(source) == Some(Route::Local));
+        let spoofed = local && interface.is_some_and(|interface| interface.side == Side::Outside);
+        reading.tolerated.iter().copied().chain(spoofed.then_some(DropReason::SpoofedOutside)).collect()
     }
 
     /// The first check that the frame fails before its destination matters.

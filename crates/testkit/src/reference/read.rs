@@ -259,15 +259,16 @@ fn read_icmp(datagram: &Datagram, payload: &[u8], whole: bool, reading: &mut Rea
             Transport::Query { id: word(payload, 4), request: matches!(payload[0], 8 | 13) }
         }
         3 | 11 | 12 if !whole => {
-            reading.defects.extend([DropReason::BadIcmpChecksum, DropReason::BadEmbeddedPacket, DropReason::UnsupportedIcmp]);
-            Transport::Unreadable
+            // Its checksum cannot be checked, nor can its embedded packet be translated for certain.
+            reading.tolerated.extend([DropReason::BadIcmpChecksum, DropReason::BadEmbeddedPacket]);
+            Transport::Unsupported(DropReason::UnsupportedIcmp)
         }
         3 | 11 | 12 => {
             let embedded = read_embedded(datagram.header_len, payload, reading);
             Transport::Error { embedded, checksum_right: verifies(&[payload]) }
         }
         _ => {
-            if !verifies(&[payload]) {
+            if !whole || !verifies(&[payload]) {
                 reading.tolerated.push(DropReason::BadIcmpChecksum);
             }
             Transport::Unsupported(DropReason::UnsupportedIcmp)

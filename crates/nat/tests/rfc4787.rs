@@ -1,0 +1,289 @@
+//! RFC 4787, "NAT Behavioral Requirements for Unicast UDP": its requirements, each with a test that quotes it.
+//!
+//! Not claimed: REQ-3a and REQ-4 (recommended: port range and parity, which RFC 7857, section 8, lets a NAT leave out), REQ-7 (equal
+//! prefixes on both sides), REQ-14 for fragments that arrive before their first.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use portcullis_nat::counters::Counter;
+use portcullis_nat::policy::{Filtering, PortSet};
+use portcullis_nat::verdict::{DropReason, Verdict};
+use portcullis_testkit::builder::PacketBuilder;
+
+mod common;
+
+use common::{Gateway, INSIDE, OUTSIDE, Seen, Setup, X1, X2, X3, at, e1, e2, external, h1, h2, idle, mac_of, own_mac, seconds};
+
+fn udp(from: portcullis_nat::policy::Endpoint, to: portcullis_nat::policy::Endpoint) -> PacketBuilder {
+    PacketBuilder::udp(from, to).payload(b"payload")
+}
+
+fn filtering(filtering: Filtering) -> Gateway<'static> {
+    Setup::new().policy(|policy| policy.filtering_udp = filtering).build()
+}
+
+/// "REQ-1: A NAT MUST have an "Endpoint-Independent Mapping" behavior."
+#[test]
+fn rfc4787_req1_one_mapping_serves_all_remotes() {
+    let mut gateway = Setup::new().build();
+    let first = gateway.external_of(h1(), e1());
+    assert_eq!(gateway.external_of(h1(), at(e1(), 99)), first);
+    assert_eq!(gateway.external_of(h1(), e2()), first);
+    assert_eq!((first.address, gateway.mappings().len(), gateway.sessions().len()), (X1, 1, 3));
+}
+
+/// "REQ-2: It is RECOMMENDED that a NAT have an "IP address pooling" behavior of "Paired"."
+#[test]
+fn rfc4787_req2_all_mappings_of_a_host_have_one_address() {
+    let pool = vec![external(X1), external(X2), external(X3)];
+    let mut gateway = Setup::new().policy(|policy| policy.externals = pool).build();
+    let mut addresses = BTreeSet::new();
+    for host in 2..40 {
+        let address = Ipv4Addr::new(10, 0, 0, host);
+        let own: BTreeSet<_> = (0..20)
+            .map(|port| {
+                gateway.external_of(portcullis_nat::policy::Endpoint { address, port: 4000 + port }, at(e1(), port + 1)).address
+            })
+            .collect();
+        assert_eq!(own.len(), 1, "{address} is paired");
+        addresses.extend(own);
+    }
+    assert_eq!(addresses.len(), 3, "hosts spread over the pool");
+}
+
+/// "REQ-3: A NAT MUST NOT have a "Port assignment" behavior of "Port overloading"."
+#[test]
+fn rfc4787_req3_no_two_internal_endpoints_share_an_external_one() {
+    let few = PortSet::range(2000, 2099);
+    let mut gateway = Setup::new().policy(|policy| policy.externals[0].ports = few).build();
+    let mut seen = BTreeSet::new();
+    for number in 0..100 {
+        let external = gateway.external_of(at(if number % 2 == 0 { h1() } else { h2() }, 3000 + number), e1());
+        assert!(seen.insert(external), "{external:?} was given twice");
+        assert!((2000..2100).contains(&external.port));
+    }
+    let one_more = gateway.inside(&udp(at(h1(), 9999), e2()));
+    one_more.answered(INSIDE, 3, 13);
+    assert_eq!(gateway.dropped(DropReason::PortsExhausted), 1);
+}
+
+/// "REQ-5: A NAT UDP mapping timer MUST NOT expire in less than two minutes", "c) A default value of five minutes or more for the NAT
+/// UDP mapping timer is RECOMMENDED."
+#[test]
+fn rfc4787_req5_an_idle_mapping_lasts_five_minutes() {
+    let mut gateway = Setup::new().build();
+    let external = gateway.external_of(h1(), e1());
+    gateway.wait(seconds(300));
+    assert_eq!(gateway.outside(&udp(e1(), external)).delivered().destination, h1());
+
+    let mut gateway = Setup::new().build();
+    let external = gateway.external_of(h1(), e1());
+    gateway.wait(seconds(300) + 1);
+    gateway.outside(&udp(e1(), external)).is_dropped(DropReason::NoMapping);
+}
+
+/// "REQ-5 b) The value of the NAT UDP mapping timer MAY be configurable."
+#[test]
+fn rfc4787_req5b_the_timer_is_configurable() {
+    for (waits, lives) in [(199, true), (201, false)] {
+        let mut gateway = Setup::new().policy(|policy| policy.timeouts.udp = idle(200)).build();
+        let external = gateway.external_of(h1(), e1());
+        gateway.wait(seconds(waits));
+        let out = gateway.outside(&udp(e1(), external));
+        assert_eq!(out.verdict == Verdict::Transmit(INSIDE), lives, "after {waits} s");
+    }
+}
+
+/// "REQ-6: The NAT mapping Refresh Direction MUST have a "NAT Outbound refresh behavior" of "True"."
+#[test]
+fn rfc4787_req6_outbound_packets_keep_a_mapping() {
+    let mut gateway = Setup::new().build();
+    let external = gateway.external_of(h1(), e1());
+    for _ in 0..10 {
+        gateway.wait(seconds(250));
+        assert_eq!(gateway.external_of(h1(), e1()), external);
+    }
+    gateway.outside(&udp(e1(), external)).delivered();
+}
+
+/// "REQ-8: If application transparency is most important, it is RECOMMENDED that a NAT have an "Endpoint-Independent Filtering"
+/// behavior. [...] "Address-Dependent Filtering" [...]. a) The filtering behavior MAY be an option configurable".
+#[test]
+fn rfc4787_req8_filtering_lets_in_whom_it_is_configured_for() {
+    let known = e1();
+    let rows = [
+        (Filtering::EndpointIndependent, [true, true, true]),
+        (Filtering::AddressDependent, [true, true, false]),
+        (Filtering::AddressAndPortDependent, [true, false, false]),
+    ];
+    for (behaviour, lets_in) in rows {
+        let mut gateway = filtering(behaviour);
+        let external = gateway.external_of(h1(), known);
+        for (remote, expected) in [known, at(known, 54), e2()].into_iter().zip(lets_in) {
+            let out = gateway.outside(&udp(remote, external));
+            if expected {
+                let seen = out.delivered();
+                assert_eq!((seen.source, seen.destination), (remote, h1()), "{behaviour:?}");
+            } else {
+                out.is_dropped(DropReason::Filtered);
+            }
+        }
+    }
+}
+
+/// An address-dependent filter forgets an address with the last session towards it.
+#[test]
+fn rfc4787_req8_an_address_is_let_in_no_longer_than_it_was_spoken_to() {
+    let mut gateway = filtering(Filtering::AddressDependent);
+    let external = gateway.external_of(h1(), e1());
+    gateway.wait(seconds(200));
+    gateway.external_of(h1(), e2());
+    gateway.wait(seconds(105));
+    gateway.outside(&udp(at(e1(), 54), external)).is_dropped(DropReason::Filtered);
+    gateway.outside(&udp(at(e2(), 54), external)).delivered();
+}
+
+/// "REQ-9: A NAT MUST support "Hairpinning". a) A NAT Hairpinning behavior MUST be "External source IP address and port"."
+#[test]
+fn rfc4787_req9_a_hairpinned_packet_comes_from_the_senders_external_endpoint() {
+    let mut gateway = filtering(Filtering::EndpointIndependent);
+    let first = gateway.external_of(h1(), e1());
+    let second = gateway.external_of(h2(), e1());
+    let seen = gateway.inside(&udp(h1(), second)).delivered();
+    assert_eq!((seen.source, seen.destination, seen.ttl), (first, h2(), 63));
+    assert_eq!((seen.to, seen.from), (mac_of(h2().address), own_mac(0)));
+    let back = gateway.inside(&udp(h2(), first)).delivered();
+    assert_eq!((back.source, back.destination), (second, h1()));
+    assert_eq!(gateway.count(Counter::Hairpin), 2);
+}
+
+/// Two hosts behind the NAT that punch holes towards each other's external endpoints meet, whatever the filter (RFC 5128, section 3.3).
+#[test]
+fn rfc4787_req9_hole_punching_works_between_hosts_behind_the_same_nat() {
+    let mut gateway = Setup::new().build();
+    let first = gateway.external_of(h1(), e1());
+    let second = gateway.external_of(h2(), e1());
+    gateway.inside(&udp(h1(), second)).is_dropped(DropReason::Filtered);
+    assert_eq!(gateway.inside(&udp(h2(), first)).delivered().source, second);
+    assert_eq!(gateway.inside(&udp(h1(), second)).delivered().source, first);
+}
+
+/// "REQ-10: [...] NAT ALGs for UDP-based protocols SHOULD be turned off."
+#[test]
+fn rfc4787_req10_payloads_pass_unchanged() {
+    let mut gateway = Setup::new().build();
+    let payload = b"REGISTER sip:192.0.2.1 SIP/2.0\r\nContact: <sip:alice@10.0.0.2:5060>\r\n";
+    let seen = gateway.inside(&PacketBuilder::udp(at(h1(), 5060), at(e1(), 5060)).payload(payload)).forwarded();
+    assert_eq!(&seen.segment[8..], payload);
+}
+
+/// "REQ-11: A NAT MUST have deterministic behavior, i.e., it MUST NOT change the NAT translation or the Filtering Behavior at any point
+/// in time, or under any particular conditions."
+#[test]
+fn rfc4787_req11_mapping_and_filtering_are_the_same_at_any_fill() {
+    let ports = PortSet::range(3000, 3099);
+    let mut gateway = Setup::new().policy(|policy| policy.externals[0].ports = ports).build();
+    for taken in 0..100 {
+        let internal = at(h1(), 10_000 + taken);
+        let external = gateway.external_of(internal, e1());
+        assert_eq!(gateway.external_of(internal, e2()), external, "mapping with {taken} ports taken");
+        gateway.outside(&udp(at(e1(), 54), external)).is_dropped(DropReason::Filtered);
+        gateway.outside(&udp(e2(), external)).delivered();
+    }
+    gateway.inside(&udp(at(h1(), 9), e1())).answered(INSIDE, 3, 13);
+    gateway.outside(&udp(e1(), at(gateway.mappings()[0].external, 3050))).delivered();
+}
+
+/// "REQ-12: Receipt of any sort of ICMP message MUST NOT terminate the NAT mapping. a) The NAT's default configuration SHOULD NOT filter
+/// ICMP messages based on their source IP address. b) It is RECOMMENDED that a NAT support ICMP Destination Unreachable messages."
+#[test]
+fn rfc4787_req12_icmp_errors_pass_from_anywhere_and_end_nothing() {
+    let mut gateway = Setup::new().build();
+    let sent = udp(h1(), e1());
+    let external = gateway.inside(&sent).forwarded().source;
+    let router = Ipv4Addr::new(198, 18, 255, 1);
+    for (kind, code) in [(3, 0), (3, 1), (3, 3), (3, 13), (11, 0), (11, 1), (12, 0)] {
+        let quoted = udp(external, e1()).datagram();
+        let seen = gateway.outside(&PacketBuilder::icmp_error(router, X1, kind, code, &quoted)).delivered();
+        assert_eq!((seen.source.address, seen.destination.address), (router, h1().address));
+        assert_eq!(seen.icmp.map(|(kind, code, _)| (kind, code)), Some((kind, code)));
+        let inner = seen.quoted();
+        assert_eq!((inner.source, inner.destination), (h1(), e1()));
+    }
+    gateway.outside(&udp(e1(), external)).delivered();
+    assert_eq!(gateway.external_of(h1(), e1()), external);
+}
+
+/// "REQ-13: If the packet received on an internal IP address has DF=1, the NAT MUST send back an ICMP message "Fragmentation needed and
+/// DF set" to the host".
+#[test]
+fn rfc4787_req13_too_big_with_df_is_answered_with_the_next_hops_mtu() {
+    let mut gateway = Setup::new().build();
+    let narrow = at(portcullis_testkit::builder::endpoint("192.0.2.130:7"), 7);
+    let packet = PacketBuilder::udp(h1(), narrow).payload_len(1373).dont_fragment(true);
+    let seen = gateway.inside(&packet).answered(INSIDE, 3, 4);
+    assert_eq!(seen.icmp.map(|(_, _, rest)| rest), Some(1400), "the next hop's MTU (RFC 1191)");
+    assert_eq!((seen.source.address, seen.destination.address), (common::GATEWAY_INSIDE, h1().address));
+    assert_eq!(seen.segment[8..8 + 548], packet.datagram()[..548], "the packet as its sender knows it");
+    assert_eq!(gateway.dropped(DropReason::TooBig), 1);
+    assert_eq!(gateway.sessions().len(), 0, "a refused first packet leaves nothing behind");
+    gateway.inside(&PacketBuilder::udp(h1(), narrow).payload_len(1372).dont_fragment(true)).forwarded();
+}
+
+/// "REQ-13 a) If the packet has DF=0, the NAT MUST fragment the packet and SHOULD send the fragments in order."
+#[test]
+fn rfc4787_req13a_too_big_without_df_is_to_be_split() {
+    let mut gateway = Setup::new().build();
+    let packet = PacketBuilder::udp(h1(), portcullis_testkit::builder::endpoint("192.0.2.130:7")).payload_len(1373);
+    let out = gateway.inside(&packet);
+    assert_eq!(out.verdict, Verdict::Fragment { device: OUTSIDE, mtu: 1400 });
+    let whole = Seen::of(&out.frame);
+    assert_eq!(whole.source.address, X1, "translated before it is split");
+    let pieces = portcullis_wire::fragment::fragments(&out.frame[14..], 1400).expect("it can be split");
+    let offsets: Vec<_> = pieces.map(|piece| piece.payload()).collect();
+    assert_eq!(offsets, [20..1396, 1396..1401]);
+    assert_eq!(gateway.count(Counter::Fragmented), 1);
+}
+
+/// "REQ-14: A NAT MUST support receiving in-order [...] fragments".
+#[test]
+fn rfc4787_req14_fragments_in_order_are_translated_both_ways() {
+    let mut gateway = Setup::new().build();
+    let packet = PacketBuilder::udp(h1(), e1()).payload_len(300).id(77);
+    let mut joined = Vec::new();
+    for frame in gateway.fragments_to(0, &packet, 104) {
+        let seen = gateway.frame(INSIDE, &frame).forwarded();
+        assert_eq!((seen.source.address, seen.destination.address, seen.id, seen.ttl), (X1, e1().address, 77, 63));
+        joined.extend(seen.segment);
+    }
+    let external = gateway.mappings()[0].external;
+    assert_eq!(joined, PacketBuilder::udp(external, e1()).payload_len(300).datagram()[20..], "the whole's checksum is right");
+
+    let answer = PacketBuilder::udp(e1(), external).payload_len(300).id(78);
+    let mut joined = Vec::new();
+    for frame in gateway.fragments_to(1, &answer, 104) {
+        let seen = gateway.frame(OUTSIDE, &frame).delivered();
+        assert_eq!((seen.source.address, seen.destination.address), (e1().address, h1().address));
+        joined.extend(seen.segment);
+    }
+    assert_eq!(joined, PacketBuilder::udp(e1(), h1()).payload_len(300).datagram()[20..]);
+    assert_eq!(gateway.count(Counter::Fragments), 6);
+}
+
+/// "REQ-14 a) A NAT's out-of-order fragment processing mechanism MUST be designed so that fragmentation-based DoS attacks do not
+/// compromise the NAT's ability to process in-order and unfragmented IP packets."
+#[test]
+fn rfc4787_req14a_a_flood_of_later_fragments_takes_nothing_from_others() {
+    let mut gateway = Setup::new().build();
+    let external = gateway.external_of(h1(), e1());
+    for id in 0..1000 {
+        let stray = PacketBuilder::raw(e2().address, X1, 17).id(id).offset(100).payload_len(64);
+        gateway.outside(&stray).is_dropped(DropReason::FragmentWithoutFirst);
+    }
+    gateway.outside(&udp(e1(), external)).delivered();
+    for frame in gateway.fragments_to(1, &PacketBuilder::udp(e1(), external).payload_len(300), 104) {
+        gateway.frame(OUTSIDE, &frame).delivered();
+    }
+    assert_eq!(gateway.nat.gauges().fragments, 1);
+}

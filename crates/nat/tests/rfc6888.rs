@@ -1,0 +1,99 @@
+//! RFC 6888, "Common Requirements for Carrier-Grade NATs": those that a gateway without limits, logs and PCP can hold, each quoted.
+//!
+//! Not claimed: REQ-4 to REQ-6 (limits, destinations without translation), REQ-8 (rest of freed ports), REQ-9 (PCP), REQ-10, REQ-11C,
+//! REQ-12 and REQ-14 (management and logs).
+
+use std::collections::BTreeSet;
+
+use portcullis_nat::policy::PortSet;
+use portcullis_nat::verdict::DropReason;
+use portcullis_testkit::builder::{PacketBuilder, Query, SYN};
+
+mod common;
+
+use common::{INSIDE, Setup, X1, X2, X3, at, e1, external, h1, h2};
+
+/// "REQ-2: A CGN MUST have a default "IP address pooling" behavior of "Paired"", of all protocols together.
+#[test]
+fn rfc6888_req2_udp_tcp_and_icmp_of_a_host_have_one_address() {
+    let pool = vec![external(X1), external(X2), external(X3)];
+    let mut gateway = Setup::new().policy(|policy| policy.externals = pool).build();
+    for host in [h1(), h2(), at(h2(), 1)] {
+        let udp = gateway.external_of(host, e1()).address;
+        let tcp = gateway.inside(&PacketBuilder::tcp(host, e1(), SYN)).forwarded().source.address;
+        let icmp = gateway.inside(&PacketBuilder::query(host.address, e1().address, Query::Echo, 9)).forwarded().source.address;
+        assert_eq!((udp, tcp), (icmp, icmp));
+    }
+}
+
+/// "REQ-3: [...] the CGN function MUST be configurable with contiguous or non-contiguous external IPv4 address ranges."
+#[test]
+fn rfc6888_req3_a_pool_needs_not_be_contiguous() {
+    let few = |address| portcullis_nat::policy::External { ports: PortSet::range(5000, 5009), ..external(address) };
+    let pool = vec![few(X1), few(X2), few(X3)];
+    let mut gateway = Setup::new().policy(|policy| policy.externals = pool).build();
+    let mut used = BTreeSet::new();
+    for host in 2..32 {
+        let internal = portcullis_testkit::builder::endpoint(&format!("10.0.0.{host}:700"));
+        used.insert(gateway.external_of(internal, e1()));
+    }
+    assert_eq!(used.len(), 30, "each of the 30 external endpoints is used");
+    assert_eq!(used.iter().map(|external| external.address).collect::<BTreeSet<_>>(), BTreeSet::from([X1, X2, X3]));
+}
+
+/// "REQ-11: When a CGN is unable to create a dynamic mapping due to resource constraints [...]: A. it MUST drop the original packet; B. it
+/// SHOULD send an ICMP Destination Unreachable message with code 1 (Host Unreachable) to the sender"; RFC 5508 wants code 13.
+#[test]
+fn rfc6888_req11_exhaustion_drops_and_tells_the_sender_with_the_configured_code() {
+    for code in [1, 13] {
+        let mut gateway = Setup::new()
+            .policy(|policy| {
+                policy.externals[0].ports = PortSet::range(5000, 5000);
+                policy.icmp_errors.exhausted_code = code;
+            })
+            .build();
+        gateway.external_of(h1(), e1());
+        let refused = PacketBuilder::udp(h2(), e1()).payload(b"first");
+        let seen = gateway.inside(&refused).answered(INSIDE, 3, code);
+        assert_eq!(seen.quoted().source, h2(), "nothing is translated");
+        assert_eq!(gateway.dropped(DropReason::PortsExhausted), 1);
+    }
+}
+
+/// "REQ-11 D. it MUST NOT delete existing mappings in order to "make room" for the new one."
+#[test]
+fn rfc6888_req11d_existing_mappings_outlive_exhaustion() {
+    let ports = PortSet::range(5000, 5063);
+    let mut gateway = Setup::new().policy(|policy| policy.externals[0].ports = ports).build();
+    let externals: Vec<_> = (0..64).map(|n| gateway.external_of(at(h1(), 1000 + n), e1())).collect();
+    for n in 0..200 {
+        gateway.inside(&PacketBuilder::udp(at(h2(), 1000 + n), e1())).answered(INSIDE, 3, 13);
+    }
+    for (n, external) in externals.into_iter().enumerate() {
+        let seen = gateway.outside(&PacketBuilder::udp(e1(), external)).delivered();
+        assert_eq!(seen.destination, at(h1(), 1000 + n as u16));
+    }
+}
+
+/// "REQ-13: A CGN's port allocation scheme SHOULD maximize port utilization."
+#[test]
+fn rfc6888_req13_the_last_port_is_found() {
+    let ports = PortSet::range(1024, 2047);
+    let mut gateway = Setup::new().policy(|policy| policy.externals[0].ports = ports).build();
+    let used: BTreeSet<_> = (0..1024).map(|n| gateway.external_of(at(h1(), 3000 + n), e1()).port).collect();
+    assert_eq!(used, (1024..=2047).collect());
+}
+
+/// "REQ-15: A CGN's port allocation scheme SHOULD make it hard for attackers to guess port numbers."
+#[test]
+fn rfc6888_req15_ports_are_spread_over_the_range_and_follow_no_order() {
+    let mut gateway = Setup::new().build();
+    let ports: Vec<_> = (0..2000_u16).map(|n| gateway.external_of(at(h1(), 3000 + n), e1()).port).collect();
+    let next = ports.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 64).count();
+    assert!(next < 20, "{next} of 2000 ports lie near the one before; 4 are expected of a fair draw");
+    let mut sixteenths = [0_u32; 16];
+    for port in &ports {
+        sixteenths[usize::from((port - 1024) / 4032).min(15)] += 1;
+    }
+    assert!(sixteenths.iter().all(|&count| (80..180).contains(&count)), "about 125 in each sixteenth: {sixteenths:?}");
+}

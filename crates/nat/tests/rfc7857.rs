@@ -1,0 +1,175 @@
+//! RFC 7857, "Updates to Network Address Translation (NAT) Behavioral Requirements": by section, in our words where it is not quoted.
+//!
+//! Not claimed: section 3 (port overlapping), section 10 (rewriting identifications of fragments), section 12 (hairpinned queries).
+
+use portcullis_nat::policy::{Endpoint, Filtering, PortSet};
+use portcullis_nat::verdict::{DropReason, Verdict};
+use portcullis_nat::view::SessionState;
+use portcullis_testkit::builder::{ACK, FIN, PSH, PacketBuilder, RST, SYN};
+
+mod common;
+
+use common::{Gateway, INSIDE, Setup, X1, X2, at, e1, e2, external, h1, h2, seconds};
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    In(u8),
+    Out(u8),
+}
+
+use Step::{In, Out};
+
+fn run(gateway: &mut Gateway<'_>, external: Endpoint, packets: &[Step]) {
+    for &packet in packets {
+        match packet {
+            Out(flags) => gateway.inside(&PacketBuilder::tcp(h1(), e1(), flags)).forwarded(),
+            In(flags) => gateway.outside(&PacketBuilder::tcp(e1(), external, flags)).delivered(),
+        };
+    }
+}
+
+/// Section 2, figure 1: every edge, told by the state and by how long the session lasts from there on.
+#[test]
+fn rfc7857_s2_each_edge_of_the_state_machine_leads_to_its_timer() {
+    const LONG: u32 = seconds(7440);
+    const SHORT: u32 = seconds(240);
+    let rows: [(&[Step], SessionState, u32); 11] = [
+        (&[], SessionState::SynSent, SHORT),
+        (&[Out(SYN)], SessionState::SynSent, SHORT),
+        (&[In(SYN | ACK)], SessionState::Established, LONG),
+        (&[In(SYN)], SessionState::Established, LONG),
+        (&[In(RST | ACK)], SessionState::Reset, SHORT),
+        (&[In(SYN | ACK), Out(FIN | ACK)], SessionState::FinSent, LONG),
+        (&[In(SYN | ACK), In(FIN | ACK)], SessionState::FinReceived, LONG),
+        (&[In(SYN | ACK), In(FIN | ACK), Out(FIN | ACK)], SessionState::Closing, SHORT),
+        (&[In(SYN | ACK), Out(RST)], SessionState::Reset, SHORT),
+        (&[In(SYN | ACK), In(RST), Out(ACK | PSH)], SessionState::Established, LONG),
+        (&[In(SYN | ACK), Out(FIN | ACK), In(FIN | ACK), Out(SYN)], SessionState::SynSent, SHORT),
+    ];
+    for (packets, state, lasts) in rows {
+        let mut gateway = Setup::new().build();
+        let external = gateway.external_of_tcp(h1(), e1());
+        run(&mut gateway, external, packets);
+        let session = gateway.sessions()[0];
+        assert_eq!((session.state, session.expires_in), (state, lasts + 1), "{packets:?}");
+        gateway.wait(lasts);
+        assert_eq!(gateway.sessions().len(), 1, "{packets:?} lasts");
+        gateway.wait(1);
+        assert_eq!(gateway.sessions().len(), 0, "{packets:?} ends");
+    }
+}
+
+/// Section 2.2: a RST is translated; the session stays for four minutes, and goes on if anything but a RST follows.
+#[test]
+fn rfc7857_s2_2_a_session_outlives_a_reset_by_four_minutes() {
+    for (waits, lives) in [(239, true), (241, false)] {
+        let mut gateway = Setup::new().build();
+        let external = gateway.external_of_tcp(h1(), e1());
+        run(&mut gateway, external, &[In(SYN | ACK), Out(ACK)]);
+        gateway.wait(seconds(3600));
+        run(&mut gateway, external, &[Out(RST)]);
+        gateway.wait(seconds(waits));
+        let out = gateway.outside(&PacketBuilder::tcp(e1(), external, ACK | PSH));
+        assert_eq!(out.verdict == Verdict::Transmit(INSIDE), lives, "{waits} s after the RST");
+    }
+}
+
+/// Section 4: a subscriber whose address is full gets an error, not another address.
+#[test]
+fn rfc7857_s4_pairing_holds_when_the_address_is_full() {
+    let few = |address| portcullis_nat::policy::External { ports: PortSet::range(5000, 5004), ..external(address) };
+    let mut gateway = Setup::new().policy(|policy| policy.externals = vec![few(X1), few(X2)]).build();
+    let paired = gateway.external_of(h1(), e1()).address;
+    for port in 1..5 {
+        assert_eq!(gateway.external_of(at(h1(), port), e1()).address, paired);
+    }
+    gateway.inside(&PacketBuilder::udp(at(h1(), 99), e1())).answered(INSIDE, 3, 13);
+    assert_ne!(gateway.external_of(h2(), e1()).address, paired, "another subscriber is not kept out");
+}
+
+/// Sections 5 and 6: mapping and filtering are each protocol's own.
+#[test]
+fn rfc7857_s5_and_s6_mappings_and_filters_are_each_protocols_own() {
+    let mut gateway = Setup::new()
+        .policy(|policy| {
+            policy.filtering_udp = Filtering::EndpointIndependent;
+            policy.filtering_tcp = Filtering::EndpointIndependent;
+        })
+        .build();
+    let udp = gateway.external_of(h1(), e1());
+    gateway.outside(&PacketBuilder::tcp(e1(), udp, SYN)).is_dropped(DropReason::NoMapping);
+    gateway.outside(&PacketBuilder::udp(e2(), udp)).delivered();
+}
+
+/// Section 7: inbound packets that the filter alone let in keep a mapping alive only where that is configured.
+#[test]
+fn rfc7857_s7_inbound_refresh_is_off_unless_configured() {
+    for refresh in [false, true] {
+        let mut gateway = Setup::new()
+            .policy(|policy| {
+                policy.filtering_udp = Filtering::EndpointIndependent;
+                policy.inbound_refresh = refresh;
+            })
+            .build();
+        let external = gateway.external_of(h1(), e1());
+        for _ in 0..6 {
+            gateway.wait(seconds(100));
+            gateway.outside(&PacketBuilder::udp(e2(), external));
+        }
+        let out = gateway.outside(&PacketBuilder::udp(e2(), external));
+        assert_eq!(out.verdict == Verdict::Transmit(INSIDE), refresh, "inbound refresh {refresh}");
+    }
+}
+
+/// Section 7.1: a RST with which the inside refuses what the filter let in does not keep a mapping alive.
+#[test]
+fn rfc7857_s7_1_refusing_a_connection_keeps_no_mapping_alive() {
+    let mut gateway = Setup::new().policy(|policy| policy.filtering_tcp = Filtering::EndpointIndependent).build();
+    let external = gateway.external_of_tcp(h1(), e1());
+    let mut delivered = 0;
+    for _ in 0..12 {
+        gateway.wait(seconds(60));
+        let probe = gateway.outside(&PacketBuilder::tcp(e2(), external, SYN));
+        if probe.verdict == Verdict::Transmit(INSIDE) {
+            delivered += 1;
+            gateway.inside(&PacketBuilder::tcp(h1(), e2(), RST | ACK)).forwarded();
+        }
+    }
+    assert!(delivered < 10, "the mapping ended, after {delivered} probes");
+    gateway.wait(seconds(240) + 8000);
+    gateway.assert_empty();
+}
+
+/// Section 9: see `rfc6888_req15`. Ports are drawn by keys: other keys, other ports.
+#[test]
+fn rfc7857_s9_ports_depend_on_the_keys() {
+    use portcullis_nat::{Nat, Seeds};
+    use portcullis_steering::{Owners, WorkerId};
+    let ports = [1, 2].map(|key| {
+        let setup = Setup::new();
+        let memory = vec![0; setup.capacity.bytes()].leak();
+        let nat = Nat::new(memory, setup.capacity, Seeds([key; 4]), Owners::single(), WorkerId(0), setup.start);
+        let mut gateway = Gateway {
+            nat: nat.expect("the memory suffices"),
+            now: setup.start,
+            policy: setup.policy,
+            network: setup.network,
+            offered: 0,
+        };
+        gateway.adopt(|_| {});
+        gateway.adopt_network(|_| {});
+        (0..4).map(|port| gateway.external_of(at(h1(), port), e1()).port).collect::<Vec<_>>()
+    });
+    assert_ne!(ports[0], ports[1]);
+}
+
+/// Section 11: the mapping of a query goes with its last session.
+#[test]
+fn rfc7857_s11_a_querys_mapping_ends_with_its_last_session() {
+    let mut gateway = Setup::new().build();
+    let query = portcullis_testkit::builder::Query::Echo;
+    gateway.inside(&PacketBuilder::query(h1().address, e1().address, query, 5)).forwarded();
+    assert_eq!(gateway.ports_used(), 1);
+    gateway.wait(seconds(60) + 8000);
+    gateway.assert_empty();
+}
