@@ -78,6 +78,7 @@ fn a_pool_that_follows_the_interface_follows_its_address() {
 #[test]
 fn a_mapping_survives_a_neighbour_that_changes_its_link_layer_address() {
     run(usual(), |world| {
+        let before = world.gateway.log().len();
         let socket = udp(world.client(0), "10.0.0.2:6400")?;
         let external = seen_from(&ask(&socket, "198.51.100.2:7", "before")?)?;
         world.router().ip("link set gateway address 02:00:00:00:77:01")?;
@@ -85,7 +86,7 @@ fn a_mapping_survives_a_neighbour_that_changes_its_link_layer_address() {
         world.wait_for_traffic(BACK)?;
         let after = seen_from(&ask(&socket, "198.51.100.2:7", "after")?)?;
         ensure!(after == external, "the mapping moved from {external} to {after}");
-        Ok(())
+        world.gateway.pid().map_or(Ok(()), |_| log_says(world, before, &["203.0.113.2", "02:00:00:00:77:01"]))
     });
 }
 

@@ -1,4 +1,4 @@
-//! Which inbound packets a mapping lets in: the three behaviours of RFC 4787, section 5.
+//! Which inbound packets a mapping lets in, and for which remotes it holds: the behaviours of RFC 4787, sections 5 and 4.1.
 
 use anyhow::{Result, ensure};
 use portcullis_testkit::topology::gateway::Setup;
@@ -55,4 +55,28 @@ fn address_dependent_filtering_lets_other_ports_of_a_known_address_in() {
 #[test]
 fn address_and_port_dependent_filtering_lets_only_known_endpoints_in() {
     expect(&Row { filtering: "address-and-port-dependent", other_port: false, other_address: false });
+}
+
+/// What the external endpoint depends on: the remote's port, the remote's address.
+fn expect_mapping(mapping: &str, on_port: bool, on_address: bool) {
+    let setup = Setup { tables: format!("[nat]\nmapping = \"{mapping}\"\n"), ..Setup::default() };
+    run_portcullis(setup, |world| {
+        let client = udp(world.client(0), "10.0.0.2:6001")?;
+        let seen = |server: &str| seen_from(&ask(&client, server, "who am I")?);
+        let [first, other_port, other_address] = [seen("198.51.100.2:7")?, seen("198.51.100.2:77")?, seen("198.51.100.3:7")?];
+        ensure!((other_port != first) == on_port, "{mapping}: {first}, and {other_port} towards another port");
+        ensure!((other_address != first) == on_address, "{mapping}: {first}, and {other_address} towards another address");
+        ensure!(seen("198.51.100.2:7")? == first, "{mapping}: the endpoint did not stay {first}");
+        Ok(())
+    });
+}
+
+#[test]
+fn address_dependent_mapping_has_an_endpoint_for_each_remote_address() {
+    expect_mapping("address-dependent", false, true);
+}
+
+#[test]
+fn address_and_port_dependent_mapping_has_an_endpoint_for_each_remote_endpoint() {
+    expect_mapping("address-and-port-dependent", true, true);
 }

@@ -7,6 +7,7 @@
 //! Blind spots: one queue, copy mode, veth; no NIC, no VLAN where the kernel has no VLAN devices.
 
 mod changes;
+mod crafted;
 mod death;
 mod errors;
 mod filtering;

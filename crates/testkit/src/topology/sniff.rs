@@ -171,4 +171,15 @@ mod tests {
         assert_eq!(request.payload()[0], 8, "an echo request");
         assert!(sniffer.seen(|_| true).iter().all(Seen::is_internal));
     }
+
+    #[test]
+    fn what_a_kernel_without_nat_forwards_is_seen_outside() {
+        if !is_root_or_skips("sniff::what_a_kernel_without_nat_forwards_is_seen_outside") {
+            return;
+        }
+        let topology = Topology::build("pcunit").expect("builds");
+        let sniffer = Sniffer::start_for(topology.router(), Seen::is_internal).expect("listens");
+        topology.client(0).program("ping", ["-c1", "-W1", "198.51.100.2"]).run().expect("runs");
+        assert!(wait_until(Duration::from_secs(2), || !sniffer.seen(|_| true).is_empty()), "the kernel has forwarded, unseen");
+    }
 }
