@@ -19,6 +19,7 @@ use portcullis_nat::{Capacity, Nat, Packet, Seeds};
 use portcullis_steering::{Owners, WorkerId};
 use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
 
+pub(crate) mod bytes;
 mod seen;
 
 pub(crate) use seen::Seen;
