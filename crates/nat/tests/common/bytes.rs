@@ -199,7 +199,7 @@ fn check_addresses(gateway: &Gateway<'_>, interface: InterfaceId, frame: &[u8]) 
     let is_external = |address| gateway.policy.externals.iter().any(|external| external.address == Some(address));
     let is_own_error = link.addresses.iter().any(|own| own.addr() == seen.source.address)
         && matches!(seen.icmp, Some((3 | 11, _, _)))
-        && seen.fragment & 0x1FFF == 0;
+        && seen.offset() == 0;
     match link.side {
         Side::Outside => {
             assert!(is_external(seen.source.address) || is_own_error, "untranslated: {}", describe(frame));
