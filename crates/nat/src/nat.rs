@@ -322,10 +322,12 @@ impl<'m> Nat<'m> {
         next
     }
 
-    /// Appends the live mappings among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
+    /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
     pub fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
         let (records, next) = self.state.mappings.records.slice(cursor, most);
-        into.extend(records.map(|(_, mapping)| mapping.view()));
+        let is_live = |slot: u16, external| self.state.slots[usize::from(slot)] == Some(external);
+        let live = records.filter(|(_, mapping)| is_live(mapping.slot, mapping.external().address));
+        into.extend(live.map(|(_, mapping)| mapping.view()));
         next
     }
 }

@@ -6,7 +6,15 @@ use proptest::prelude::*;
 
 mod common;
 
+/// Failures are kept beside this file.
+fn config() -> ProptestConfig {
+    let kept = proptest::test_runner::FileFailurePersistence::WithSource("regressions");
+    ProptestConfig { failure_persistence: Some(Box::new(kept)), ..ProptestConfig::default() }
+}
+
 proptest! {
+    #![proptest_config(config())]
+
     #[test]
     fn no_bytes_bring_the_nat_down_or_anything_untranslated_out(script in proptest::collection::vec(any::<u8>(), 0..3000)) {
         common::bytes::run(&script);

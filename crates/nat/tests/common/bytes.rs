@@ -222,7 +222,7 @@ fn check_tables(gateway: &Gateway<'_>) {
         mappings.iter().map(|mapping| (mapping.protocol as u8, mapping.external.address, mapping.external.port)).collect();
     assert_eq!(endpoints.len(), mappings.len(), "{mappings:?}");
     let gauges = gateway.nat.gauges();
-    assert_eq!(gauges.mappings as usize, mappings.len());
+    assert!(mappings.len() <= gauges.mappings as usize, "what has ended is swept later");
     assert!(gateway.sessions().len() <= gauges.sessions as usize);
     assert!(mappings.iter().all(|mapping| mapping.sessions > 0), "{mappings:?}");
 }
