@@ -119,7 +119,7 @@ pub const LIMITS: Section = Section {
         key("mappings", Some("262144"), "a whole number from 64 to 16777216"),
         key("sessions", Some("524288"), "a whole number from 64 to 33554432"),
         key("fragments", Some("4096"), "a whole number from 16 to 1048576"),
-        key("frames", Some("16384"), "a power of two from 4096 to 1048576"),
+        key("frames", Some("32768"), "a power of two from 4096 to 1048576"),
     ],
 };
 

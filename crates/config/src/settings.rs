@@ -42,7 +42,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { mappings: 262_144, sessions: 524_288, fragments: 4096, frames: 16_384 }
+        Self { mappings: 262_144, sessions: 524_288, fragments: 4096, frames: 32_768 }
     }
 }
 

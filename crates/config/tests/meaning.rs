@@ -332,7 +332,7 @@ fn the_summary_says_what_an_operator_looks_for() {
             "forward tcp interface:eth0:8080 -> 10.0.0.1:80",
             "mapping endpoint-independent, filtering address-and-port-dependent",
             "timeouts: udp 5m, tcp established 2h 4m, tcp transitory 4m, icmp 1m, fragment 15s",
-            "limits: 262144 mappings, 524288 sessions, 4096 fragmented packets, 16384 frames",
+            "limits: 262144 mappings, 524288 sessions, 4096 fragmented packets, 32768 frames",
             "worker: on a core of the gateway's choice, busy polling adaptive, bursts of 64",
             "metrics: http://127.0.0.1:9464/metrics; control: /run/portcullis/control.sock",
         ]

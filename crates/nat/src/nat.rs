@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 use portcullis_steering::{Owners, WorkerId};
-use portcullis_wire::icmp_error;
+use portcullis_wire::ipv4::Ipv4Header;
 use portcullis_wire::partial::{self, ChecksumState};
+use portcullis_wire::{ethernet, icmp_error};
 
 use crate::arena::{Capacity, TooSmall};
 use crate::arrival::{self, Arrival};
@@ -19,7 +20,7 @@ use crate::flow::{self, Kind};
 use crate::fragment::Fragments;
 use crate::leave;
 use crate::limit::TokenBucket;
-use crate::path::{self, Paths};
+use crate::path::{self, Path, Paths, Whereabouts};
 use crate::policy::{DeviceId, InterfaceId, Network, Policy, Protocol, Side};
 use crate::refusal::{Answer, Refusal};
 use crate::state::State;
@@ -210,13 +211,23 @@ impl<'m> Nat<'m> {
 
     /// Completes a held packet's link-layer header. The verdict is what becomes of it now: it may have to be held on.
     pub fn readdress(&mut self, packet: &mut Packet<'_>, interface: InterfaceId, next_hop: Ipv4Addr) -> Verdict {
-        let Some(path) = path::via(&self.network, interface, next_hop, None) else {
+        let Some(path) = self.path_of_held(packet.frame(), interface, next_hop) else {
             return Verdict::Drop(DropReason::InterfaceDown);
         };
         if !path.up {
             return Verdict::Drop(DropReason::InterfaceDown);
         }
         leave::by(packet, &path).unwrap_or(Verdict::Drop(DropReason::NoFrame))
+    }
+
+    /// The path over `interface` to `next_hop`, with the MTU of the route to the packet's destination while it still leads that way.
+    fn path_of_held(&self, frame: &[u8], interface: InterfaceId, next_hop: Ipv4Addr) -> Option<Path> {
+        let link = ethernet::link(frame)?;
+        let destination = Ipv4Header::from_prefix(frame.get(link.header_len..)?)?.dst();
+        match path::look_up(&self.network, destination) {
+            Whereabouts::Via(path) if path.interface == interface && path.next_hop == next_hop => Some(path),
+            _ => path::via(&self.network, interface, next_hop, None),
+        }
     }
 
     /// Counts a packet that the worker had to drop after its verdict.
@@ -313,10 +324,12 @@ impl<'m> Nat<'m> {
         next
     }
 
-    /// Appends the live mappings among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
+    /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
     pub fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
         let (records, next) = self.state.mappings.records.slice(cursor, most);
-        into.extend(records.map(|(_, mapping)| mapping.view()));
+        let is_live = |slot: u16, external| self.state.slots[usize::from(slot)] == Some(external);
+        let live = records.filter(|(_, mapping)| is_live(mapping.slot, mapping.external().address));
+        into.extend(live.map(|(_, mapping)| mapping.view()));
         next
     }
 }

@@ -155,8 +155,7 @@ fn rfc5508_req4_an_error_from_outside_shows_the_packet_as_it_was_sent() {
 
 /// "REQ-5: If a NAT device receives an ICMP Error packet from the private realm, and the NAT does not have an active mapping for the
 /// embedded payload, the NAT SHOULD silently drop the ICMP Error packet. [...] a) Revert the IP and transport headers of the embedded IP
-/// packet to their original form, using the matching mapping; and b) Leave the ICMP Error type and code unchanged; and c) [...] translate
-/// the source IP address of the outer IP header".
+/// packet to their original form, using the matching mapping; and b) Leave the ICMP Error type and code unchanged".
 #[test]
 fn rfc5508_req5_an_error_from_inside_shows_external_endpoints_only() {
     let mut gateway = Setup::new().build();
@@ -303,7 +302,7 @@ fn rfc5508_req10e_no_error_is_sent_about_errors_and_later_fragments() {
     assert_eq!(gateway.count(Counter::IcmpErrorsSent), 0);
 }
 
-/// RFC 1812, section 4.3.2.8: "A router which sends ICMP Source Quench messages MUST be able to limit the rate".
+/// RFC 1812, section 4.3.2.8: "A router SHOULD also be able to limit the rate at which it sends other sorts of ICMP error messages".
 #[test]
 fn rfc5508_req10f_the_gateways_own_errors_are_limited() {
     let mut gateway = Setup::new()
@@ -335,10 +334,22 @@ fn rfc5508_req10a_a_trace_from_outside_shows_the_gateway_and_no_inside_address()
     gateway.outside(&PacketBuilder::udp(e1(), at(external, external.port ^ 1)).ttl(1)).is_dropped(DropReason::NoMapping);
 }
 
-/// "REQ-11: [...] Non-QueryError ICMP messages MAY be dropped". What an error quotes of protocols that are not translated belongs to no
-/// session; where the host has the address too, it is about the host's own traffic.
+/// REQ-11 leaves it to the NAT what becomes of messages that are neither queries nor errors: they are dropped, and counted.
 #[test]
-fn rfc5508_req11_errors_about_other_protocols_are_no_sessions() {
+fn rfc5508_req11_messages_that_are_neither_queries_nor_errors_are_dropped() {
+    let mut gateway = Setup::new().build();
+    for kind in [1, 19, 30, 40, 42, 255] {
+        let message = |from, to| PacketBuilder::icmp(from, to, kind, 0, [0, 9, 0, 1]).payload(&[0; 12]);
+        gateway.inside(&message(h1().address, e1().address)).is_dropped(DropReason::UnsupportedIcmp);
+        gateway.outside(&message(e1().address, X1)).is_dropped(DropReason::UnsupportedIcmp);
+    }
+    assert_eq!(gateway.dropped(DropReason::UnsupportedIcmp), 12);
+}
+
+/// REQ-4 once more: what an error quotes of protocols that are not translated belongs to no session; where the host has the address too,
+/// it is about the host's own traffic.
+#[test]
+fn rfc5508_req4_errors_about_other_protocols_belong_to_no_session() {
     for shared in [false, true] {
         let mut gateway = Setup::new().policy(|policy| policy.externals[0].shared_with_host = shared).build();
         let quoted = PacketBuilder::raw(X1, e1().address, 50).payload_len(40).datagram();

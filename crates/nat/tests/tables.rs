@@ -347,3 +347,25 @@ fn subscribers_are_counted_while_they_have_mappings() {
         Some((20, 64_512))
     );
 }
+
+/// A pool's address that an interface comes to have too moves to the interface's slot; what its old slot gave is dead, and not shown.
+#[test]
+fn an_address_that_moves_to_another_slot_serves_new_mappings_at_once() {
+    let few = |address| portcullis_nat::policy::External { ports: PortSet::range(5000, 5000), ..external(address) };
+    let mut gateway = Setup::new().policy(|policy| policy.externals = vec![few(X1), few(X2)]).build();
+    let (mut on_first, mut on_second) = (h1(), h2());
+    if gateway.external_of(on_first, e1()).address == X2 {
+        (on_first, on_second) = (on_second, on_first);
+    }
+    gateway.external_of(h2(), e1());
+    gateway.adopt(|policy| policy.externals[0].address = Some(X2));
+    assert_eq!(gateway.mappings(), []);
+    gateway.wait(1);
+    let moved = gateway.external_of(on_first, e1());
+    assert_eq!((moved.address, moved.port), (X2, 5000));
+    assert_eq!(gateway.outside(&PacketBuilder::udp(e1(), moved)).delivered().destination, on_first);
+    gateway.inside(&PacketBuilder::udp(on_second, e1())).answered(INSIDE, 3, 13);
+    assert_eq!(gateway.mappings().len(), 1);
+    gateway.wait(seconds(300) + SWEEP_ROUND + 1000);
+    gateway.assert_empty();
+}

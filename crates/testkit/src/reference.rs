@@ -126,14 +126,19 @@ impl ReferenceNat {
         self.clock += u64::from(now.since(self.tick));
         self.tick = now;
         self.tables.expire(self.clock, &self.policy);
-        let keep = 4 * self.policy.timeouts.fragment.as_millis() as u64;
-        self.tables.fragments.retain(|_, entry| self.clock - entry.touched <= keep);
     }
 
     /// Says that the NAT has swept all that ended until the last `advance`: nothing of it may be in use from now on.
     pub fn swept(&mut self) {
         self.tables.late_sessions.clear();
         self.tables.late_mappings.clear();
+        self.swept_fragments();
+    }
+
+    /// Says that the NAT has forgotten the fragments whose time was over at the last `advance`, as each step of its sweep does.
+    pub fn swept_fragments(&mut self) {
+        let timeout = self.policy.timeouts.fragment.as_millis() as u64;
+        self.tables.fragments.retain(|_, entry| self.clock - entry.touched <= timeout);
     }
 
     /// Live sessions.
@@ -193,8 +198,7 @@ impl ReferenceNat {
     /// Keeps what was made although the packet was dropped: at once unless an external endpoint was chosen that only the
     /// view will show.
     fn keep(&mut self, mut kept: Vec<tables::Effect>) {
-        let chosen_unseen = |effect: &tables::Effect| matches!(effect, tables::Effect::Create { mapping: Some(_), .. });
-        if kept.iter().any(chosen_unseen) {
+        if kept.iter().any(tables::Effect::makes_mapping) {
             self.tables.unseen.append(&mut kept);
         } else {
             kept.truncate(1);

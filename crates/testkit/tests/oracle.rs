@@ -69,7 +69,7 @@ fn a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged() {
             if stopped && sessions(&bench.nat, bench.now).len() != known.len() {
                 return Err(format!("{outcome:?} of packet {forwards} made or ended a session"));
             }
-            bench.deliver(done)?;
+            bench.deliver(done, &frame)?;
             bench.compare()?;
         }
         if bench.stage.frames(step).is_empty() { bench.step(step) } else { Ok(()) }

@@ -5,7 +5,7 @@
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use portcullis_nat::counters::Counter;
@@ -19,6 +19,7 @@ use portcullis_nat::{Capacity, Nat, Packet, Seeds};
 use portcullis_steering::{Owners, WorkerId};
 use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
 
+pub(crate) mod bytes;
 mod seen;
 
 pub(crate) use seen::Seen;
@@ -74,9 +75,12 @@ pub(crate) const fn seconds(seconds: u32) -> u32 {
     seconds * 1000
 }
 
+/// Made once: port by port it takes a fuzzer longer than a script.
+static USUAL_PORTS: LazyLock<PortSet> = LazyLock::new(|| PortSet::range(1024, 65535));
+
 /// An external address with the usual ports.
 pub(crate) fn external(address: Ipv4Addr) -> External {
-    External { address: Some(address), ports: PortSet::range(1024, 65535), shared_with_host: false, pool: "default".into() }
+    External { address: Some(address), ports: USUAL_PORTS.clone(), shared_with_host: false, pool: "default".into() }
 }
 
 /// A forward of X1's ports `first` to `last`.

@@ -62,7 +62,8 @@ impl Seen {
         let total_len = word(bytes, 2);
         let segment = &bytes[header_len..bytes.len().min(usize::from(total_len))];
         let (protocol, fragment) = (bytes[9], word(bytes, 6));
-        let has_transport = fragment & 0x1FFF == 0;
+        let offset = fragment & 0x1FFF;
+        let has_transport = offset == 0;
         let icmp = (protocol == 1 && has_transport && segment.len() >= 8)
             .then(|| (segment[0], segment[1], u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]])));
         let (source, destination) = match (protocol, icmp) {
@@ -92,6 +93,11 @@ impl Seen {
             checksum: (has_transport && segment.len() >= field + 2).then(|| word(segment, field)),
             segment: segment.to_vec(),
         }
+    }
+
+    /// The fragment offset. **Units:** eight bytes.
+    pub(crate) const fn offset(&self) -> u16 {
+        self.fragment & 0x1FFF
     }
 
     /// The datagram that an ICMP error quotes.

@@ -10,8 +10,11 @@ use proptest::sample::Index;
 
 use super::steps::{Kind, Sender, Step, Target, Trim};
 use super::world::{FIRST_PORT, HOSTS, MACS, POOL, REMOTES, forwards, mac_of};
-use crate::builder::{Checksum, PacketBuilder, checksum::internet};
-use crate::reference::read::{Datagram, Transport, read};
+use crate::builder::{
+    Checksum, PacketBuilder,
+    checksum::{internet, sum},
+};
+use crate::reference::read::{Datagram, Transport, read, word};
 
 /// Addresses that are nobody's, or the box's own, or not the sender's to use.
 pub const ODD: [Ipv4Addr; 12] = [
@@ -45,6 +48,8 @@ pub struct Forwarded {
     pub device: DeviceId,
     /// The frame.
     pub bytes: Vec<u8>,
+    /// What it came in as.
+    pub input: Received,
 }
 
 /// What has happened so far.
@@ -69,7 +74,8 @@ impl Stage {
     pub fn frames(&self, step: &Step) -> Vec<Received> {
         match step {
             Step::Send { sender, port, target, kind, trim } => self.send(sender, *port, target, *kind, trim).unwrap_or_default(),
-            Step::Again(of, flags) => self.again(*of, *flags).into_iter().collect(),
+            Step::Again { of, latest, flags, .. } => self.again(*of, *latest, *flags).into_iter().collect(),
+            Step::Zero(of) => self.zero(*of).into_iter().collect(),
             Step::Answer(of, kind, trim) => self.answer(*of, *kind, trim).unwrap_or_default(),
             Step::Complain { .. } => self.complain(step).unwrap_or_default(),
             Step::Mutate(step, changes, repair) => {
@@ -150,13 +156,38 @@ impl Stage {
         frames.drain(..).map(|bytes| Received { device: Self::device(interface), bytes }).collect()
     }
 
-    fn again(&self, of: Index, flags: u8) -> Option<Received> {
-        let mut frame = pick(of, &self.received)?.clone();
+    fn again(&self, of: Index, latest: bool, flags: u8) -> Option<Received> {
+        let start = if latest { self.received.len().saturating_sub(8) } else { 0 };
+        let mut frame = pick(of, &self.received[start..])?.clone();
         let reading = read(&frame.bytes);
         if let (Some(link), Some(datagram)) = (reading.link, &reading.datagram)
             && let Transport::Ports { protocol: portcullis_nat::policy::Protocol::Tcp, .. } = datagram.transport
         {
             frame.bytes[link.len + datagram.header_len + 13] = flags;
+        }
+        Some(frame)
+    }
+
+    /// Adds the checksum that a packet had when it came out to its first word of payload, so that the next will have none left; its
+    /// own checksum stays right.
+    fn zero(&self, of: Index) -> Option<Received> {
+        let sent = pick(of, &self.forwarded)?;
+        let mut frame = sent.input.clone();
+        let (before, after) = (read(&frame.bytes), read(&sent.bytes));
+        let (link, datagram, out) = (before.link?, before.datagram?, after.datagram?);
+        let (field, payload) = match datagram.transport {
+            Transport::Ports { protocol: portcullis_nat::policy::Protocol::Udp, .. } => (6, 8),
+            Transport::Ports { .. } => (16, 20),
+            _ => return None,
+        };
+        if datagram.bytes.len() < datagram.header_len + payload + 2 || word(&datagram.bytes, datagram.header_len + field) == 0 {
+            return None;
+        }
+        let left = word(&out.bytes, out.header_len + field);
+        let segment = link.len + datagram.header_len;
+        for (at, by) in [(segment + payload, left), (segment + field, !left)] {
+            let value = sum(&[&frame.bytes[at..at + 2], &by.to_be_bytes()]);
+            frame.bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
         }
         Some(frame)
     }

@@ -97,8 +97,19 @@ pub enum Step {
         /// The rest.
         trim: Trim,
     },
-    /// The same packet as before, received again, with other TCP flags if it is TCP.
-    Again(Index, u8),
+    /// The same packet as before, received again, with other TCP flags if it is TCP; often one of the latest, often after some time.
+    Again {
+        /// Which packet.
+        of: Index,
+        /// Whether only the latest eight are meant.
+        latest: bool,
+        /// TCP's flags.
+        flags: u8,
+        /// Time that passes first.
+        after: Option<Wait>,
+    },
+    /// A packet that was translated, received again with a payload for which the translated checksum is zero.
+    Zero(Index),
     /// The receiver of a packet that came out answers it: ports and addresses reversed.
     Answer(Index, Kind, Trim),
     /// The receiver of a packet that came out, or a router before it, sends an ICMP error about it.
@@ -285,10 +296,16 @@ fn wait() -> impl Strategy<Value = Wait> {
     ]
 }
 
+fn again() -> impl Strategy<Value = Step> {
+    (any::<Index>(), prop::bool::weighted(0.7), flags(), prop::option::of(wait()))
+        .prop_map(|(of, latest, flags, after)| Step::Again { of, latest, flags, after })
+}
+
 fn traffic() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => send(),
-        1 => (any::<Index>(), flags()).prop_map(|(of, flags)| Step::Again(of, flags)),
+        4 => again(),
+        1 => any::<Index>().prop_map(Step::Zero),
         7 => (any::<Index>(), kind(), trim()).prop_map(|(of, kind, trim)| Step::Answer(of, kind, trim)),
         3 => complain()
     ]

@@ -48,7 +48,7 @@ pub(super) struct Choice {
 
 impl Choice {
     pub(super) fn makes_session(&self) -> bool {
-        matches!(self.effect, Effect::Create { .. })
+        self.effect.created().is_some()
     }
 }
 
@@ -83,11 +83,18 @@ impl ReferenceNat {
         let forwarded = self.forward_externals(flow);
         if !forwarded.is_empty() {
             self.perhaps_mappings_full(&mut half);
-            half.choices = forwarded.into_iter().map(|external| created(flow, external, None, None)).collect();
-        } else if let Some((id, mapping)) = self.tables.mapping_of(flow.protocol, flow.source, self.scope(flow.destination)) {
-            half.choices.push(created(flow, mapping.external, Some(id), None));
-        } else {
-            self.new_mapping(flow, shown, &mut half);
+        }
+        let certain = forwarded.iter().any(|&external| !self.is_late(flow, external));
+        half.choices = forwarded.into_iter().map(|external| created(flow, external, None, None)).collect();
+        if !certain {
+            if let Some((id, mapping)) = self.tables.mapping_of(flow.protocol, flow.source, self.scope(flow.destination)) {
+                half.choices.push(created(flow, mapping.external, Some(id), None));
+            } else {
+                let others = half.choices.len();
+                self.new_mapping(flow, shown, &mut half);
+                let failed = half.choices.len() == others;
+                half.failures.iter_mut().filter(|_| others > 0 && failed).for_each(|failure| failure.certain = false);
+            }
         }
         narrow(half, shown.filter(|_| flow.protocol != Protocol::Icmp))
     }
@@ -141,6 +148,12 @@ impl ReferenceNat {
             }
         }
         found
+    }
+
+    /// Whether a session that has ended, but was not swept yet, may still keep an external endpoint from that remote.
+    fn is_late(&self, flow: Flow, external: Endpoint) -> bool {
+        let late = &self.tables.late_sessions;
+        late.iter().any(|s| (s.protocol, s.external, s.remote) == (flow.protocol, external, flow.destination))
     }
 
     /// What of the remote endpoint a mapping is for (RFC 4787, section 4.1).

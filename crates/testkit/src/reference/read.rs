@@ -182,8 +182,8 @@ fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
         reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader]);
     }
     if datagram.offset > 0 {
-        // RFC 3128: such a fragment could overwrite the flags that were looked at.
-        if protocol == Protocol::Tcp && datagram.offset == 1 {
+        // RFC 3128: such a fragment could overwrite the header that was looked at.
+        if protocol == Protocol::Tcp && datagram.offset * 8 < 20 {
             reading.tolerated.push(DropReason::BadTransportHeader);
         }
         if usize::from(datagram.offset) * 8 + datagram.bytes.len() > 0xFFFF || datagram.bytes.len() == datagram.header_len {

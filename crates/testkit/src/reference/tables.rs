@@ -106,6 +106,17 @@ pub(super) enum Effect {
     LaterFragment { key: FragmentKey },
 }
 
+impl Effect {
+    /// The session that it makes.
+    pub(super) fn created(&self) -> Option<SessionKey> {
+        if let Self::Create { session, .. } = self { Some(session.key()) } else { None }
+    }
+
+    pub(super) fn makes_mapping(&self) -> bool {
+        matches!(self, Self::Create { mapping: Some(_), .. })
+    }
+}
+
 /// How full something is, from what must be and what may be in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {

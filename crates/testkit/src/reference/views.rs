@@ -41,19 +41,21 @@ impl ReferenceNat {
 
     /// Finds the session that was made unseen, and the external endpoint that it was given.
     fn reveal(&mut self, views: &[SessionView]) -> Result<(), Disagreement> {
-        let unseen = std::mem::take(&mut self.tables.unseen);
-        let Some(Effect::Create { session, mapping: Some(mapping) }) = unseen.into_iter().next() else { return Ok(()) };
-        let (mut session, mut mapping) = (session, mapping);
-        let is = |view: &&SessionView| (view.protocol, view.internal, view.remote) == session.key();
-        let Some(view) = views.iter().find(is) else {
-            return Err(Disagreement::plain(format!("the NAT lacks the session {session:?} of a hairpin that was filtered")));
+        let mut unseen = std::mem::take(&mut self.tables.unseen);
+        let Some(key) = unseen.iter().find_map(Effect::created) else { return Ok(()) };
+        let Some(view) = views.iter().find(|view| (view.protocol, view.internal, view.remote) == key) else {
+            return Err(Disagreement::plain(format!("the NAT lacks the session {key:?} of a hairpin that was filtered")));
         };
-        if let Some(why) = self.tables.objection(&self.policy, view.protocol, view.internal, view.external) {
-            return Err(Disagreement::plain(format!("{view:?} may not have that external endpoint: {why}")));
+        let known = |effect: &Effect| matches!(effect, Effect::Create { session, .. } if session.external == view.external);
+        let at = unseen.iter().position(known).or_else(|| unseen.iter().position(Effect::makes_mapping)).unwrap_or(0);
+        let mut effect = unseen.swap_remove(at);
+        if let Effect::Create { session, mapping: Some(mapping) } = &mut effect {
+            if let Some(why) = self.tables.objection(&self.policy, view.protocol, view.internal, view.external) {
+                return Err(Disagreement::plain(format!("{view:?} may not have that external endpoint: {why}")));
+            }
+            (session.external, mapping.external) = (view.external, view.external);
         }
-        (session.external, mapping.external) = (view.external, view.external);
-        let made = vec![Effect::Create { session, mapping: Some(mapping) }];
-        self.tables.commit(made, self.clock, self.policy.inbound_refresh);
+        self.tables.commit(vec![effect], self.clock, self.policy.inbound_refresh);
         Ok(())
     }
 

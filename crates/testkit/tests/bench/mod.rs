@@ -162,6 +162,9 @@ impl<'m> Bench<'m> {
             }
             Step::Address(index) => self.flip_address(index.index(self.policy.externals.len())),
             _ => {
+                if let Step::Again { after: Some(wait), .. } = step {
+                    self.now = self.now.after(self.milliseconds(*wait));
+                }
                 let frames = self.stage.frames(step);
                 if !frames.is_empty() {
                     self.burst(&frames)?;
@@ -170,6 +173,7 @@ impl<'m> Bench<'m> {
         }
         self.nat.expire(self.now);
         self.reference.advance(self.now);
+        self.reference.swept_fragments();
         self.compare()
     }
 
@@ -235,19 +239,19 @@ impl<'m> Bench<'m> {
             self.note(|| format!("      {outcome:?}"));
             self.outcomes.push((outcome, done.verdict));
             self.stage.received.push(frame.clone());
-            self.deliver(done)?;
+            self.deliver(done, frame)?;
         }
         Ok(())
     }
 
-    pub(crate) fn deliver(&mut self, done: Done) -> Result<(), String> {
+    pub(crate) fn deliver(&mut self, done: Done, input: &Received) -> Result<(), String> {
         let bytes = match done.verdict {
             Verdict::Transmit(device) | Verdict::Fragment { device, .. } => Some((device, done.bytes)),
             Verdict::Hold { interface, next_hop } => self.resolve(&done, interface, next_hop)?,
             _ => None,
         };
         if let Some((device, bytes)) = bytes {
-            self.stage.forwarded.push(Forwarded { device, bytes });
+            self.stage.forwarded.push(Forwarded { device, bytes, input: input.clone() });
         }
         Ok(())
     }
