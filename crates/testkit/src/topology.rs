@@ -55,7 +55,7 @@ pub enum Offloads {
     /// Everything on: partial checksums, and packets larger than the MTU between hosts that allow them.
     #[default]
     On,
-    /// Complete checksums and MTU-sized packets, as a wire carries them; received ones are merged, as hosts with NICs do.
+    /// Complete checksums and MTU-sized packets, as a wire carries them.
     Off,
     /// Partial checksums, but MTU-sized packets.
     ChecksumOnly,
@@ -65,8 +65,8 @@ impl Offloads {
     fn words(self) -> &'static [&'static str] {
         match self {
             Self::On => &["tx", "on", "tso", "on", "gso", "on", "gro", "off"],
-            Self::Off => &["tx", "off", "tso", "off", "gso", "off", "gro", "on"],
-            Self::ChecksumOnly => &["tx", "on", "tso", "off", "gso", "off", "gro", "on"],
+            Self::Off => &["tx", "off", "tso", "off", "gso", "off", "gro", "off"],
+            Self::ChecksumOnly => &["tx", "on", "tso", "off", "gso", "off", "gro", "off"],
         }
     }
 }
@@ -111,6 +111,7 @@ impl Topology {
         topology.number_hosts().context("numbering the hosts")?;
         topology.vlan = topology.lay_vlan()?;
         topology.set_sysctls()?;
+        topology.spread_receiving()?;
         for host in topology.hosts() {
             host.wait_for_carrier()?;
         }
@@ -252,6 +253,18 @@ impl Topology {
              link set eth0 up
              route add default via {ROUTER_FAR}"
         ))
+    }
+
+    /// Spreads the hosts' work on what the gateway sends over all processors, as the queues of their NICs would. Without it veth does
+    /// that work on the processor that sends, which is the gateway's.
+    fn spread_receiving(&self) -> Result<()> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from).min(32);
+        let mask = u32::MAX >> (32 - processors);
+        for host in [&self.router, &self.switch] {
+            let line = format!("echo {mask:x} > /sys/class/net/gateway/queues/rx-0/rps_cpus");
+            host.program("sh", ["-c", &line]).run()?.success()?;
+        }
+        Ok(())
     }
 
     /// The router and the gateway forward; no host limits its ICMP errors, or traceroute and nmap would wait for them.
