@@ -38,6 +38,11 @@ impl Nat<'_> {
             Ok(tuple) => tuple,
             Err(reason) => return Err(self.unclaimed(reason, slot)),
         };
+        let (ours, _) = match arrival.side {
+            Side::Inside => tuple.outbound(),
+            Side::Outside => tuple.inbound(),
+        };
+        self.own(arrival.side, ours)?;
         match (arrival.side, slot) {
             (Side::Inside, None) => self.translate_outbound(packet, arrival, &tuple, now),
             (Side::Inside, Some(slot)) => self.translate_hairpin(packet, arrival, &tuple, slot, now),
