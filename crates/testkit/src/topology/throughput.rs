@@ -38,6 +38,17 @@ impl BothWays {
         self.outbound + self.inbound
     }
 
+    /// What two runs of one gateway have measured.
+    #[must_use]
+    pub fn mean(first: Self, second: Self) -> Self {
+        Self {
+            outbound: f64::midpoint(first.outbound, second.outbound),
+            inbound: f64::midpoint(first.inbound, second.inbound),
+            slowest: first.slowest.min(second.slowest),
+            retransmits: first.retransmits + second.retransmits,
+        }
+    }
+
     /// Reads iperf3's report.
     fn read(report: &Value) -> Result<Self> {
         let rate = |sum: &Value| sum["bits_per_second"].as_f64();
