@@ -38,6 +38,10 @@ run *ARGS:
 fuzz CASES="4096":
     PROPTEST_CASES="$1" cargo test --release -p portcullis-wire -p portcullis-steering -p portcullis-nat -p portcullis-testkit
 
+# Coverage-guided fuzzing of the NAT over any bytes (needs cargo-fuzz and a nightly toolchain).
+fuzz-process SECONDS="60":
+    cargo +nightly fuzz run --fuzz-dir crates/nat/fuzz --sanitizer none process -- -max_total_time="$1" -max_len=4096
+
 # Our generator and sink over a bare veth pair (root): what the wire itself carries, the ceiling of every namespace figure.
 bench-wire *ARGS:
     cargo build --release -p portcullis-bench

@@ -1,7 +1,8 @@
 //! What a worker counts: packets on their way, each outcome, the slow path's work.
 //!
-//! Knows plain numbers of one worker; how they reach the outside is the door "counters out". Invariant: every packet that came
-//! in is in exactly one of transmitted, fragmented, held, punted, handed off, replied or dropped.
+//! Knows plain numbers of one worker; how they reach the outside is the door "counters out". Invariant: every packet of a
+//! configured interface is in exactly one of outbound, inbound, hairpin, punted, handed off or dropped; what the worker drops after the
+//! verdict is counted again, under the four reasons that only it gives.
 
 use crate::verdict::DropReason;
 

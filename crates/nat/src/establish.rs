@@ -102,6 +102,12 @@ impl Planner<'_, '_> {
         Ok(plan)
     }
 
+    /// Whether a forward or a mapping has an external endpoint.
+    pub(crate) fn is_claimed(&self, protocol: Protocol, external: Endpoint, slot: u16) -> bool {
+        forward_to(self.policy, slot, protocol, external.port).is_some()
+            || self.state.mapping_at(slot, protocol, external).is_some()
+    }
+
     /// A server behind a forward speaks first: from the endpoint that its forward has, if that is free towards this remote.
     fn by_a_forward(&self, flow: &Flow) -> Option<Plan> {
         let policy = self.policy;

@@ -31,7 +31,7 @@ pub(crate) struct Followed {
 /// The datagrams whose first fragment has passed.
 pub(crate) struct Fragments {
     followed: HashMap<FragmentKey, (Followed, Tick), RandomState>,
-    /// In the order of their ends.
+    /// One place for each, about in the order of their ends.
     ends: VecDeque<(FragmentKey, Tick)>,
     limit: usize,
     /// How long one is followed. **Units:** milliseconds.
@@ -50,16 +50,17 @@ impl Fragments {
         self.span = span;
     }
 
-    /// Whether one more datagram can be followed.
-    pub(crate) fn has_room(&self) -> bool {
-        self.ends.len() < self.limit
+    /// Whether the datagram is followed, or one more can be.
+    pub(crate) fn has_room_for(&self, key: &FragmentKey) -> bool {
+        self.ends.len() < self.limit || self.followed.contains_key(key)
     }
 
-    /// Follows a datagram from now on. The caller has asked [`Fragments::has_room`].
+    /// Follows a datagram from now on; one that is followed keeps its place. The caller has asked [`Fragments::has_room_for`].
     pub(crate) fn follow(&mut self, key: FragmentKey, followed: Followed, now: Tick) {
-        debug_assert!(self.has_room());
-        self.followed.insert(key, (followed, now));
-        self.ends.push_back((key, now));
+        debug_assert!(self.has_room_for(&key));
+        if self.followed.insert(key, (followed, now)).is_none() {
+            self.ends.push_back((key, now));
+        }
     }
 
     /// What became of the first fragment.
@@ -76,9 +77,12 @@ impl Fragments {
                 return;
             }
             self.ends.pop_front();
-            // The same key may have been followed anew since.
-            if self.followed.get(&key).is_some_and(|&(_, latest)| latest == since) {
-                self.followed.remove(&key);
+            match self.followed.get(&key) {
+                // Followed anew since: its end comes later.
+                Some(&(_, latest)) if latest != since => self.ends.push_back((key, latest)),
+                _ => {
+                    self.followed.remove(&key);
+                }
             }
         }
     }
@@ -114,9 +118,9 @@ mod tests {
         assert_eq!(fragments.find(&key(1), start.after(100)), Some(HOME));
         assert_eq!(fragments.find(&key(1), start.after(101)), None);
         fragments.follow(key(2), HOME, start.after(60));
-        assert!(!fragments.has_room());
+        assert!(!fragments.has_room_for(&key(3)) && fragments.has_room_for(&key(2)));
         fragments.expire(start.after(101), 10);
-        assert!(fragments.has_room() && fragments.len() == 1);
+        assert!(fragments.has_room_for(&key(3)) && fragments.len() == 1);
     }
 
     #[test]
@@ -129,6 +133,6 @@ mod tests {
         fragments.expire(Tick(150), 10);
         assert_eq!(fragments.find(&key(1), Tick(150)), Some(other));
         fragments.expire(Tick(500), 10);
-        assert_eq!((fragments.len(), fragments.has_room()), (0, true));
+        assert_eq!((fragments.len(), fragments.ends.len()), (0, 0));
     }
 }

@@ -21,7 +21,7 @@ use crate::fragment::Fragments;
 use crate::leave;
 use crate::limit::TokenBucket;
 use crate::path::{self, Path, Paths, Whereabouts};
-use crate::policy::{DeviceId, InterfaceId, Network, Policy, Protocol, Side};
+use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy, Protocol, Side};
 use crate::refusal::{Answer, Refusal};
 use crate::state::State;
 use crate::time::Tick;
@@ -161,6 +161,15 @@ impl<'m> Nat<'m> {
         }
     }
 
+    /// Step 4: whether this worker owns a packet from that side whose own endpoint (internal or external) is `ours`.
+    pub(crate) fn own(&self, side: Side, ours: Endpoint) -> Result<(), Refusal> {
+        let owner = match side {
+            Side::Inside => self.owners.of_subscriber(ours.address),
+            Side::Outside => self.owners.of_external(ours.address, ours.port),
+        };
+        if owner == self.me { Ok(()) } else { Err(Refusal::HandOff(owner)) }
+    }
+
     /// Turns a refusal into a verdict: the one place that drops. The frame becomes the ICMP error where one is due.
     fn refuse(&mut self, packet: &mut Packet<'_>, device: DeviceId, refusal: Refusal, now: Tick) -> Verdict {
         match refusal {
@@ -168,6 +177,10 @@ impl<'m> Nat<'m> {
                 self.finish_checksum(packet);
                 self.counters.count(Counter::Punted);
                 Verdict::Punt
+            }
+            Refusal::HandOff(owner) => {
+                self.counters.count(Counter::HandedOff);
+                Verdict::HandOff(owner.0)
             }
             Refusal::Drop(reason) => self.drop_packet(reason),
             Refusal::Answer(reason, answer) => {

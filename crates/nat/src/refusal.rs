@@ -3,6 +3,7 @@
 //! Knows reasons and ICMP errors. A [`Refusal`] travels up as the error of each step and becomes a verdict in one place, which counts.
 //! Sources: RFC 1812 section 4.3.2, RFC 5508 REQ-8 and REQ-10.
 
+use portcullis_steering::WorkerId;
 use portcullis_wire::icmp_error::ErrorMessage;
 
 use crate::policy::Policy;
@@ -17,6 +18,8 @@ pub(crate) enum Refusal {
     Answer(DropReason, Answer),
     /// It is the kernel's.
     Punt,
+    /// It is another worker's.
+    HandOff(WorkerId),
 }
 
 /// What a sender is told.

@@ -38,6 +38,11 @@ impl Nat<'_> {
             Ok(tuple) => tuple,
             Err(reason) => return Err(self.unclaimed(reason, slot)),
         };
+        let (ours, _) = match arrival.side {
+            Side::Inside => tuple.outbound(),
+            Side::Outside => tuple.inbound(),
+        };
+        self.own(arrival.side, ours)?;
         match (arrival.side, slot) {
             (Side::Inside, None) => self.translate_outbound(packet, arrival, &tuple, now),
             (Side::Inside, Some(slot)) => self.translate_hairpin(packet, arrival, &tuple, slot, now),
@@ -51,7 +56,7 @@ impl Nat<'_> {
         let path = leave::path_towards(&mut self.paths, &self.network, arrival.destination, Side::Outside)?;
         leave::check_fit(packet, &arrival.layout, &path)?;
         let chosen = self.choose_outbound(tuple, now)?;
-        self.check_fragment(arrival)?;
+        self.check_fragment(packet.frame(), arrival)?;
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Outbound, tuple.flags, now);
         let rewrite = Rewrite::outbound(self.session(number));
@@ -68,7 +73,7 @@ impl Nat<'_> {
         let internal = self.internal_of(&chosen);
         let path = leave::path_towards(&mut self.paths, &self.network, internal.address, Side::Inside)?;
         leave::check_fit(packet, &arrival.layout, &path)?;
-        self.check_fragment(arrival)?;
+        self.check_fragment(packet.frame(), arrival)?;
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Inbound, tuple.flags, now);
         let rewrite = Rewrite::inbound(self.session(number));
@@ -80,7 +85,11 @@ impl Nat<'_> {
         leave::check_ttl(packet.frame(), &arrival.layout)?;
         let out = match self.choose_outbound(tuple, now) {
             Ok(out) => out,
-            // What is no packet for the NAT may still be one for the host that shares the address.
+            // A connection of the host's, which shares the address, looks from here like one that never began.
+            Err(Refusal::Drop(DropReason::TcpNotSyn)) if !self.planner().is_claimed(tuple.protocol, tuple.destination, slot) => {
+                let is_the_hosts = self.unclaimed(DropReason::NoMapping, Some(slot)) == Refusal::Punt;
+                return Err(if is_the_hosts { Refusal::Punt } else { Refusal::Drop(DropReason::TcpNotSyn) });
+            }
             Err(Refusal::Drop(reason)) => return Err(self.unclaimed(reason, Some(slot))),
             Err(refusal) => return Err(refusal),
         };
@@ -103,7 +112,7 @@ impl Nat<'_> {
         let internal = self.internal_of(&back);
         let path = leave::path_towards(&mut self.paths, &self.network, internal.address, Side::Inside)?;
         leave::check_fit(packet, &arrival.layout, &path)?;
-        self.check_fragment(arrival)?;
+        self.check_fragment(packet.frame(), arrival)?;
         let out = self.settle(out, now)?;
         let back = self.settle(back, now)?;
         self.advance(out, Direction::Outbound, tuple.flags, now);
@@ -171,11 +180,7 @@ impl Nat<'_> {
         let is_shared = slot.and_then(|slot| establish::external_of(&self.policy, slot)).is_some_and(|it| it.shared_with_host);
         let is_unknown = matches!(
             reason,
-            DropReason::NoMapping
-                | DropReason::TcpNotSyn
-                | DropReason::IcmpNoSession
-                | DropReason::UnsupportedIcmp
-                | DropReason::UnsupportedProtocol
+            DropReason::NoMapping | DropReason::IcmpNoSession | DropReason::UnsupportedIcmp | DropReason::UnsupportedProtocol
         );
         if is_shared && is_unknown { Refusal::Punt } else { Refusal::Drop(reason) }
     }
@@ -269,9 +274,12 @@ impl Nat<'_> {
 /// Fragments: the first one is remembered, the later ones follow it.
 impl Nat<'_> {
     /// Checks that a first fragment can be remembered.
-    fn check_fragment(&self, arrival: &Arrival) -> Result<(), DropReason> {
-        let is_first = arrival.layout.fragment() == Fragment::First;
-        if is_first && !self.fragments.has_room() { Err(DropReason::FragmentsFull) } else { Ok(()) }
+    fn check_fragment(&self, frame: &[u8], arrival: &Arrival) -> Result<(), DropReason> {
+        if arrival.layout.fragment() != Fragment::First {
+            return Ok(());
+        }
+        let has_room = fragment_key(frame, arrival).is_some_and(|key| self.fragments.has_room_for(&key));
+        if has_room { Ok(()) } else { Err(DropReason::FragmentsFull) }
     }
 
     fn remember_fragment(&mut self, frame: &[u8], arrival: &Arrival, followed: Followed, now: Tick) {

@@ -71,6 +71,7 @@ pub fn may_answer_with_error(frame: &[u8], layout: &Layout) -> bool {
     !about_error
         && layout.fragment() != Fragment::Later
         && !ethernet::is_group(link.dst)
+        && !ethernet::is_group(link.src)
         && !ip.dst().is_multicast()
         && !ip.dst().is_broadcast()
         && ipv4::may_be_host(ip.src())

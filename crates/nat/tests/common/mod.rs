@@ -94,6 +94,7 @@ pub(crate) struct Setup {
     pub(crate) network: Network,
     pub(crate) capacity: Capacity,
     pub(crate) start: Tick,
+    pub(crate) me: WorkerId,
 }
 
 impl Setup {
@@ -107,6 +108,7 @@ impl Setup {
             network: network(),
             capacity: Capacity { mappings: 4096, sessions: 8192, externals: 4, fragments: 64 },
             start: Tick(u32::MAX - 10_000),
+            me: WorkerId(0),
         }
     }
 
@@ -135,7 +137,7 @@ impl Setup {
     }
 
     pub(crate) fn build_in(self, memory: &mut [u8]) -> Gateway<'_> {
-        let nat = Nat::new(memory, self.capacity, Seeds([1, 2, 3, 4]), Owners::single(), WorkerId(0), self.start);
+        let nat = Nat::new(memory, self.capacity, Seeds([1, 2, 3, 4]), Owners::single(), self.me, self.start);
         let mut nat = nat.expect("the memory suffices");
         nat.adopt_policy(Arc::new(self.policy.clone()), self.start);
         nat.adopt_network(Arc::new(self.network.clone()));

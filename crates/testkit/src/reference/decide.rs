@@ -230,7 +230,7 @@ impl ReferenceNat {
     }
 
     /// Inside to inside through external endpoints (RFC 4787, REQ-9: the receiver sees the sender's external endpoint). What belongs to
-    /// no session and starts none may be the box's own connection, where it shares the address. A filter that stops the second half
+    /// no session and starts none may be the box's own connection, where it shares the address and nothing claims the port. A filter that stops the second half
     /// leaves the first standing, as two NATs would: hole punching between two hosts behind one NAT needs it (RFC 5128, section 3.3).
     fn hairpin(&self, received: Received<'_>, shown: Option<Shown>) -> Legal {
         let flow = flow(received, Direction::Outbound);
@@ -238,7 +238,8 @@ impl ReferenceNat {
         let mut legal = Legal::default();
         let target = Endpoint { address: flow.destination.address, port: transport_destination(received) };
         let starts = flow.objection().is_none();
-        let shared = self.is_shared(target.address) && half.choices.is_empty() && !starts;
+        let query = flow.protocol == Protocol::Icmp;
+        let shared = query && self.is_shared(target.address) && half.choices.is_empty() && !starts;
         legal.punt = shared || flow.protocol != Protocol::Icmp && self.is_unclaimed(flow.protocol, target);
         half.failures.iter().for_each(|failure| self.add(&mut legal, failure, received));
         legal.complaints.extend(half.complaint);

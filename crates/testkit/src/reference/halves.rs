@@ -222,8 +222,8 @@ impl ReferenceNat {
     }
 
     /// The inbound half. `made` sessions and mappings come into being in the same packet's outbound half (hairpinning); `shown` is
-    /// the destination endpoint of what the NAT sent. On a shared address, what belongs to no session and starts none may be of the
-    /// box's own connections, even where a forward or a mapping has the port.
+    /// the destination endpoint of what the NAT sent. On a shared address, what nothing claims is the box's own; where a forward or
+    /// a mapping has the port, what starts no session is dropped.
     pub(super) fn inbound_half(&self, flow: Flow, made: usize, shown: Option<Endpoint>) -> Half {
         let external = flow.destination;
         if let Some(session) = self.tables.by_external(flow.protocol, external, flow.source) {
@@ -258,7 +258,6 @@ impl ReferenceNat {
     fn inbound_to_forward(&self, flow: Flow, forward: &PortForward, made: usize, half: &mut Half) {
         if let Some(reason) = flow.objection() {
             half.fail(reason);
-            half.punt = self.is_shared(flow.destination.address);
             return;
         }
         self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
@@ -321,7 +320,6 @@ impl ReferenceNat {
             }
             Some(reason) => {
                 half.fail(reason);
-                half.punt = lets_in && self.is_shared(flow.destination.address);
             }
             None => {}
         }
