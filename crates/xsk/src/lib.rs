@@ -7,6 +7,7 @@ pub mod abi;
 pub mod capability;
 pub mod device;
 pub mod frame;
+mod kicker;
 pub mod memory;
 pub mod port;
 pub mod socket;

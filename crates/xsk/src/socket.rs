@@ -22,6 +22,7 @@ pub use statistics::{QueueStatistics, statistics};
 use bind::{Place, bind_patiently, is_released};
 use error::error_of;
 
+use crate::kicker::Kicker;
 use crate::{
     frame::{FrameSet, XskFrame},
     port::{Frame, Port},
@@ -99,6 +100,8 @@ pub struct Socket {
     /// Frames given to the tx ring and not seen in the completion ring yet.
     in_transmit: usize,
     dropped_by_device: u64,
+    /// Who asks the kernel to transmit, where that is not the worker.
+    kicker: Option<Kicker>,
     core: Core,
 }
 
@@ -156,6 +159,7 @@ impl Socket {
             ring,
             in_transmit: 0,
             dropped_by_device: 0,
+            kicker: None,
             core,
         })
     }
@@ -184,7 +188,7 @@ impl Socket {
     /// Packets that the device dropped on transmission because its queue was full (copy mode; the kernel tells it by an error of the
     /// send call and counts it nowhere else).
     pub fn dropped_by_device(&self) -> u64 {
-        self.dropped_by_device
+        self.dropped_by_device + self.kicker.as_ref().map_or(0, Kicker::dropped)
     }
 
     /// The kernel's counters of the queue.
@@ -205,6 +209,16 @@ impl Socket {
         self.busy_polling
     }
 
+    /// Has the kernel transmit from a thread of its own from now on, on whatever core is free, instead of from [`Port::wake`].
+    /// In zero-copy mode the call only rings a bell: nothing changes then. **Errors:** no descriptor or no thread.
+    pub fn transmit_in_thread(&mut self) -> io::Result<()> {
+        if self.mode == Mode::Copy && self.kicker.is_none() {
+            let descriptor = self.fd().try_clone_to_owned()?;
+            self.kicker = Some(Kicker::start(format!("tx-{}-{}", self.name.device, self.name.queue), descriptor)?);
+        }
+        Ok(())
+    }
+
     /// Closes the socket and gives back the frames that it had in its rings, once the kernel has shown that it is done with them: by
     /// letting the queue be bound again, or by having no such device any more. Has to be called in the device's namespace.
     ///
@@ -212,7 +226,9 @@ impl Socket {
     /// started (between fork and exec) has the descriptor too. Where the proof fails within 2 s, or the socket is its UMEM's own
     /// descriptor and stays open with it, no frame comes back and all are counted as lost.
     pub fn close(self) -> Vec<XskFrame> {
-        let Self { place, tx, rx, fill, completion, mut core, closable, .. } = self;
+        let Self { place, tx, rx, fill, completion, mut core, closable, kicker, .. } = self;
+        // Its thread has a descriptor of the socket, too.
+        drop(kicker);
         drop((tx, rx, fill, completion));
         if closable && is_released(&core.umem, place) { core.take_back() } else { Vec::new() }
     }
@@ -362,7 +378,10 @@ impl Port for Socket {
             // Asking for the whole ring makes libxdp read how far the kernel has come.
             let waiting = (self.ring - self.tx.nb_free(self.ring)) as usize;
             if waiting > 0 && self.tx.needs_wakeup() {
-                self.dropped_by_device += kick(self.fd, waiting);
+                match &self.kicker {
+                    Some(kicker) => kicker.kick(),
+                    None => self.dropped_by_device += kick(self.fd, waiting),
+                }
             }
         }
         if self.busy_polling || self.fill.needs_wakeup() {
@@ -394,7 +413,7 @@ fn give(held: &mut FrameSet, umem: &Arc<Shared>, frame: XskFrame) -> FrameDesc {
 /// Has the kernel transmit `waiting` packets, and says how many the device has dropped of them. EAGAIN says that the kernel's budget
 /// ran out and more is in the ring; EBUSY that the device dropped a packet because its queue is full: the rest then waits for the next
 /// wake-up, as it does when the link is down.
-fn kick(fd: RawFd, waiting: usize) -> u64 {
+pub(crate) fn kick(fd: RawFd, waiting: usize) -> u64 {
     for _ in 0..(waiting.div_ceil(KICK_BUDGET) + 1).min(KICKS) {
         match sys::kick_transmit(fd).map_err(|error| error.raw_os_error()) {
             Err(Some(libc::EAGAIN)) => {}

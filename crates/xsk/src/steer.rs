@@ -1,7 +1,7 @@
 //! The kernel programs of `bpf/steer.bpf.c`: loading, their tables, their counters.
 //!
 //! Knows which packets are the NAT's as data, not why. Called by the control plane. Invariant: the tables are written before the
-//! programs are attached ([`attach`], [`guard`]), and a change never passes through a state that gives the kernel more than before
+//! programs are attached ([`Steer::attach`], [`Steer::attach_guard`]), and a change never passes through a state that gives the kernel more than before
 //! and after. A dead process leaves the programs, and so the tables, in place. Tests: `tests/steer_rules.rs`, tests/attach.rs.
 
 mod attach;

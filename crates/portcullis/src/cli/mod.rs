@@ -79,8 +79,8 @@ struct List {
     /// Only this protocol: icmp, tcp, udp, or its number
     #[arg(long, value_name = "PROTOCOL")]
     protocol: Option<api::Protocol>,
-    /// Only this internal endpoint: ADDRESS[/LENGTH][:PORT] or :PORT
-    #[arg(long, value_name = "ENDPOINT")]
+    /// Only this internal endpoint
+    #[arg(long, help = "Only this internal endpoint: ADDRESS[/LENGTH][:PORT] or :PORT", value_name = "ENDPOINT")]
     internal: Option<api::EndpointFilter>,
     /// Only this external endpoint
     #[arg(long, value_name = "ENDPOINT")]

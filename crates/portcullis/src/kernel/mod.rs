@@ -1,7 +1,7 @@
 //! The kernel as control plane: its links, addresses, routes and neighbours as the gateway needs them, and what is asked of it.
 //!
 //! Knows netlink and /proc; nothing of packets, queues or the configuration file. The daemon starts a [`Mirror`], turns its snapshots
-//! into the NAT's network with [`network`] and the XDP program's prefixes with [`steering_prefixes`], has next hops resolved by the
+//! into the NAT's network with [`network()`] and the XDP program's prefixes with [`steering_prefixes`], has next hops resolved by the
 //! [`Resolver`] and lets the kernel answer ARP for the pool through [`Claims`].
 //! Invariant: a snapshot is immutable; nothing in the kernel is changed but claimed addresses and neighbour probes.
 //! Sources: rtnetlink(7), Linux `net/ipv4/{fib_trie,devinet}.c`, `net/core/neighbour.c`. Tests: in each file, and `tests` (root).

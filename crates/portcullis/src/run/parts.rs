@@ -142,6 +142,11 @@ pub(super) fn open_sockets(rules: &Config, devices: &Devices) -> Result<Opened, 
             socket.prefer_busy_polling(BUSY_POLLING);
         }
     }
+    if opened.sockets.len() <= cores() && cores() > 1 {
+        for socket in &mut opened.sockets {
+            socket.transmit_in_thread().context("cannot start a thread that transmits")?;
+        }
+    }
     Ok(opened)
 }
 
@@ -219,6 +224,11 @@ pub(super) fn core(rules: &Config) -> Result<Option<core_affinity::CoreId>, Fail
         let ids: Vec<_> = allowed.iter().map(|core| core.id.to_string()).collect();
         Failure::Config(format!("worker.cores: the gateway may not run on core {wanted}; it may on {}", ids.join(", ")))
     })
+}
+
+/// Cores that the process may run on.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// The ports that the host's own connections take.
