@@ -191,6 +191,9 @@ struct Book {
 struct Record {
     asked: Instant,
     used: Instant,
+    /// When it was last asked about for a packet that waits: a confirmation just before does not stand for that, for the neighbour may
+    /// have gone since.
+    wanted: Option<Instant>,
 }
 
 impl Book {
@@ -200,31 +203,35 @@ impl Book {
 
     /// A packet waits for a next hop. Returns whether to ask for it now.
     fn wanted(&mut self, key: NeighbourKey, now: Instant) -> bool {
-        self.note(key, now, self.pace.ask)
+        let ask = self.pace.ask;
+        let Some((record, _)) = self.record(key, now) else { return false };
+        let due = record.wanted.is_none_or(|last| now.duration_since(last) >= ask);
+        if due {
+            (record.asked, record.wanted) = (now, Some(now));
+        }
+        due
     }
 
     /// A next hop was used. Returns whether to confirm it now: when it is new here, or due.
     fn used(&mut self, key: NeighbourKey, now: Instant) -> bool {
-        self.note(key, now, self.pace.refresh)
+        let refresh = self.pace.refresh;
+        let Some((record, is_new)) = self.record(key, now) else { return false };
+        let due = is_new || now.duration_since(record.asked) >= refresh;
+        if due {
+            record.asked = now;
+        }
+        due
     }
 
-    fn note(&mut self, key: NeighbourKey, now: Instant, apart: Duration) -> bool {
-        let full = self.records.len() >= MOST_RECORDS;
-        match self.records.get_mut(&key) {
-            Some(record) => {
-                record.used = now;
-                let due = now.duration_since(record.asked) >= apart;
-                if due {
-                    record.asked = now;
-                }
-                due
-            }
-            None if full => false,
-            None => {
-                self.records.insert(key, Record { asked: now, used: now });
-                true
-            }
+    /// The record of a next hop that is used now, and whether it is new. None when the book is full.
+    fn record(&mut self, key: NeighbourKey, now: Instant) -> Option<(&mut Record, bool)> {
+        let is_new = !self.records.contains_key(&key);
+        if is_new && self.records.len() >= MOST_RECORDS {
+            return None;
         }
+        let record = self.records.entry(key).or_insert(Record { asked: now, used: now, wanted: None });
+        record.used = now;
+        Some((record, is_new))
     }
 
     /// Forgets the idle ones, and gives those that are due for confirmation, at most [`MOST_CONFIRMATIONS`].
@@ -262,6 +269,14 @@ mod tests {
         assert!(!book.wanted(key(1), start + Duration::from_millis(999)));
         assert!(book.wanted(key(2), start + Duration::from_millis(999)));
         assert!(book.wanted(key(1), start + seconds(1)));
+    }
+
+    #[test]
+    fn a_next_hop_that_has_just_been_confirmed_is_asked_for_all_the_same() {
+        let mut book = Book::new(Pace::default());
+        let start = Instant::now();
+        assert!(book.used(key(1), start));
+        assert!(book.wanted(key(1), start + Duration::from_millis(10)), "it may have gone since");
     }
 
     #[test]

@@ -89,6 +89,13 @@ impl<F> Holding<F> {
             .flat_map(|waiting| waiting.frames.into_iter().map(move |frame| (waiting.next_hop, waiting.since, frame)))
     }
 
+    /// A next hop that is waited for and about which the kernel is to be asked again, if there is one.
+    pub(crate) fn ask_again(&mut self, now: Tick) -> Option<NextHop> {
+        let waiting = self.waiting.iter_mut().find(|waiting| now.since(waiting.asked) >= ASK_AGAIN)?;
+        waiting.asked = now;
+        Some(waiting.next_hop)
+    }
+
     /// A frame that has waited too long, if there is one.
     pub(crate) fn give_up(&mut self, now: Tick) -> Option<F> {
         let position = self.waiting.iter().position(|waiting| now.since(waiting.since) > PATIENCE)?;
@@ -137,6 +144,15 @@ mod tests {
         let (next_hop, since, frame) = holding.release().next().expect("a frame");
         holding.hold(next_hop, frame, since, Tick(2000));
         assert_eq!(holding.give_up(Tick(PATIENCE + 1)), Some(1));
+    }
+
+    #[test]
+    fn the_kernel_is_asked_again_while_a_frame_waits() {
+        let mut holding = Holding::new();
+        holding.hold(HOP, 1, Tick(0), Tick(0));
+        assert_eq!(holding.ask_again(Tick(ASK_AGAIN - 1)), None);
+        assert_eq!(holding.ask_again(Tick(ASK_AGAIN)), Some(HOP));
+        assert_eq!(holding.ask_again(Tick(ASK_AGAIN + 1)), None);
     }
 
     #[test]

@@ -329,6 +329,9 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             self.late.drop_packet(DropReason::NeighbourUnresolved);
             self.pool.push(frame);
         }
+        while let Some((interface, address)) = self.holding.ask_again(now) {
+            let _ = self.doors.events.send(Event::ResolveNeighbour { interface, address });
+        }
         self.doors.commands.serve(&self.nat, now);
         if self.doors.counters.is_due(now) {
             self.publish(now);

@@ -116,7 +116,9 @@ impl ReferenceNat {
 
     /// Adds a failure with the answer that its sender gets, if the packet is one to answer and the interface can send.
     pub(super) fn add(&self, legal: &mut Legal, failure: &Failure, received: Received<'_>) {
-        let answerable = is_answerable(received.datagram) && !received.interface.addresses.is_empty();
+        // An answer would go to a group of stations.
+        let from_group = received.link.source[0] & 1 == 1;
+        let answerable = !from_group && is_answerable(received.datagram) && !received.interface.addresses.is_empty();
         let limiter = if received.interface.up || self.limiter == Limiter::Off { self.limiter } else { Limiter::MayBeEmpty };
         legal.add(failure, answerable, limiter);
     }
