@@ -141,7 +141,7 @@ fn a_version_is_told_without_a_gateway_too() {
 fn check_tells_legal_from_not() {
     let directory = Directory::new("check");
     let legal = directory.file("legal.toml", LEGAL);
-    let output = run(&["check", text(&legal)]);
+    let output = run(&["check", "--offline", text(&legal)]);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let wrong = directory.file("wrong.toml", &LEGAL.replace("side = \"inside\"", "site = \"inside\""));
     for arguments in [["check", text(&wrong)], ["check", "/nowhere/at/all.toml"]] {

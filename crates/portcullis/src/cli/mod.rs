@@ -48,8 +48,11 @@ enum Command {
         #[arg(long, value_name = "PATH", default_value = "/etc/portcullis/portcullis.toml")]
         config: PathBuf,
     },
-    /// Tell whether a configuration is legal; changes nothing
+    /// Tell whether a configuration is legal and fits this box; changes nothing
     Check {
+        /// Look at the file alone: it is for another box
+        #[arg(long)]
+        offline: bool,
         /// The configuration
         #[arg(value_name = "FILE")]
         file: PathBuf,
@@ -111,9 +114,14 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
             drop(out);
             return crate::run::run(&config, socket.as_deref());
         }
-        Command::Check { file } => {
-            load_config(&file)?;
-            print(&mut out, format_args!("{}: legal", file.display()))?;
+        Command::Check { file, offline } => {
+            let rules = load_config(&file)?;
+            if offline {
+                print(&mut out, format_args!("{}: legal", file.display()))?;
+            } else {
+                crate::run::check(&rules)?;
+                print(&mut out, format_args!("{}: legal, and fits this box", file.display()))?;
+            }
         }
         Command::Sessions(list) => {
             let shown = client.sessions(&list.filter(), |entry| show(&mut out, &entry, list.json, SessionLine(&entry)))?;

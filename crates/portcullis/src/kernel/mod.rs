@@ -21,7 +21,9 @@ mod tests;
 pub(crate) use claims::{Claims, Wanted};
 pub(crate) use forwarding::Forwarding;
 pub(crate) use mirror::Mirror;
-pub(crate) use network::{ConfiguredInterface, Steering, attachment, host_addresses, local_port_range, network, steering_prefixes};
+pub(crate) use network::{
+    Attachment, ConfiguredInterface, Steering, attachment, host_addresses, local_port_range, network, steering_prefixes,
+};
 pub(crate) use resolver::Resolver;
 pub(crate) use socket::Requests;
 pub(crate) use state::{KernelState, Link};

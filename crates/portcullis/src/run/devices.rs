@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::Ipv4Net;
-use portcullis_config::{Config, SystemInterface};
+use portcullis_config::{Config, Interface, SystemInterface, Warning};
 use portcullis_nat::policy::DeviceId;
 use portcullis_xsk::device::{self, Device, Offloads};
 use portcullis_xsk::socket::Queue;
@@ -44,8 +44,8 @@ pub(super) struct Devices {
     pub(super) frame_size: FrameBytes,
 }
 
-/// Compares the configuration with the box. **Errors:** [`Failure::Config`] with what does not fit; warnings go to the log.
-pub(crate) fn check(rules: &Config, state: &KernelState) -> Result<(), Failure> {
+/// Compares the configuration with the box. Returns what is doubtful. **Errors:** [`Failure::Config`] with what does not fit.
+pub(super) fn check(rules: &Config, state: &KernelState) -> Result<Vec<Warning>, Failure> {
     let mtu_most = FrameBytes::Page.largest_mtu() as u32;
     let interface = |(&index, link): (&u32, &kernel::Link)| SystemInterface {
         name: link.name.clone(),
@@ -54,11 +54,12 @@ pub(crate) fn check(rules: &Config, state: &KernelState) -> Result<(), Failure> 
         mtu_most,
     };
     let system: Vec<_> = state.links.iter().map(interface).collect();
-    let warnings = rules.check_system(&system).map_err(|error| Failure::Config(error.to_string()))?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    Ok(())
+    rules.check_system(&system).map_err(|error| Failure::Config(error.to_string()))
+}
+
+/// The device below a configured interface. **Errors:** [`Failure::Config`] where it is none that can be attached to.
+pub(super) fn place(state: &KernelState, interface: &Interface) -> Result<kernel::Attachment, Failure> {
+    kernel::attachment(state, &interface.name).map_err(|error| Failure::Config(error.to_string()))
 }
 
 impl Devices {
@@ -68,7 +69,7 @@ impl Devices {
         let mut ids: BTreeMap<String, DeviceId> = BTreeMap::new();
         let mut interfaces = Vec::new();
         for interface in &rules.interfaces {
-            let attachment = kernel::attachment(state, &interface.name).map_err(|error| Failure::Config(error.to_string()))?;
+            let attachment = place(state, interface)?;
             let next = DeviceId(ids.len() as u8);
             let id = *ids.entry(attachment.device.clone()).or_insert(next);
             let ifindex = state.link(&interface.name).map_or(attachment.index, |(index, _)| index);

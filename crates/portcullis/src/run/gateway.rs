@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use portcullis_config::{Config, HostAddresses, PortRange};
+use portcullis_config::{Config, HostAddresses, PortRange, Warning};
 use portcullis_nat::policy::{Network, Policy, Side};
 use portcullis_xsk::socket::Opened;
 use portcullis_xsk::steer::Steer;
@@ -70,7 +70,7 @@ impl Gateway {
         let names: Vec<_> = rules.interfaces.iter().map(|interface| interface.name.clone()).collect();
         let mirror = Mirror::start(names.clone()).await.map_err(anyhow::Error::from)?;
         let state = mirror.state();
-        devices::check(rules, &state)?;
+        warn(&devices::check(rules, &state)?);
         let devices = Devices::prepare(rules, &state)?;
         rules.summary().iter().for_each(|line| tracing::info!("{line}"));
 
@@ -188,7 +188,7 @@ impl Gateway {
             return Err(Failure::Config(format!("{part} cannot be changed while the gateway runs: restart it")));
         }
         let state = self.mirror.state();
-        devices::check(&rules, &state)?;
+        warn(&devices::check(&rules, &state)?);
         let before = std::mem::replace(&mut self.rules, rules);
         if let Err(failure) = self.follow(&state) {
             self.rules = before;
@@ -237,6 +237,12 @@ impl Gateway {
         self.claims.release().await;
         drop(self.devices);
         tracing::info!("stopped: nothing is translated, and the guard keeps untranslated packets from crossing");
+    }
+}
+
+fn warn(warnings: &[Warning]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
     }
 }
 

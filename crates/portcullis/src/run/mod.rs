@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::exit::Failure;
 use crate::doors::events::Event;
+use crate::kernel::Mirror;
 use gateway::Gateway;
 
 /// How often the worker's news are looked at: a packet waits so long for the question about its next hop.
@@ -37,6 +38,20 @@ pub(crate) fn run(config: &Path, socket: Option<&Path>) -> Result<(), Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
     runtime.block_on(serve(&rules, config, socket))
+}
+
+/// Compares a configuration with the box, as [`run`] does before it changes anything. **Errors:** [`Failure::Config`] with all that does
+/// not fit.
+pub(crate) fn check(rules: &Config) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    runtime.block_on(async {
+        let mirror = Mirror::start(Vec::new()).await.map_err(anyhow::Error::from)?;
+        let state = mirror.state();
+        for warning in devices::check(rules, &state)? {
+            eprintln!("{warning}");
+        }
+        rules.interfaces.iter().try_for_each(|interface| devices::place(&state, interface).map(drop))
+    })
 }
 
 fn load(config: &Path, socket: Option<&Path>) -> Result<Config, Failure> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_testkit::topology::gateway::Setup;
+use portcullis_testkit::topology::namespace::Namespace;
 use portcullis_testkit::topology::program::{Output, Program};
 use portcullis_testkit::topology::{POOL, SERVER, is_root_or_skips};
 
@@ -135,7 +136,21 @@ fn check_and_run_refuse_a_bad_file_with_78_and_the_same_words() -> Result<()> {
 fn a_good_file_passes_the_check() -> Result<()> {
     let directory = Directory::new("good")?;
     let file = directory.write("good.toml", &usual().toml(Path::new("/run/portcullis")))?;
-    portcullis(["check", &file])?.success().map(drop)
+    portcullis(["check", "--offline", &file])?.success().map(drop)
+}
+
+#[test]
+fn check_compares_a_good_file_with_the_box() {
+    run_portcullis(usual(), |world| {
+        let directory = Directory::new("box")?;
+        let file = directory.write("good.toml", &usual().toml(Path::new("/run/portcullis")))?;
+        let program = binary().display().to_string();
+        let check = |namespace: &Namespace| namespace.program(&program, ["check", &file]).run();
+        check(world.topology.gateway())?.success()?;
+        let elsewhere = check(world.topology.router())?;
+        ensure!(elsewhere.status.code() == Some(78), "{elsewhere}");
+        ["good.toml", "inside0", "outside0"].into_iter().try_for_each(|word| contains(&elsewhere.all(), word))
+    });
 }
 
 #[test]
