@@ -114,9 +114,15 @@ impl Counters {
         self.counts[counter as usize] += amount;
     }
 
-    /// Counts a dropped packet. The only place that does.
+    /// Counts a dropped packet.
     #[inline]
     pub fn drop_packet(&mut self, reason: DropReason) {
-        self.drops[reason as usize] += 1;
+        self.drop_packets(reason, 1);
+    }
+
+    /// Counts dropped packets. The only place that does.
+    #[inline]
+    pub fn drop_packets(&mut self, reason: DropReason, count: u64) {
+        self.drops[reason as usize] += count;
     }
 }

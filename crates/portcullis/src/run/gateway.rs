@@ -75,7 +75,7 @@ impl Gateway {
         rules.summary().iter().for_each(|line| tracing::info!("{line}"));
 
         // The sockets first: they are refused while another gateway has the queues, before anything of it is replaced.
-        let Opened { umem, sockets, frames } = parts::open_sockets(rules, &devices)?;
+        let (Opened { umem, sockets, frames }, polls) = parts::open_sockets(rules, &devices)?;
         let memory = Memory { umem };
         let local_ports = parts::local_ports();
         let policy = Arc::new(rules.policy(&host_addresses(rules, &devices, &state, local_ports)));
@@ -110,7 +110,7 @@ impl Gateway {
         let steer = Arc::new(Mutex::new(steer));
         let mut attached = Attached { steer: Arc::clone(&steer), devices: Vec::new() };
         let modes = parts::attach(&mut attached, &devices)?;
-        let granted = parts::granted(&devices, &modes, &copy_modes, &engine.memory.umem);
+        let granted = parts::granted(&devices, &modes, &copy_modes, polls, &engine.memory.umem);
         let worker = thread::start(engine.worker, how).context("cannot start the worker's thread")?;
 
         let window = Window::new(&path.display().to_string(), [&control], control.policy.clone(), xdp_counters(&steer));

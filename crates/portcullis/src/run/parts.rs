@@ -47,6 +47,10 @@ impl QueuePort for Socket {
             tx_ring_empty: statistics.tx_ring_empty_descs,
         }
     }
+
+    fn dropped_by_device(&self) -> u64 {
+        Self::dropped_by_device(self)
+    }
 }
 
 /// The XDP program on its devices; detached when dropped, the guard not.
@@ -126,7 +130,8 @@ pub(super) fn attach(attached: &mut Attached, devices: &Devices) -> Result<Vec<(
     Ok(modes)
 }
 
-pub(super) fn open_sockets(rules: &Config, devices: &Devices) -> Result<Opened, Failure> {
+/// The packet memory and a socket for each queue, and whether the sockets are polled by preference.
+pub(super) fn open_sockets(rules: &Config, devices: &Devices) -> Result<(Opened, bool), Failure> {
     let queues: Vec<_> = devices.queues().map(|(_, queue)| queue).collect();
     let sockets = queues.len() as u32;
     let fits = |ring: &u32| UmemOptions::frames_for(sockets, *ring) <= rules.limits.frames;
@@ -137,17 +142,14 @@ pub(super) fn open_sockets(rules: &Config, devices: &Devices) -> Result<Opened, 
     let zero_copy = devices.used.iter().all(|used| portcullis_xsk::steer::claims_zero_copy(used.device.ifindex));
     let options = UmemOptions { frames: rules.limits.frames, frame_size: devices.frame_size, ring, huge_pages: true, zero_copy };
     let mut opened = open_all(options, &queues).map_err(|error| Failure::Other(error.into()))?;
-    if rules.worker.busy_poll != BusyPoll::Never && zero_copy {
-        for socket in &mut opened.sockets {
-            socket.prefer_busy_polling(BUSY_POLLING);
-        }
-    }
+    let wants_polling = rules.worker.busy_poll != BusyPoll::Never && zero_copy;
+    let polls = wants_polling && opened.sockets.iter_mut().all(|socket| socket.prefer_busy_polling(BUSY_POLLING));
     if opened.sockets.len() <= cores() && cores() > 1 {
         for socket in &mut opened.sockets {
             socket.transmit_in_thread().context("cannot start a thread that transmits")?;
         }
     }
-    Ok(opened)
+    Ok((opened, polls))
 }
 
 /// What each device was granted, told to the log and to whoever asks.
@@ -155,6 +157,7 @@ pub(super) fn granted(
     devices: &Devices,
     modes: &[(DeviceId, AttachMode)],
     copy_modes: &[(String, Mode)],
+    polls: bool,
     umem: &Umem,
 ) -> Vec<(DeviceId, Granted)> {
     let mut all = Vec::new();
@@ -179,7 +182,7 @@ pub(super) fn granted(
             Mode::ZeroCopy => api::CopyMode::ZeroCopy,
             Mode::Copy => api::CopyMode::Copy,
         };
-        all.push((id, Granted { mode, copy, queues: used.queues, huge_pages, busy_poll: false }));
+        all.push((id, Granted { mode, copy, queues: used.queues, huge_pages, busy_poll: polls }));
     }
     all
 }

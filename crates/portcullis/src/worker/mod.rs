@@ -36,6 +36,9 @@ const PUNT_RATE: u32 = 2000;
 pub(crate) trait QueuePort: Port {
     /// The kernel's statistics of the queue.
     fn figures(&self) -> QueueFigures;
+
+    /// Packets that the device did not take since the start, because its own queue was full.
+    fn dropped_by_device(&self) -> u64;
 }
 
 /// Gives a frame to the kernel as if it had just been received.
@@ -74,6 +77,8 @@ pub(crate) struct Worker<P: QueuePort, K> {
     generation: u64,
     /// What is counted after the verdict; the NAT counts the rest.
     late: Counters,
+    /// Packets that the devices did not take, as far as they are counted.
+    dropped_by_devices: u64,
 }
 
 impl<P: QueuePort, K: Punter> Worker<P, K> {
@@ -110,6 +115,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             doors,
             generation: 0,
             late: Counters::default(),
+            dropped_by_devices: 0,
         };
         worker.refill();
         worker
@@ -340,6 +346,9 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
 
     /// Publishes the counters, whether due or not.
     pub(crate) fn publish(&mut self, now: Tick) {
+        let dropped = self.queues.iter().map(|queue| queue.port.dropped_by_device()).sum();
+        self.late.drop_packets(DropReason::TransmitFull, dropped - self.dropped_by_devices);
+        self.dropped_by_devices = dropped;
         let frames = self.frames();
         debug_assert_eq!(frames.missing(), 0, "frames in = frames out + frames held: {frames:?}");
         let queues: Vec<_> = self.queues.iter().map(|queue| queue.port.figures()).collect();

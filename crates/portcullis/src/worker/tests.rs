@@ -22,6 +22,10 @@ impl QueuePort for MemoryPort {
     fn figures(&self) -> QueueFigures {
         QueueFigures::default()
     }
+
+    fn dropped_by_device(&self) -> u64 {
+        0
+    }
 }
 
 /// Notes what was punted.
