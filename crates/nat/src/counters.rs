@@ -1,10 +1,10 @@
 //! What a worker counts: packets on their way, each outcome, the slow path's work.
 //!
 //! Knows plain numbers of one worker; how they reach the outside is the door "counters out". Invariant: every packet of a
-//! configured interface is in exactly one of outbound, inbound, hairpin, punted, handed off or dropped; what the worker drops after the
-//! verdict is counted again, under the four reasons that only it gives.
+//! configured interface is, over all workers, in exactly one of outbound, inbound, hairpin, punted or dropped, however often it was
+//! handed off; what the worker drops after the verdict is counted again, under the reasons that only it gives.
 
-use crate::verdict::DropReason;
+use crate::verdict::{DropReason, HandOffCause};
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
@@ -59,8 +59,18 @@ counters! {
     Held = "held_packets",
     /// Packets left to the kernel because nothing claimed them on an address that the box shares.
     Punted = "punted_packets",
-    /// Packets handed to another worker.
-    HandedOff = "handed_off_packets",
+    /// Packets handed to their owner because the device had put them into another worker's queue.
+    HandedOffMisplaced = "handed_off_misplaced_packets",
+    /// ICMP errors handed to the owner of the packet that they quote.
+    HandedOffIcmpError = "handed_off_icmp_error_packets",
+    /// Answers to ICMP queries handed to their owner.
+    HandedOffIcmpQuery = "handed_off_icmp_query_packets",
+    /// Fragments handed to their owner, or to the worker that puts their datagram in order.
+    HandedOffFragment = "handed_off_fragment_packets",
+    /// Hairpinned packets handed to the owner of the subscriber that they go to.
+    HandedOffHairpin = "handed_off_hairpin_packets",
+    /// Packets to forwarded ports handed to the owner of their server.
+    HandedOffForward = "handed_off_forward_packets",
     /// Packets whose partial checksum was completed.
     ChecksumsCompleted = "checksums_completed",
     /// Mappings made.
@@ -71,6 +81,20 @@ counters! {
     SessionsCreated = "sessions_created",
     /// Sessions ended, by time or because their external address went away.
     SessionsRemoved = "sessions_removed",
+}
+
+impl Counter {
+    /// The counter of packets handed off for a cause.
+    pub const fn handed_off(cause: HandOffCause) -> Self {
+        match cause {
+            HandOffCause::Misplaced => Self::HandedOffMisplaced,
+            HandOffCause::IcmpError => Self::HandedOffIcmpError,
+            HandOffCause::IcmpQuery => Self::HandedOffIcmpQuery,
+            HandOffCause::Fragment => Self::HandedOffFragment,
+            HandOffCause::Hairpin => Self::HandedOffHairpin,
+            HandOffCause::Forward => Self::HandedOffForward,
+        }
+    }
 }
 
 /// One worker's counts.

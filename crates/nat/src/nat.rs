@@ -25,7 +25,7 @@ use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy, Protocol, 
 use crate::refusal::{Answer, Refusal};
 use crate::state::State;
 use crate::time::Tick;
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, Errand, HandOffCause, Verdict};
 use crate::view::{Gauges, MappingView, PortUse, SessionView};
 
 /// A packet in its frame. **Shape:** `buffer` reaches from the packet's first byte (Ethernet) to the end of the frame, so that an
@@ -36,6 +36,21 @@ pub struct Packet<'f> {
     pub buffer: &'f mut [u8],
     /// The packet's length in bytes.
     pub len: usize,
+    /// What is left to do, of a packet that another worker has handed over.
+    pub errand: Errand,
+    /// How often it was handed over. Nought: it comes from the device.
+    pub handed: u8,
+}
+
+/// How often a packet may be handed over: to the worker that puts its fragments in order, to the sender's owner, to the receiver's,
+/// and once more because the workers adopt new rules one after the other.
+const MOST_HANDS: u8 = 4;
+
+impl<'f> Packet<'f> {
+    /// A packet from the device: the first `len` bytes of `buffer`.
+    pub const fn received(buffer: &'f mut [u8], len: usize) -> Self {
+        Self { buffer, len, errand: Errand::Whole, handed: 0 }
+    }
 }
 
 impl Packet<'_> {
@@ -161,13 +176,14 @@ impl<'m> Nat<'m> {
         }
     }
 
-    /// Step 4: whether this worker owns a packet from that side whose own endpoint (internal or external) is `ours`.
-    pub(crate) fn own(&self, side: Side, ours: Endpoint) -> Result<(), Refusal> {
+    /// Step 4: whether this worker owns a packet from that side whose own endpoint (internal or external) is `ours`; `cause` is why not.
+    pub(crate) fn own(&self, side: Side, ours: Endpoint, cause: HandOffCause) -> Result<(), Refusal> {
         let owner = match side {
             Side::Inside => self.owners.of_subscriber(ours.address),
             Side::Outside => self.owners.of_external(ours.address, ours.port),
         };
-        if owner == self.me { Ok(()) } else { Err(Refusal::HandOff(owner)) }
+        let hand_off = Refusal::HandOff(owner, cause, Errand::Whole);
+        if owner == self.me { Ok(()) } else { Err(hand_off) }
     }
 
     /// Turns a refusal into a verdict: the one place that drops. The frame becomes the ICMP error where one is due.
@@ -178,9 +194,12 @@ impl<'m> Nat<'m> {
                 self.counters.count(Counter::Punted);
                 Verdict::Punt
             }
-            Refusal::HandOff(owner) => {
-                self.counters.count(Counter::HandedOff);
-                Verdict::HandOff(owner.0)
+            Refusal::HandOff(to, cause, errand) => {
+                if packet.handed >= MOST_HANDS {
+                    return self.drop_packet(DropReason::HandOffLoop);
+                }
+                self.counters.count(Counter::handed_off(cause));
+                Verdict::HandOff { to, cause, errand }
             }
             Refusal::Drop(reason) => self.drop_packet(reason),
             Refusal::Answer(reason, answer) => {

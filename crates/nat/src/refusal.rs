@@ -7,7 +7,7 @@ use portcullis_steering::WorkerId;
 use portcullis_wire::icmp_error::ErrorMessage;
 
 use crate::policy::Policy;
-use crate::verdict::DropReason;
+use crate::verdict::{DropReason, Errand, HandOffCause};
 
 /// A packet does not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(crate) enum Refusal {
     /// It is the kernel's.
     Punt,
     /// It is another worker's.
-    HandOff(WorkerId),
+    HandOff(WorkerId, HandOffCause, Errand),
 }
 
 /// What a sender is told.

@@ -20,7 +20,7 @@ use crate::refusal::{self, Refusal};
 use crate::rewrite::Rewrite;
 use crate::tcp::{self, Direction, Flags};
 use crate::time::Tick;
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, HandOffCause, Verdict};
 use crate::view::SessionState;
 
 /// A session to use: one that is there, or one that is made once nothing can refuse the packet any more.
@@ -42,7 +42,7 @@ impl Nat<'_> {
             Side::Inside => tuple.outbound(),
             Side::Outside => tuple.inbound(),
         };
-        self.own(arrival.side, ours)?;
+        self.own(arrival.side, ours, HandOffCause::Misplaced)?;
         match (arrival.side, slot) {
             (Side::Inside, None) => self.translate_outbound(packet, arrival, &tuple, now),
             (Side::Inside, Some(slot)) => self.translate_hairpin(packet, arrival, &tuple, slot, now),
@@ -265,7 +265,7 @@ impl Nat<'_> {
         match verdict {
             Verdict::Hold { .. } => self.counters.count(Counter::Held),
             Verdict::Fragment { .. } => self.counters.count(Counter::Fragmented),
-            Verdict::Transmit(_) | Verdict::Punt | Verdict::HandOff(_) | Verdict::Drop(_) => {}
+            Verdict::Transmit(_) | Verdict::Punt | Verdict::HandOff { .. } | Verdict::Drop(_) => {}
         }
         Ok(verdict)
     }

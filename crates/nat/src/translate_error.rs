@@ -11,7 +11,7 @@ use crate::nat::{Decision, Nat, Packet, Way};
 use crate::policy::{Endpoint, Protocol, Side};
 use crate::refusal::Refusal;
 use crate::time::Tick;
-use crate::verdict::DropReason;
+use crate::verdict::{DropReason, HandOffCause};
 
 impl Nat<'_> {
     /// The way of an ICMP error.
@@ -31,7 +31,7 @@ impl Nat<'_> {
     /// About a packet that a session sent out: the quoted source is the session's external endpoint (RFC 5508, REQ-4).
     fn error_inbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Source)?;
-        self.own(arrival.side, quoted.source)?;
+        self.own(arrival.side, quoted.source, HandOffCause::IcmpError)?;
         if quoted.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
@@ -43,7 +43,7 @@ impl Nat<'_> {
     /// About a packet that came in through a session: the quoted destination is its internal endpoint (RFC 5508, REQ-5).
     fn error_outbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
-        self.own(arrival.side, quoted.destination)?;
+        self.own(arrival.side, quoted.destination, HandOffCause::IcmpError)?;
         if quoted.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
@@ -55,7 +55,7 @@ impl Nat<'_> {
     /// About a packet that was hairpinned here: both of its endpoints go back to what its sender knows (RFC 5508, REQ-7).
     fn error_hairpin(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
-        self.own(arrival.side, quoted.destination)?;
+        self.own(arrival.side, quoted.destination, HandOffCause::IcmpError)?;
         let external = self.external_before(&quoted, now)?;
         let back = seen_by_sender(&quoted, external);
         if back.source.address != arrival.destination {

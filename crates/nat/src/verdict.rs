@@ -5,7 +5,9 @@
 
 use core::net::Ipv4Addr;
 
-use crate::policy::{DeviceId, InterfaceId};
+use portcullis_steering::WorkerId;
+
+use crate::policy::{DeviceId, Endpoint, InterfaceId};
 
 /// What the worker does with a frame that `process` has looked at. The frame's bytes are already what has to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +33,46 @@ pub enum Verdict {
     /// partial checksum, which was completed.
     Punt,
     /// Another worker's.
-    HandOff(u16),
+    HandOff {
+        /// That worker.
+        to: WorkerId,
+        /// Why it did not come to its owner by itself.
+        cause: HandOffCause,
+        /// What is left to do there.
+        errand: Errand,
+    },
     /// Nobody's: the frame goes back to the pool.
     Drop(DropReason),
+}
+
+/// What the worker that gets a frame has to do with it. The frame's bytes are as received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Errand {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The second half of a hairpin: the sender's owner has done the outbound half.
+    Hairpin {
+        /// The sender's external endpoint.
+        sender: Endpoint,
+    },
+}
+
+/// Why a packet had to be handed to its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HandOffCause {
+    /// The device's queue is not where its owner looks: no receive-side scaling that knows the owners, or a wrong one.
+    Misplaced,
+    /// An ICMP error: the packet that it quotes says whose it is.
+    IcmpError,
+    /// An ICMP query's answer: devices do not hash identifiers.
+    IcmpQuery,
+    /// A fragment: devices do not hash ports that are not in each.
+    Fragment,
+    /// From one subscriber to another's external endpoint.
+    Hairpin,
+    /// To a forwarded port: its server is another worker's subscriber.
+    Forward,
 }
 
 macro_rules! drop_reasons {
@@ -133,6 +172,8 @@ drop_reasons! {
     PuntLimited = "punt_limited",
     /// Another worker's ring is full.
     HandOffFull = "hand_off_full",
+    /// Handed on and on: the workers did not agree whose it is, as they may for a moment when rules change.
+    HandOffLoop = "hand_off_loop",
 }
 
 #[cfg(test)]

@@ -311,7 +311,13 @@ fn each_reason_is_given_for_its_packet_and_told_where_an_error_is_due() {
         given.insert(reason);
     }
     // Given by the worker, after the verdict.
-    let worker = [DropReason::NeighbourUnresolved, DropReason::TransmitFull, DropReason::PuntLimited, DropReason::HandOffFull];
+    let worker = [
+        DropReason::NeighbourUnresolved,
+        DropReason::TransmitFull,
+        DropReason::PuntLimited,
+        DropReason::HandOffFull,
+        DropReason::HandOffLoop,
+    ];
     let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !given.contains(reason) && !worker.contains(reason)).collect();
     assert!(missing.is_empty(), "no row for {missing:?}");
 }

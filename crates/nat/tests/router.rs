@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{InterfaceId, Protocol, Side};
-use portcullis_nat::verdict::{DropReason, Verdict};
+use portcullis_nat::verdict::{DropReason, Errand, HandOffCause, Verdict};
 use portcullis_nat::{Packet, policy};
 use portcullis_steering::WorkerId;
 use portcullis_testkit::builder::{ACK, Checksum, PSH, PacketBuilder, Query, SYN, endpoint, verify};
@@ -162,12 +162,12 @@ fn a_packet_for_an_unknown_neighbour_waits_and_is_completed() {
     assert_eq!(gateway.count(Counter::Held), 1);
     let mut frame = out.frame.clone();
     let len = frame.len();
-    let mut packet = Packet { buffer: &mut frame, len };
+    let mut packet = Packet::received(&mut frame, len);
     assert_eq!(gateway.nat.readdress(&mut packet, InterfaceId(1), remote.address), hold, "not yet");
     gateway.adopt_network(|network| {
         network.neighbours.insert((InterfaceId(1), remote.address), mac_of(remote.address));
     });
-    let mut packet = Packet { buffer: &mut frame, len };
+    let mut packet = Packet::received(&mut frame, len);
     assert_eq!(gateway.nat.readdress(&mut packet, InterfaceId(1), remote.address), Verdict::Transmit(OUTSIDE));
     let seen = Seen::of(&frame);
     assert_eq!((seen.to, seen.from, seen.source.address, seen.ttl), (mac_of(remote.address), own_mac(1), X1, 63));
@@ -182,7 +182,7 @@ fn a_held_packet_whose_interface_went_down_or_away_is_dropped() {
     let mut frame = gateway.inside(&PacketBuilder::udp(h1(), remote)).frame;
     let len = frame.len();
     gateway.adopt_network(|network| network.interfaces[1].up = false);
-    let mut packet = Packet { buffer: &mut frame, len };
+    let mut packet = Packet::received(&mut frame, len);
     let down = Verdict::Drop(DropReason::InterfaceDown);
     assert_eq!(gateway.nat.readdress(&mut packet, InterfaceId(1), remote.address), down);
     assert_eq!(gateway.nat.readdress(&mut packet, InterfaceId(99), remote.address), down);
@@ -204,7 +204,7 @@ fn a_held_packet_is_split_by_its_routes_mtu() {
     });
     let mut frame = out.frame;
     let len = frame.len();
-    let mut packet = Packet { buffer: &mut frame, len };
+    let mut packet = Packet::received(&mut frame, len);
     let verdict = gateway.nat.readdress(&mut packet, InterfaceId(1), upstream);
     assert_eq!(verdict, Verdict::Fragment { device: OUTSIDE, mtu: 1400 });
 }
@@ -275,10 +275,11 @@ fn what_another_worker_owns_is_handed_to_it_as_it_came() {
         (1, PacketBuilder::udp(e1(), policy::Endpoint { address: X1, port: 5 })),
         (1, unreachable),
     ];
-    for (interface, packet) in packets {
+    let causes = [HandOffCause::Misplaced, HandOffCause::Misplaced, HandOffCause::IcmpError];
+    for ((interface, packet), cause) in packets.into_iter().zip(causes) {
         let out = gateway.send(interface, &packet);
-        assert!(matches!(out.verdict, Verdict::HandOff(0)), "{:?}", out.verdict);
+        assert_eq!(out.verdict, Verdict::HandOff { to: WorkerId(0), cause, errand: Errand::Whole });
     }
-    assert_eq!(gateway.count(Counter::HandedOff), 3);
+    assert_eq!((gateway.count(Counter::HandedOffMisplaced), gateway.count(Counter::HandedOffIcmpError)), (2, 1));
     gateway.assert_empty();
 }

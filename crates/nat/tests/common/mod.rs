@@ -270,7 +270,7 @@ impl Gateway<'_> {
         let (start, end) = (ROOM, ROOM + frame.len() + room);
         memory[start..start + frame.len()].copy_from_slice(frame);
         let mut verdicts = Vec::new();
-        let mut packets = [Packet { buffer: &mut memory[start..end], len: frame.len() }];
+        let mut packets = [Packet::received(&mut memory[start..end], frame.len())];
         self.nat.process(&mut packets, device, self.now, &mut verdicts);
         let len = packets[0].len;
         assert!(len <= end - start, "the packet lies within its frame");
@@ -284,7 +284,14 @@ impl Gateway<'_> {
 
     /// The packets that have been counted with an outcome. An answered one counts as dropped.
     pub(crate) fn accounted(&self) -> u64 {
-        let ways = [Counter::Outbound, Counter::Inbound, Counter::Hairpin, Counter::Punted, Counter::HandedOff];
+        let ways = [
+            Counter::Outbound,
+            Counter::Inbound,
+            Counter::Hairpin,
+            Counter::Punted,
+            Counter::HandedOffMisplaced,
+            Counter::HandedOffIcmpError,
+        ];
         let counters = self.nat.counters();
         ways.iter().map(|&way| counters.get(way)).sum::<u64>() + counters.dropped_in_all()
     }

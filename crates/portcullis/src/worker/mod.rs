@@ -172,7 +172,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
 
     fn readdress(&mut self, (interface, address): NextHop, mut frame: P::Frame, since: Tick, now: Tick) {
         let len = frame.packet_len();
-        let mut packet = Packet { buffer: frame.buffer(), len };
+        let mut packet = Packet::received(frame.buffer(), len);
         let verdict = self.nat.readdress(&mut packet, interface, address);
         let len = packet.len;
         frame.set_packet_len(len);
@@ -203,11 +203,11 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
 
     fn process(&mut self, device: DeviceId, now: Tick) {
         let mut lengths = [0; BURST];
-        let mut packets: [Packet<'_>; BURST] = core::array::from_fn(|_| Packet { buffer: &mut [], len: 0 });
+        let mut packets: [Packet<'_>; BURST] = core::array::from_fn(|_| Packet::received(&mut [], 0));
         let count = self.burst.len().min(BURST);
         for (packet, frame) in packets.iter_mut().zip(&mut self.burst) {
             let len = frame.packet_len();
-            *packet = Packet { buffer: frame.buffer(), len };
+            *packet = Packet::received(frame.buffer(), len);
         }
         self.nat.process(&mut packets[..count], device, now, &mut self.verdicts);
         for (length, packet) in lengths.iter_mut().zip(&packets) {
@@ -232,7 +232,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
                 }
                 self.pool.push(frame);
             }
-            Verdict::HandOff(_) => {
+            Verdict::HandOff { .. } => {
                 debug_assert!(false, "one worker owns everything");
                 self.late.drop_packet(DropReason::HandOffFull);
                 self.pool.push(frame);

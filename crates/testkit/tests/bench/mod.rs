@@ -74,7 +74,7 @@ pub(crate) struct Done {
 pub(crate) fn process(nat: &mut Nat<'_>, frames: &[Received], now: Tick) -> Vec<Done> {
     let mut memory: Vec<Vec<u8>> = frames.iter().map(|frame| padded(&frame.bytes)).collect();
     let mut burst: Vec<Packet<'_>> =
-        memory.iter_mut().zip(frames).map(|(buffer, frame)| Packet { buffer, len: frame.bytes.len() }).collect();
+        memory.iter_mut().zip(frames).map(|(buffer, frame)| Packet::received(buffer, frame.bytes.len())).collect();
     let mut verdicts = Vec::new();
     nat.process(&mut burst, frames[0].device, now, &mut verdicts);
     assert_eq!(verdicts.len(), frames.len(), "one verdict for each packet");
@@ -264,7 +264,7 @@ impl<'m> Bench<'m> {
         next_hop: std::net::Ipv4Addr,
     ) -> Result<Option<(DeviceId, Vec<u8>)>, String> {
         let mut memory = done.memory.clone();
-        let mut packet = Packet { buffer: &mut memory, len: done.bytes.len() };
+        let mut packet = Packet::received(&mut memory, done.bytes.len());
         match self.nat.readdress(&mut packet, interface, next_hop) {
             Verdict::Hold { .. } => {}
             other => return Err(format!("without a neighbour a held packet is {other:?}")),
