@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod program;
 pub mod services;
 pub mod sniff;
+mod spray;
 pub mod throughput;
 
 use std::fmt::Write as _;
@@ -87,13 +88,23 @@ pub struct Topology {
     server: Namespace,
     switch: Namespace,
     vlan: bool,
+    /// Of each of the gateway's wires, in each direction.
+    queues: u32,
 }
 
 impl Topology {
-    /// Builds all of it under names that begin with `prefix` and this process's number.
+    /// Builds all of it under names that begin with `prefix` and this process's number. The gateway's wires have one queue.
     ///
     /// **Errors:** not root, or a refused `ip` command; what was built until then is removed.
     pub fn build(prefix: &str) -> Result<Self> {
+        Self::build_with_queues(prefix, 1)
+    }
+
+    /// The same with `queues` on each of the gateway's wires. With more than one, each frame to the gateway is put into any of them: RSS
+    /// that knows nothing of owners.
+    ///
+    /// **Errors:** as [`Topology::build`]; no clang, for more than one queue.
+    pub fn build_with_queues(prefix: &str, queues: u32) -> Result<Self> {
         static BUILT: AtomicU32 = AtomicU32::new(0);
         cleanup::arm();
         let number = BUILT.fetch_add(1, Ordering::Relaxed);
@@ -106,6 +117,7 @@ impl Topology {
             server: create("server")?,
             switch: create("switch")?,
             vlan: false,
+            queues,
         };
         topology.lay_wires().context("laying the wires")?;
         topology.number_hosts().context("numbering the hosts")?;
@@ -116,6 +128,11 @@ impl Topology {
             host.wait_for_carrier()?;
         }
         Ok(topology)
+    }
+
+    /// Queues of each of the gateway's wires.
+    pub fn queues(&self) -> u32 {
+        self.queues
     }
 
     /// Whether this kernel has VLAN devices. Without them the third client hangs in the air.
@@ -180,16 +197,17 @@ impl Topology {
 
     fn lay_wires(&self) -> Result<()> {
         let mut script = String::new();
-        let mut wire = |a: (&str, &Namespace), b: (&str, &Namespace)| {
+        let mut wire = |a: (&str, &Namespace), b: (&str, &Namespace), queues: u32| {
             let (a_name, a_host, b_name, b_host) = (a.0, a.1.name(), b.0, b.1.name());
-            writeln!(script, "link add {a_name} netns {a_host} type veth peer name {b_name} netns {b_host}")
+            let queues = format!("numrxqueues {queues} numtxqueues {queues}");
+            writeln!(script, "link add {a_name} netns {a_host} {queues} type veth peer name {b_name} netns {b_host} {queues}")
         };
         for (number, client) in self.clients.iter().enumerate() {
-            wire(("eth0", client), (&format!("client{}", number + 1), &self.switch))?;
+            wire(("eth0", client), (&format!("client{}", number + 1), &self.switch), 1)?;
         }
-        wire(("inside0", &self.gateway), ("gateway", &self.switch))?;
-        wire(("outside0", &self.gateway), ("gateway", &self.router))?;
-        wire(("eth0", &self.server), ("server", &self.router))?;
+        wire(("inside0", &self.gateway), ("gateway", &self.switch), self.queues)?;
+        wire(("outside0", &self.gateway), ("gateway", &self.router), self.queues)?;
+        wire(("eth0", &self.server), ("server", &self.router), 1)?;
         Program::new("ip", ["-batch", "-"]).input(script).run()?.success()?;
         self.switch.ip_batch(
             "link add lan type bridge forward_delay 0 stp_state 0
@@ -261,8 +279,13 @@ impl Topology {
         let processors = std::thread::available_parallelism().map_or(1, usize::from).min(32);
         let mask = u32::MAX >> (32 - processors);
         for host in [&self.router, &self.switch] {
-            let line = format!("echo {mask:x} > /sys/class/net/gateway/queues/rx-0/rps_cpus");
-            host.program("sh", ["-c", &line]).run()?.success()?;
+            for queue in 0..self.queues {
+                let line = format!("echo {mask:x} > /sys/class/net/gateway/queues/rx-{queue}/rps_cpus");
+                host.program("sh", ["-c", &line]).run()?.success()?;
+            }
+            if self.queues > 1 {
+                spray::spray(host, "gateway", self.queues)?;
+            }
         }
         Ok(())
     }
@@ -319,6 +342,24 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn frames_to_the_gateway_come_on_any_queue() {
+        if !is_root_or_skips("topology::frames_to_the_gateway_come_on_any_queue") {
+            return;
+        }
+        let topology = Topology::build_with_queues("pcunit", 2).expect("builds");
+        // veth counts by queue what its NAPI takes, and its NAPI takes all while GRO is on and the peer has no TSO.
+        topology.set_offloads(Offloads::Off).expect("has offloads");
+        topology.gateway().ethtool_features("inside0", &["gro", "on"]).expect("has GRO");
+        topology.client(0).run(&format!("ping -c40 -i0.002 -W2 {GATEWAY_INSIDE}")).expect("answers");
+        let counted = topology.gateway().run("ethtool -S inside0").expect("counts by queue");
+        for queue in 0..2 {
+            let name = format!("rx_queue_{queue}_xdp_packets: ");
+            let count = counted.lines().find_map(|line| line.trim().strip_prefix(&name)).expect("a count");
+            assert_ne!(count, "0", "queue {queue}: {counted}");
+        }
+    }
 
     #[test]
     fn hosts_reach_their_neighbours_and_nothing_is_left_behind() {

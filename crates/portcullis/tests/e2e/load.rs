@@ -80,7 +80,7 @@ fn drops(world: &World) -> Result<Vec<(String, u64)>> {
 /// Both gateways on topologies that are built alike, hosts' segmentation off, then on. The kernel has a topology of its own, as the
 /// guard of the other one would be in its way; it is measured before and after, so that a machine that slows down slows both.
 fn compare(world: &World) -> Result<[Comparison; 2]> {
-    let other = Topology::build("pctest")?;
+    let other = Topology::build_with_queues("pctest", world.topology.queues())?;
     let _kernel = Gateway::Kernel.start(other.gateway(), &Setup::default())?;
     let before = drops(world)?;
     let measure = |topology: &Topology, offloads, time| {

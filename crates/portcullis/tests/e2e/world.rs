@@ -86,6 +86,12 @@ fn kind() -> Gateway {
     }
 }
 
+/// Queues of the gateway's devices: `PORTCULLIS_E2E_QUEUES`, or one.
+pub(crate) fn queues() -> u32 {
+    let wanted = std::env::var("PORTCULLIS_E2E_QUEUES").ok();
+    wanted.map_or(1, |wanted| wanted.parse().expect("PORTCULLIS_E2E_QUEUES is a number of queues"))
+}
+
 /// The program under test: the one that was built with the tests, or another one, such as a release build.
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os("PORTCULLIS_E2E_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_portcullis").into(), PathBuf::from)
@@ -110,7 +116,7 @@ impl Drop for Scene {
 
 impl World {
     fn build(setup: Setup) -> Result<Self> {
-        let topology = Topology::build("pctest")?;
+        let topology = Topology::build_with_queues("pctest", queues())?;
         let services = Self::start_services(&topology)?;
         let kind = kind();
         let gateway = kind.start(topology.gateway(), &setup)?;
