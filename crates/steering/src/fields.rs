@@ -109,6 +109,12 @@ impl HashFields {
         self.0 & others.0 == others.0
     }
 
+    /// The addresses among them.
+    #[must_use]
+    pub const fn without_ports(self) -> Self {
+        Self(self.0 & Self::TWO_TUPLE.0)
+    }
+
     /// From the kernel's `RXH_*` bits. None when it has others (VLAN, link-layer address, tunnels, discard), which nothing here can predict.
     pub fn from_ethtool(bits: u64) -> Option<Self> {
         let fields = Self((bits >> 4 & 0xf) as u8);

@@ -5,10 +5,12 @@
 //! worker. The idea and its limits: docs/steering.md, docs/adr/0001-steering-and-mapping.md.
 #![forbid(unsafe_code)]
 
+pub mod classes;
 pub mod fields;
 pub mod key;
 pub mod linear;
 pub mod owners;
+pub mod predict;
 pub mod table;
 pub mod toeplitz;
 

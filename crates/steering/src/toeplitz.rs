@@ -134,6 +134,11 @@ impl ByteTable {
         Self(core::array::from_fn(sum))
     }
 
+    /// Whether any value changes the index of a table of `entries`.
+    pub(crate) fn reaches(&self, entries: usize) -> bool {
+        self.0.iter().any(|&sum| usize::from(sum) & (entries - 1) != 0)
+    }
+
     #[inline]
     pub(crate) fn of(&self, value: u8) -> u16 {
         self.0[usize::from(value)]
