@@ -52,7 +52,9 @@ pub fn synthesise(side: Side, bits: u32, random: &mut impl Iterator<Item = u64>)
     }
     for _ in 0..MOST_TRIES {
         let mut key = random_key(random).ok_or(KeyError::OutOfRandom)?;
-        zeros(side, bits as usize).into_iter().for_each(|bits| key.clear(bits));
+        for unwanted in zeros(side, bits as usize) {
+            key.clear(unwanted);
+        }
         if is_proved(&key, side, bits) {
             return Ok(key);
         }

@@ -5,6 +5,7 @@
 //! worker. The idea and its limits: docs/steering.md, docs/adr/0001-steering-and-mapping.md.
 #![forbid(unsafe_code)]
 
+pub mod choose;
 pub mod classes;
 pub mod fields;
 pub mod key;
@@ -13,5 +14,6 @@ pub mod owners;
 pub mod predict;
 pub mod table;
 pub mod toeplitz;
+pub mod ways;
 
 pub use owners::{Owners, WorkerId};

@@ -12,15 +12,15 @@ use crate::toeplitz::Key;
 /// The rank of the map from the key positions `input` to the hash bits `index`, 0 for the lowest.
 ///
 /// With full rank, `index.len()`, each value of those hash bits is had by equally many values of the input bits.
-pub fn rank(key: &Key, input: Range<usize>, index: Range<u32>) -> u32 {
+pub fn rank(key: &Key, input: impl IntoIterator<Item = usize>, index: Range<u32>) -> u32 {
     let mut basis = [0_u32; 32];
-    let columns = input.map(|bit| columns_part(key.window(bit), &index));
+    let columns = input.into_iter().map(|bit| part_of(key.window(bit), &index));
     columns.map(|column| u32::from(insert(&mut basis, column))).sum()
 }
 
 /// Whether the lowest `bits` bits of the hash are the same for all values of `field`.
 pub fn is_independent_of(key: &Key, field: Field, bits: u32) -> bool {
-    field.bits().all(|bit| columns_part(key.window(bit), &(0..bits)) == 0)
+    field.bits().all(|bit| part_of(key.window(bit), &(0..bits)) == 0)
 }
 
 /// Whether the lowest `bits` bits of the hash depend on no field but `fields`.
@@ -28,7 +28,7 @@ pub fn depends_only_on(key: &Key, fields: HashFields, bits: u32) -> bool {
     Field::ALL.into_iter().filter(|&field| !fields.has(field)).all(|field| is_independent_of(key, field, bits))
 }
 
-fn columns_part(column: u32, index: &Range<u32>) -> u32 {
+fn part_of(column: u32, index: &Range<u32>) -> u32 {
     let width = index.len() as u32;
     column.checked_shr(index.start).unwrap_or(0) & 1_u32.checked_shl(width).map_or(u32::MAX, |end| end - 1)
 }
@@ -79,7 +79,7 @@ mod tests {
                 .map(|value| {
                     let mut input = [0; 12];
                     input[byte] = value;
-                    columns_part(key.hash(&input), &index)
+                    part_of(key.hash(&input), &index)
                 })
                 .collect();
             prop_assert_eq!(values.len(), 1 << rank(&key, byte * 8..byte * 8 + 8, index));

@@ -80,7 +80,7 @@ pub struct Placement {
 #[derive(Clone, Copy)]
 struct Places {
     /// **Shape:** (byte of the input, byte of the key). The first `length` count.
-    places: [(u8, u8); INPUT],
+    pairs: [(u8, u8); INPUT],
     length: u8,
     /// False where the NIC does not hash, or nobody knows what.
     known: bool,
@@ -102,7 +102,7 @@ impl Placement {
     pub fn by_rules(slices: Slices) -> Result<Self, TableError> {
         check_size(slices.queues.len())?;
         let zeros = Box::new(core::array::from_fn(|_| ByteTable::linear(|_| 0)));
-        let unknown = Places { places: [(0, 0); INPUT], length: 0, known: false };
+        let unknown = Places { pairs: [(0, 0); INPUT], length: 0, known: false };
         Ok(Self { tables: zeros, tcp: unknown, udp: unknown, others: unknown, table: vec![0], slices: Some(slices) })
     }
 
@@ -142,10 +142,10 @@ impl core::fmt::Debug for Placement {
 
 impl Places {
     fn new(layout: Layout, fields: HashFields, tables: &[ByteTable; INPUT], entries: usize) -> Self {
-        let mut all = Self { places: [(0, 0); INPUT], length: 0, known: fields != HashFields::NONE };
+        let mut all = Self { pairs: [(0, 0); INPUT], length: 0, known: fields != HashFields::NONE };
         for (byte, key) in layout.places(fields) {
             if tables[key].reaches(entries) {
-                all.places[usize::from(all.length)] = (byte as u8, key as u8);
+                all.pairs[usize::from(all.length)] = (byte as u8, key as u8);
                 all.length += 1;
             }
         }
@@ -154,7 +154,7 @@ impl Places {
 
     #[inline]
     fn each(&self) -> core::slice::Iter<'_, (u8, u8)> {
-        self.places[..usize::from(self.length)].iter()
+        self.pairs[..usize::from(self.length)].iter()
     }
 }
 

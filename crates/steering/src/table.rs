@@ -128,7 +128,7 @@ pub fn reduced<T: PartialEq>(mut table: &[T]) -> &[T] {
 pub fn misplaced(owners: &[WorkerId], table: &[u16], workers: u16) -> f64 {
     let owner = |entry: usize| owners[entry % owners.len()];
     let wrong = table.iter().enumerate().filter(|&(entry, &queue)| worker_of_queue(queue, workers) != owner(entry));
-    wrong.count() as f64 / table.len() as f64
+    f64::from(wrong.count() as u32) / f64::from(table.len() as u32)
 }
 
 /// How many of the queues a worker serves.

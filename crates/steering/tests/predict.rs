@@ -45,7 +45,7 @@ fn table(entries: usize, queues: u16, seed: u64) -> Vec<u16> {
 
 /// The bytes that a NIC hashes, put together the slow way.
 fn input(packet: &HashedPacket, fields: HashFields, layout: Layout) -> Vec<u8> {
-    let (source_port, destination_port) = packet.ports.unwrap();
+    let (source_port, destination_port) = packet.ports.expect("a packet with ports");
     let part = |field| match field {
         Field::SourceAddress => packet.source.octets().to_vec(),
         Field::DestinationAddress => packet.destination.octets().to_vec(),
@@ -95,7 +95,8 @@ proptest! {
 }
 
 fn four_tuple(key: Key, layout: Layout, udp: HashFields, table: &[u16]) -> Placement {
-    Placement::by_hash(&Hashing { key, layout, tcp: HashFields::FOUR_TUPLE, udp, others: HashFields::TWO_TUPLE }, table).unwrap()
+    Placement::by_hash(&Hashing { key, layout, tcp: HashFields::FOUR_TUPLE, udp, others: HashFields::TWO_TUPLE }, table)
+        .expect("a table that is a power of two")
 }
 
 prop_compose! {
@@ -137,7 +138,7 @@ proptest! {
         let classes = PortClasses::new(four_tuple(key, Layout::Kept, HashFields::NONE, &table(128, 4, seed)), Transport::Tcp, 4).unwrap();
         let ports: std::collections::BTreeSet<u16> = classes.ports(replies, WorkerId(2)).collect();
         let picked: std::collections::BTreeSet<u16> =
-            (0..128_u32 << 9).filter_map(|n| classes.pick(replies, WorkerId(2), n % 512 | n / 512 << 16)).collect();
+            (0..128_u32 << 9).filter_map(|n| classes.pick(replies, WorkerId(2), (n % 512) | ((n / 512) << 16))).collect();
         if classes.classes() == 128 {
             prop_assert_eq!(picked, ports);
         } else {
