@@ -1,17 +1,21 @@
 //! The owner functions: which worker has a subscriber, an external endpoint, a datagram in fragments.
 //!
-//! Knows hashes and a table of workers, no packets. Asked by the NAT for every packet (step 4) and for the ports that it may allocate.
-//! Invariants: the same value in every worker gives the same answers; every external endpoint has exactly one owner.
+//! Knows hashes and tables of workers, no packets. Asked by the NAT for every packet (step 4) and for the ports that it may allocate.
+//! Invariants: the same value in every worker gives the same answers; every external endpoint has exactly one owner. Each rule is
+//! linear over XOR, so that one form, a table a byte, serves all. Tests: below, and tests/owners.rs.
 //!
 //! ```text
-//! inside:  low bits of Toeplitz(inside key, source address)                        ┐
-//! outside: low bits of Toeplitz(outside key, destination address and port)         ├─ table ─ worker
-//! a later fragment from outside: (destination address, identification) as outside  ┘
+//! inside:  source address              ─ rule ─ index ─ table ─ worker
+//! outside: destination address, port   ─ rule ─ index ─ table ─ worker
+//! a later fragment from outside: (destination address, identification) as outside
 //! ```
 
 use core::net::Ipv4Addr;
 use std::sync::Arc;
 
+use crate::fields::{Layout, Side};
+use crate::key::{KeyError, synthesise};
+use crate::table::{blocks, entries_for};
 use crate::toeplitz::{ByteTable, Key};
 
 /// A worker's number, from zero.
@@ -21,22 +25,47 @@ pub struct WorkerId(pub u16);
 /// 64-bit words of a set of ports: bit `n % 64` of word `n / 64` is port `n`.
 pub const PORT_WORDS: usize = 1024;
 
-/// Where the destination address and port begin in the input of a TCP or UDP packet. **Units:** bytes.
-const DESTINATION: usize = 4;
-const DESTINATION_PORT: usize = 10;
-
-/// The rule that says who owns what. The same in every worker; cheap to clone.
-#[derive(Clone)]
-pub struct Owners {
-    workers: u16,
-    rule: Option<Arc<Rule>>,
+/// What the owners of one side follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// The low bits of the Toeplitz hash of the side's fields: the source address, or the destination address and port.
+    Hash {
+        /// The key.
+        key: Key,
+        /// Where a NIC that hashes these fields only has them in the input. All the same inside.
+        layout: Layout,
+    },
+    /// The low bits of the source address, or of the destination port, as flow rules with masks see them.
+    Slices,
 }
 
-struct Rule {
-    inside: [ByteTable; 4],
-    outside: [ByteTable; 6],
-    /// By the low bits of a hash. A power of two long.
-    table: Vec<WorkerId>,
+/// What the owners of one side follow from, and the worker for each value of the low bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnerRule {
+    /// What gives the index.
+    pub basis: Basis,
+    /// By index. A power of two long.
+    pub table: Vec<WorkerId>,
+}
+
+/// The rules that say who owns what. The same in every worker; cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Owners {
+    workers: u16,
+    rules: Option<Arc<Rules>>,
+}
+
+#[derive(PartialEq, Eq)]
+struct Rules {
+    inside: Half<4>,
+    outside: Half<6>,
+}
+
+/// One side's rule in the form that packets are asked in.
+#[derive(PartialEq, Eq)]
+struct Half<const N: usize> {
+    bytes: [ByteTable; N],
+    rule: OwnerRule,
 }
 
 impl core::fmt::Debug for Owners {
@@ -48,21 +77,33 @@ impl core::fmt::Debug for Owners {
 impl Owners {
     /// One worker, which owns everything.
     pub const fn single() -> Self {
-        Self { workers: 1, rule: None }
+        Self { workers: 1, rules: None }
     }
 
     /// Owners by what `inside` makes of a source address and `outside` of a destination address and port; the low bits choose from
     /// `table`. **Panics:** when `table` is empty or its length is no power of two.
     pub fn new(inside: &Key, outside: &Key, table: Vec<WorkerId>) -> Self {
-        assert!(table.len().is_power_of_two(), "a table of {} entries", table.len());
-        let workers = table.iter().map(|worker| worker.0 + 1).max().unwrap_or(1);
-        let position = |byte: usize| if byte < 4 { DESTINATION + byte } else { DESTINATION_PORT + byte - 4 };
-        let rule = Rule {
-            inside: core::array::from_fn(|byte| ByteTable::new(inside, byte)),
-            outside: core::array::from_fn(|byte| ByteTable::new(outside, position(byte))),
-            table,
-        };
-        Self { workers, rule: Some(Arc::new(rule)) }
+        let rule = |key: &Key, table| OwnerRule { basis: Basis::Hash { key: *key, layout: Layout::Kept }, table };
+        Self::by(rule(inside, table.clone()), rule(outside, table))
+    }
+
+    /// Owners by a rule for each side. **Panics:** when a table is empty or its length is no power of two.
+    pub fn by(inside: OwnerRule, outside: OwnerRule) -> Self {
+        let workers = inside.table.iter().chain(&outside.table).map(|worker| worker.0 + 1).max().unwrap_or(1);
+        let rules = Rules { inside: Half::new(inside, Side::Inside), outside: Half::new(outside, Side::Outside) };
+        Self { workers, rules: Some(Arc::new(rules)) }
+    }
+
+    /// Owners that no NIC has to know: new keys, and a table that is even for so many workers.
+    ///
+    /// **Errors:** [`KeyError`] when `random` ends or is not random.
+    pub fn software(workers: u16, random: &mut impl Iterator<Item = u64>) -> Result<Self, KeyError> {
+        if workers <= 1 {
+            return Ok(Self::single());
+        }
+        let entries = entries_for(workers);
+        let mut key = |side| synthesise(side, entries.ilog2(), random);
+        Ok(Self::new(&key(Side::Inside)?, &key(Side::Outside)?, blocks(entries, workers)))
     }
 
     /// How many workers there are.
@@ -70,18 +111,42 @@ impl Owners {
         self.workers
     }
 
+    /// The rule of a side. None with one worker.
+    pub fn rule(&self, side: Side) -> Option<&OwnerRule> {
+        let rules = self.rules.as_deref()?;
+        Some(match side {
+            Side::Inside => &rules.inside.rule,
+            Side::Outside => &rules.outside.rule,
+        })
+    }
+
+    /// The key that the owners inside follow from, where they follow from a hash.
+    pub fn inside_key(&self) -> Option<&Key> {
+        self.rule(Side::Inside)?.key()
+    }
+
+    /// The key that the owners outside follow from, where they follow from a hash.
+    pub fn outside_key(&self) -> Option<&Key> {
+        self.rule(Side::Outside)?.key()
+    }
+
+    /// The workers by index on a side. Empty with one worker.
+    pub fn table(&self, side: Side) -> &[WorkerId] {
+        self.rule(side).map_or(&[], |rule| &rule.table)
+    }
+
     /// The owner of an internal address, with all its mappings and sessions.
     #[inline]
     pub fn of_subscriber(&self, address: Ipv4Addr) -> WorkerId {
-        let Some(rule) = &self.rule else { return WorkerId(0) };
-        rule.worker(sum(&rule.inside, &address.octets()))
+        let Some(rules) = &self.rules else { return WorkerId(0) };
+        rules.inside.worker(rules.inside.index(&address.octets()))
     }
 
     /// The owner of an external endpoint: the worker that its inbound packets reach.
     #[inline]
     pub fn of_external(&self, address: Ipv4Addr, port: u16) -> WorkerId {
-        let Some(rule) = &self.rule else { return WorkerId(0) };
-        rule.worker(rule.outside_hash(address, port))
+        let Some(rules) = &self.rules else { return WorkerId(0) };
+        rules.outside.worker(rules.outside.index_of(address, port))
     }
 
     /// The worker that puts the fragments of a datagram from outside in order.
@@ -90,44 +155,93 @@ impl Owners {
         self.of_external(destination, identification)
     }
 
-    /// The ports of an external address that a worker owns. **Shape:** see [`PORT_WORDS`]. **Cost:** cold; 65,536 look-ups.
+    /// The ports of an external address that a worker owns, in order. **Cost:** two loads and a look-up a port.
+    pub fn ports(&self, address: Ipv4Addr, worker: WorkerId) -> impl Iterator<Item = u16> + '_ {
+        (0..=u16::MAX).filter(move |&port| self.of_external(address, port) == worker)
+    }
+
+    /// The ports of an external address that a worker owns. **Shape:** see [`PORT_WORDS`]. **Cost:** cold; about 1 µs for a table of
+    /// 128 entries and 20 for one of 2048.
     pub fn ports_of(&self, address: Ipv4Addr, worker: WorkerId) -> Box<[u64; PORT_WORDS]> {
-        let mut words = Box::new([0; PORT_WORDS]);
-        for port in 0..=u16::MAX {
-            if self.of_external(address, port) == worker {
-                words[usize::from(port) / 64] |= 1 << (port % 64);
-            }
+        match &self.rules {
+            Some(rules) => rules.outside.ports_of(address, worker),
+            None => Box::new([if worker == WorkerId(0) { u64::MAX } else { 0 }; PORT_WORDS]),
         }
+    }
+}
+
+impl OwnerRule {
+    fn key(&self) -> Option<&Key> {
+        match &self.basis {
+            Basis::Hash { key, .. } => Some(key),
+            Basis::Slices => None,
+        }
+    }
+
+    /// What the bit of the field byte `byte` adds to the index, `bit` 0 being its highest.
+    fn adds(&self, side: Side, places: &[(usize, usize)], byte: usize, bit: usize) -> u16 {
+        match self.basis {
+            Basis::Hash { key, .. } => key.window(places[byte].1 * 8 + bit) as u16,
+            Basis::Slices => slice_bit(side, byte, bit),
+        }
+    }
+}
+
+/// The same for slices: the field's last 16 bits are the index as they are. **Shape:** an address has bytes 0 to 3, a port 4 and 5.
+fn slice_bit(side: Side, byte: usize, bit: usize) -> u16 {
+    let low = match side {
+        Side::Inside => 2,
+        Side::Outside => 4,
+    };
+    if byte < low { 0 } else { 0x8000 >> ((byte - low) * 8 + bit) }
+}
+
+impl<const N: usize> Half<N> {
+    fn new(rule: OwnerRule, side: Side) -> Self {
+        assert!(rule.table.len().is_power_of_two(), "a table of {} entries", rule.table.len());
+        let layout = if let Basis::Hash { layout, .. } = rule.basis { layout } else { Layout::Kept };
+        let places = layout.places(side.fields());
+        Self { bytes: core::array::from_fn(|byte| ByteTable::linear(|bit| rule.adds(side, &places, byte, bit))), rule }
+    }
+
+    #[inline]
+    fn index(&self, bytes: &[u8; N]) -> usize {
+        let sum = self.bytes.iter().zip(bytes).fold(0, |sum, (table, &byte)| sum ^ table.of(byte));
+        usize::from(sum) & (self.rule.table.len() - 1)
+    }
+
+    #[inline]
+    fn worker(&self, index: usize) -> WorkerId {
+        self.rule.table[index]
+    }
+}
+
+impl Half<6> {
+    #[inline]
+    fn index_of(&self, address: Ipv4Addr, port: u16) -> usize {
+        let ([a, b, c, d], [high, low]) = (address.octets(), port.to_be_bytes());
+        self.index(&[a, b, c, d, high, low])
+    }
+
+    /// A word of 64 ports is one of few patterns, given by the index of its first port; so all patterns are made first, by doubling.
+    fn ports_of(&self, address: Ipv4Addr, worker: WorkerId) -> Box<[u64; PORT_WORDS]> {
+        let mut patterns: Vec<u64> = self.rule.table.iter().map(|&owner| u64::from(owner == worker)).collect();
+        for bit in 0..6 {
+            let moved = usize::from(self.bytes[5].of(1 << bit)) & (patterns.len() - 1);
+            patterns = (0..patterns.len()).map(|at| patterns[at] | patterns[at ^ moved] << (1 << bit)).collect();
+        }
+        let mut words = Box::new([0; PORT_WORDS]);
+        words.iter_mut().enumerate().for_each(|(at, word)| *word = patterns[self.index_of(address, at as u16 * 64)]);
         words
     }
-}
-
-impl Rule {
-    #[inline]
-    fn outside_hash(&self, address: Ipv4Addr, port: u16) -> u32 {
-        let ([a, b, c, d], [high, low]) = (address.octets(), port.to_be_bytes());
-        sum(&self.outside, &[a, b, c, d, high, low])
-    }
-
-    #[inline]
-    fn worker(&self, hash: u32) -> WorkerId {
-        self.table[hash as usize & (self.table.len() - 1)]
-    }
-}
-
-#[inline]
-fn sum<const N: usize>(tables: &[ByteTable; N], bytes: &[u8; N]) -> u32 {
-    tables.iter().zip(bytes).fold(0, |hash, (table, &byte)| hash ^ table.of(byte))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::toeplitz::LONGEST_KEY;
 
     fn owners(workers: u16) -> Owners {
         let key = |seed: u8| Key::new(core::array::from_fn(|at| (at as u8 ^ seed).wrapping_mul(0x9d).wrapping_add(seed)));
-        assert_eq!(key(1).bytes().len(), LONGEST_KEY);
         Owners::new(&key(1), &key(77), (0..128).map(|entry| WorkerId(entry % workers)).collect())
     }
 
@@ -137,6 +251,7 @@ mod tests {
         let subscriber = owners.of_subscriber(Ipv4Addr::new(10, 0, 0, 1));
         assert_eq!(subscriber, owners.of_external(Ipv4Addr::new(203, 0, 113, 1), 1024));
         assert_eq!(owners.ports_of(Ipv4Addr::LOCALHOST, WorkerId(0)).iter().map(|word| word.count_ones()).sum::<u32>(), 65_536);
+        assert_eq!((owners.inside_key(), owners.table(Side::Outside)), (None, &[][..]));
     }
 
     #[test]
@@ -149,5 +264,26 @@ mod tests {
             assert_eq!(sets.iter().map(|set| set[word].count_ones()).sum::<u32>(), 64);
         }
         assert_eq!(owners.workers(), 3);
+    }
+
+    #[test]
+    fn the_keys_are_those_that_were_given() {
+        let key = Key::new([7; crate::toeplitz::LONGEST_KEY]);
+        let owners = Owners::new(&key, &Key::new([9; crate::toeplitz::LONGEST_KEY]), vec![WorkerId(0), WorkerId(1)]);
+        assert_eq!((owners.inside_key(), owners.table(Side::Inside)), (Some(&key), &[WorkerId(0), WorkerId(1)][..]));
+        assert_eq!(owners, owners.clone());
+        assert_ne!(owners, Owners::single());
+    }
+
+    #[test]
+    fn slices_go_by_the_last_bits_of_address_and_port() {
+        let rule = || OwnerRule { basis: Basis::Slices, table: (0..8).map(|slice| WorkerId(slice % 4)).collect() };
+        let owners = Owners::by(rule(), rule());
+        for last in 0..=255 {
+            assert_eq!(owners.of_subscriber(Ipv4Addr::new(10, 77, 3, last)), WorkerId(u16::from(last) % 4));
+            let port = 0x5a00 | u16::from(last);
+            assert_eq!(owners.of_external(Ipv4Addr::new(203, 0, 113, last), port), WorkerId(port % 4));
+        }
+        assert_eq!(owners.outside_key(), None);
     }
 }
