@@ -7,6 +7,8 @@ pub mod abi;
 pub mod capability;
 pub mod device;
 pub mod frame;
+#[cfg(test)]
+mod header;
 mod kicker;
 pub mod memory;
 pub mod port;
