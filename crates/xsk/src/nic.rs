@@ -13,10 +13,12 @@ mod kernel;
 mod note;
 mod plan;
 mod probe;
+mod readings;
 mod rss;
 mod rule;
 mod setting;
 mod setup;
+mod sysfs;
 
 use std::io;
 
@@ -26,10 +28,12 @@ pub use fields::{Fields, Flow};
 pub use kernel::Kernel;
 pub use plan::Plan;
 pub use probe::{Capabilities, FieldCapability, RuleCapability, Settable};
+pub use readings::{Readings, Xdp};
 pub use rss::{HashFunction, Rss, RssChange, Table, Transform};
 pub use rule::{Match, Protocol, Rule, RuleRoom};
 pub use setting::Setting;
 pub use setup::NicSetup;
+pub use sysfs::{Interrupt, Placement, Polling};
 
 /// The feature by which a driver takes flow rules (`ethtool -K DEV ntuple`).
 pub const NTUPLE: &str = "rx-ntuple-filter";
