@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::Setting;
+use super::{Flow, Setting};
 
 /// Why something about a device's settings failed.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,9 @@ pub enum Impossible {
     /// The driver has no such setting.
     #[error("the driver has no {0}")]
     Unsupported(&'static str),
+    /// Fields that cannot be set.
+    #[error("rx-flow-hash {} cannot be set", .0.label())]
+    Fields(Flow),
     /// The kernel knows no such feature, or the driver fixes it.
     #[error("the driver does not let `{0}` be switched")]
     Feature(String),
@@ -157,7 +160,7 @@ pub enum NoteProblem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nic::{Channels, Fields, Flow};
+    use crate::nic::{Channels, Fields};
 
     #[test]
     fn errors_name_the_device_and_what_to_type() {

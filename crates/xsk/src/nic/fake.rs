@@ -13,7 +13,8 @@ use super::{
 /// Whose habits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Model {
-    /// Hashes only with `rxhash on`; takes two or four fields; forgets a table when XDP is attached; no rules.
+    /// Hashes only with `rxhash on`; takes two or four fields, and forgets them all when those of ip4 are set; forgets a table when XDP is
+    /// attached; no rules.
     Virtio,
     /// Shows no key; UDP by addresses at first; rules for link-layer fields only.
     Igb,
@@ -283,6 +284,9 @@ impl Ethtool for Fake {
                 return refused(libc::EINVAL);
             }
             state.fields.insert(flow, fields);
+            if (model, flow) == (Model::Virtio, Flow::Ip4) {
+                state.fields.extend([(Flow::Tcp4, Fields::TWO_TUPLE), (Flow::Udp4, Fields::TWO_TUPLE)]);
+            }
             Ok(())
         })
     }

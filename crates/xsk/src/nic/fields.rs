@@ -11,13 +11,19 @@ pub enum Flow {
     Tcp4,
     /// UDP over IPv4.
     Udp4,
-    /// Any other IPv4: ICMP, and fragments on most devices.
+    /// Any other IPv4: ICMP, and fragments on most devices. Read only: virtio_net (6.18) forgets the ports of TCP and UDP when this is
+    /// set, even to what it was, and other drivers do not take it.
     Ip4,
 }
 
 impl Flow {
     /// All kinds.
     pub const ALL: [Self; 3] = [Self::Tcp4, Self::Udp4, Self::Ip4];
+
+    /// Whether its fields may be set.
+    pub const fn is_settable(self) -> bool {
+        !matches!(self, Self::Ip4)
+    }
 
     /// The kernel's number.
     pub(crate) const fn code(self) -> u32 {

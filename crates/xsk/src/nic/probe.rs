@@ -86,7 +86,8 @@ impl Capabilities {
         for flow in Flow::ALL {
             // No fields at all is how drivers answer for a kind that they do not hash.
             if let Some(now) = nic.fields(flow)?.filter(|&now| now != Fields::NONE) {
-                fields.push(FieldCapability { flow, now, settable: Settable::of(&nic.ethtool.set_fields(flow, now)) });
+                let settable = if flow.is_settable() { Settable::of(&nic.ethtool.set_fields(flow, now)) } else { Settable::No };
+                fields.push(FieldCapability { flow, now, settable });
             }
         }
         Ok(Self {
@@ -110,7 +111,7 @@ impl<E: Ethtool> Nic<E> {
     /// packets go to other queues, so this is for the time before traffic is served. **Errors:** [`NicError::Write`] when what was
     /// there cannot be set again.
     pub fn accepted_fields(&self, flow: Flow, choices: &[Fields]) -> Result<Vec<Fields>, NicError> {
-        let Some(now) = self.fields(flow)? else { return Ok(Vec::new()) };
+        let Some(now) = self.fields(flow)?.filter(|_| flow.is_settable()) else { return Ok(Vec::new()) };
         let mut accepted = Vec::new();
         for &fields in choices {
             let taken = self.ethtool.set_fields(flow, fields).is_ok();

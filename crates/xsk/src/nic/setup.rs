@@ -244,7 +244,8 @@ impl<E: Ethtool> NicSetup<E> {
     }
 
     fn set_fields(&mut self, flow: Flow, fields: Fields, keep: &mut Keep<'_>) -> Result<(), NicError> {
-        let now = self.nic.fields(flow)?.ok_or_else(|| self.impossible(Impossible::Unsupported("rx-flow-hash")))?;
+        let now = self.nic.fields(flow)?.filter(|_| flow.is_settable());
+        let now = now.ok_or_else(|| self.impossible(Impossible::Fields(flow)))?;
         if now == fields {
             return Ok(());
         }

@@ -225,6 +225,8 @@ fn a_plan_that_does_not_fit_is_refused_with_what_does_not() {
     assert!(matches!(refusal(Model::Mlx5, &rings), Impossible::Rings { rx: 8192, max_rx: 4096, .. }));
     let rules = Plan { rules: vec![rule(0, 0)], ..whole.clone() };
     assert_eq!(refusal(Model::Virtio, &rules), Impossible::Unsupported("flow rules"));
+    let ip4 = Plan { fields: vec![(Flow::Ip4, Fields::TWO_TUPLE)], ..whole.clone() };
+    assert_eq!(refusal(Model::Virtio, &ip4), Impossible::Fields(Flow::Ip4));
     let feature = Plan { features: vec![("rx-warp".into(), true)], ..whole };
     assert_eq!(refusal(Model::Mlx5, &feature), Impossible::Feature("rx-warp".into()));
 }
@@ -323,7 +325,8 @@ fn probing_finds_what_each_driver_takes_and_changes_nothing() {
         assert_eq!((found.table_len, found.table), (128, Settable::Yes));
         let key = if model == Model::Igb { (0, Settable::No) } else { (40, Settable::Yes) };
         assert_eq!((found.key_len, found.key), key, "{model:?}");
-        assert!(found.fields.len() == 3 && found.fields.iter().all(|field| field.settable == Settable::Yes));
+        let fields: Vec<_> = found.fields.iter().map(|field| (field.flow, field.settable)).collect();
+        assert_eq!(fields, [(Flow::Tcp4, Settable::Yes), (Flow::Udp4, Settable::Yes), (Flow::Ip4, Settable::No)]);
         let rules = found.rules.map(|rules| (rules.size, rules.on));
         let expected = match model {
             Model::Virtio => None,
@@ -358,6 +361,7 @@ fn choices_of_fields_are_tried_and_what_was_there_is_set_again() {
     assert_eq!(accepted(Model::Mlx5, Flow::Udp4), choices);
     assert_eq!(accepted(Model::Virtio, Flow::Udp4), [Fields::TWO_TUPLE, Fields::FOUR_TUPLE]);
     assert_eq!(accepted(Model::Igb, Flow::Tcp4), [Fields::FOUR_TUPLE]);
+    assert!(Model::ALL.into_iter().all(|model| accepted(model, Flow::Ip4).is_empty()));
 }
 
 #[test]
