@@ -4,12 +4,12 @@
 //! put back by [`Offloads::restore`]. Sources: linux/ethtool.h, kernel Documentation/networking/netdev-features.rst.
 
 mod ethtool;
+pub(crate) mod request;
 
 use std::io;
 
-pub use ethtool::{Channels, RingSizes};
-
-use ethtool::Handle;
+pub(crate) use ethtool::Handle;
+pub use ethtool::{Channels, Feature, RingSizes};
 
 use crate::sys;
 
@@ -101,7 +101,7 @@ impl Device {
 
     /// How many receive queues the device has now: each needs a socket, or its packets are lost.
     pub fn rx_queues(&self) -> u32 {
-        self.channels.map_or(1, |channels| (channels.combined + channels.rx).max(1))
+        self.channels.map_or(1, |channels| channels.receiving().max(1))
     }
 
     /// The largest MTU with which the driver takes an XDP program without multi-buffer support, where that is known. On veth it is the

@@ -7,8 +7,11 @@ pub mod abi;
 pub mod capability;
 pub mod device;
 pub mod frame;
+#[cfg(test)]
+mod header;
 mod kicker;
 pub mod memory;
+pub mod nic;
 pub mod port;
 pub mod socket;
 pub mod steer;

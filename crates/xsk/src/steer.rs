@@ -24,6 +24,7 @@ use libbpf_rs::{
     skel::{OpenSkel, SkelBuilder},
 };
 
+pub(crate) use attach::query;
 pub use attach::{AttachMode, AttachWish, claims_zero_copy, detach_ours};
 pub use error::SteerError;
 pub use guard::remove_guard;

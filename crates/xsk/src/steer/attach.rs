@@ -179,7 +179,8 @@ fn refusal(device: &str, ifindex: u32, mode: AttachMode, source: io::Error) -> S
     SteerError::Attach { device, mode, reason, source }
 }
 
-fn query(ifindex: u32) -> io::Result<bpf_xdp_query_opts> {
+/// What libbpf says about a device: programs, and what its driver can do.
+pub(crate) fn query(ifindex: u32) -> io::Result<bpf_xdp_query_opts> {
     let mut answer = bpf_xdp_query_opts { sz: size_of::<bpf_xdp_query_opts>() as _, ..Default::default() };
     // SAFETY: the pointer is to a struct whose `sz` says its size; libbpf writes no further.
     let result = unsafe { bpf_xdp_query(ifindex.cast_signed(), 0, &raw mut answer) };
