@@ -40,6 +40,8 @@ pub struct ReplyFrom {
 
 impl PortClasses {
     /// The classes under what a NIC does with a protocol's packets. None where it does not hash them, or nobody knows how.
+    ///
+    /// **Panics:** without workers.
     pub fn new(placement: Placement, transport: Transport, workers: u16) -> Option<Self> {
         let origin = ReplyFrom { remote: Ipv4Addr::UNSPECIFIED, remote_port: 0, external: Ipv4Addr::UNSPECIFIED };
         let zero = placement.index(&origin.packet(transport, 0))?;

@@ -160,8 +160,8 @@ impl Owners {
         (0..=u16::MAX).filter(move |&port| self.of_external(address, port) == worker)
     }
 
-    /// The ports of an external address that a worker owns. **Shape:** see [`PORT_WORDS`]. **Cost:** cold; about 1 µs for a table of
-    /// 128 entries and 20 for one of 2048.
+    /// The ports of an external address that a worker owns. **Shape:** see [`PORT_WORDS`]. **Cost:** cold; six passes over the
+    /// table and a load for each word.
     pub fn ports_of(&self, address: Ipv4Addr, worker: WorkerId) -> Box<[u64; PORT_WORDS]> {
         match &self.rules {
             Some(rules) => rules.outside.ports_of(address, worker),

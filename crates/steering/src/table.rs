@@ -53,7 +53,7 @@ pub enum TableError {
     Nobody,
 }
 
-/// The worker that serves a queue.
+/// The worker that serves a queue. **Panics:** without workers.
 pub const fn worker_of_queue(queue: u16, workers: u16) -> WorkerId {
     WorkerId(queue % workers)
 }
