@@ -128,6 +128,7 @@ fn what_veth_has_not_is_none_and_no_error() {
         assert_eq!(nic.accepted_fields(Flow::Udp4, &[Fields::SOURCE]).unwrap(), []);
         let found = Capabilities::probe(&nic).unwrap();
         assert_eq!((found.driver.as_str(), found.queues, found.most_queues), ("veth", Some(2), Some(4)));
+        assert_eq!(found.channels, Settable::Yes);
         assert_eq!((found.hash, found.key, found.table, found.rules), (None, Settable::No, Settable::No, None));
         assert!(found.fields.is_empty());
     });

@@ -55,7 +55,7 @@ fn device(test: &str) -> Option<String> {
 
 /// As much as the device takes: fewer queues, another key, all frames of each block of 16 entries to one queue, other fields, a rule.
 fn plan_for(nic: &Nic, found: &Capabilities) -> Plan {
-    let queues = found.queues.filter(|&queues| queues > 1).map(|queues| queues - 1);
+    let queues = found.queues.filter(|&queues| queues > 1 && found.channels == Settable::Yes).map(|queues| queues - 1);
     let spread = queues.or(found.queues).unwrap_or(1);
     let table = (0..found.table_len as u32).map(|entry| entry / 16 % spread).collect();
     let key = (0..found.key_len).map(|at| (at as u8).wrapping_mul(0x9D) ^ 0x5A).collect();

@@ -36,6 +36,8 @@ pub struct Capabilities {
     pub queues: Option<u32>,
     /// The most receive queues.
     pub most_queues: Option<u32>,
+    /// Whether their number can be set.
+    pub channels: Settable,
     /// The hash function; none where there is no RSS.
     pub hash: Option<HashFunction>,
     /// The transform. One that is on can be switched off where the key can be set.
@@ -94,6 +96,8 @@ impl Capabilities {
             driver: nic.driver()?.unwrap_or_default().name,
             queues: channels.map(|channels| channels.receiving()),
             most_queues: channels.as_ref().map(super::plan::most_queues),
+            // The kernel knows whether the driver can, and does not ask it for what is there already.
+            channels: channels.as_ref().map_or(Settable::No, |channels| Settable::of(&nic.ethtool.set_channels(channels))),
             hash: rss.as_ref().map(|rss| rss.hash),
             transform: rss.as_ref().map_or(Transform::None, |rss| rss.transform),
             key_len: rss.as_ref().map_or(0, |rss| rss.key.len()),

@@ -119,7 +119,8 @@ impl Rss {
 pub enum Table {
     /// The kernel's default one. Then the kernel lets the number of queues be changed, and no longer calls the table configured.
     Default,
-    /// These queues, as many as the device's table has entries.
+    /// These queues, as many as the device's table has entries. The kernel then gives no fewer queues than the table names, until the
+    /// default one is set. What a driver had by itself and is put back counts as configured too: the two cannot be told apart.
     Queues(Vec<u32>),
 }
 

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! features ─ table to default ─ channels ─ rings ─ key, table, function, transform ─ hashed fields ─ rules
-//!            └ only before a change of channels: the kernel refuses fewer queues than a configured table names
+//!            └ only if channels are refused without: the kernel gives no fewer queues than a configured table names
 //! ```
 
 #[cfg(test)]
@@ -164,14 +164,26 @@ impl<E: Ethtool> NicSetup<E> {
         if queues == 0 || queues > most {
             return Err(self.impossible(Impossible::Queues { wanted: queues, most }));
         }
-        if let Some(rss) = self.nic.rss()?
-            && !self.nic.has_default_table(&rss)?
-        {
-            let table = |table| RssChange { transform: rss.transform, table: Some(table), ..RssChange::default() };
-            let former = Setting::Rss(table(Table::Queues(rss.table.clone())));
-            self.change(&Setting::Rss(table(Table::Default)), former, keep)?;
+        let setting = Setting::Channels(with_queues(&now, queues));
+        match self.change(&setting, Setting::Channels(now), keep) {
+            Err(NicError::Write { source, .. })
+                if source.raw_os_error() == Some(libc::EINVAL) && self.set_default_table(keep)? =>
+            {
+                self.change(&setting, Setting::Channels(now), keep)
+            }
+            changed => changed,
         }
-        self.change(&Setting::Channels(with_queues(&now, queues)), Setting::Channels(now), keep)
+    }
+
+    /// Sets the kernel's default table where there is another one. Says whether it did.
+    fn set_default_table(&mut self, keep: &mut Keep<'_>) -> Result<bool, NicError> {
+        let Some(rss) = self.nic.rss()? else { return Ok(false) };
+        if self.nic.has_default_table(&rss)? {
+            return Ok(false);
+        }
+        let table = |table| Setting::Rss(RssChange { transform: rss.transform, table: Some(table), ..RssChange::default() });
+        self.change(&table(Table::Default), table(Table::Queues(rss.table.clone())), keep)?;
+        Ok(true)
     }
 
     fn set_rings(&mut self, rx: u32, tx: u32, keep: &mut Keep<'_>) -> Result<(), NicError> {

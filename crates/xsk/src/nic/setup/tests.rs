@@ -136,11 +136,22 @@ fn whatever_a_killed_process_has_changed_is_put_back_from_its_note() {
 fn settings_are_changed_in_their_order_and_put_back_in_the_opposite_one() {
     let device = devices().remove(5).1;
     let setup = NicSetup::apply(device.nic(), &plan_for(Model::Mlx5)).unwrap();
-    let applied = ["feature", "feature", "rss", "channels", "rings", "rss", "fields", "fields", "insert", "insert"];
+    let applied = ["feature", "feature", "channels", "rss", "channels", "rings", "rss", "fields", "fields", "insert", "insert"];
     assert_eq!(device.take_writes(), applied);
     setup.restore().unwrap();
     let restored = ["remove", "remove", "fields", "fields", "rss", "rings", "channels", "rss", "feature", "feature"];
     assert_eq!(device.take_writes(), restored);
+}
+
+#[test]
+fn a_table_that_is_not_in_the_way_of_fewer_queues_is_left() {
+    let device = Fake::new(Model::Igb);
+    // igb's own table after the machine's start is not the kernel's default one.
+    device.change(|state| state.rss.table = (0..128).map(|entry| entry / 32).collect());
+    let setup = NicSetup::apply(device.nic(), &Plan { queues: Some(2), ..Plan::default() }).unwrap();
+    assert_eq!(device.take_writes(), ["channels"]);
+    setup.restore().unwrap();
+    assert!(!device.state().configured);
 }
 
 #[test]
@@ -321,7 +332,8 @@ fn probing_finds_what_each_driver_takes_and_changes_nothing() {
         let before = device.state();
         let found = Capabilities::probe(&device.nic()).unwrap();
         assert_eq!(device.state(), before, "{model:?}");
-        assert_eq!((found.queues, found.most_queues, found.hash), (Some(4), Some(8), Some(HashFunction::Toeplitz)));
+        assert_eq!((found.queues, found.most_queues, found.channels), (Some(4), Some(8), Settable::Yes));
+        assert_eq!(found.hash, Some(HashFunction::Toeplitz));
         assert_eq!((found.table_len, found.table), (128, Settable::Yes));
         let key = if model == Model::Igb { (0, Settable::No) } else { (40, Settable::Yes) };
         assert_eq!((found.key_len, found.key), key, "{model:?}");
