@@ -3,6 +3,7 @@
 
 mod cli;
 mod control;
+mod doctor;
 mod doors;
 mod kernel;
 mod metrics;

@@ -30,6 +30,9 @@ pub(crate) enum Failure {
     /// The answer cannot be understood.
     #[error("the gateway's answer cannot be read ({0}); is it of another version? compare `portcullis version`")]
     Answer(String),
+    /// The box will break the gateway; the page above says where.
+    #[error("{0} of these will break the gateway")]
+    Unfit(usize),
     /// Output cannot be written.
     #[error("cannot write the output: {0}")]
     Output(io::Error),
@@ -45,7 +48,7 @@ impl Failure {
             Self::NotRunning(_) => 69,
             Self::Privilege(_) => 77,
             Self::Config(_) => 78,
-            Self::Refused(_) | Self::Answer(_) | Self::Output(_) | Self::Other(_) => 1,
+            Self::Refused(_) | Self::Answer(_) | Self::Unfit(_) | Self::Output(_) | Self::Other(_) => 1,
         }
     }
 

@@ -19,6 +19,7 @@ use portcullis_api as api;
 use serde::Serialize;
 
 use crate::control::socket;
+use crate::doctor;
 pub(crate) use check::load as load_config;
 use client::Client;
 use exit::Failure;
@@ -56,6 +57,18 @@ enum Command {
         /// The configuration
         #[arg(value_name = "FILE")]
         file: PathBuf,
+    },
+    /// Tell what on this box is fine, will cost or will break, and what mends it
+    Doctor {
+        /// Run what mends it
+        #[arg(long)]
+        fix: bool,
+        /// One JSON value a line, for programs
+        #[arg(long)]
+        json: bool,
+        /// The configuration
+        #[arg(long, value_name = "PATH", default_value = "/etc/portcullis/portcullis.toml")]
+        config: PathBuf,
     },
     /// List the live sessions, in the manner of conntrack -L
     Sessions(List),
@@ -122,6 +135,13 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
                 crate::run::check(&rules)?;
                 print(&mut out, format_args!("{}: legal, and fits this box", file.display()))?;
             }
+        }
+        Command::Doctor { fix, json, config } => {
+            let mut rules = load_config(&config)?;
+            if let Some(socket) = socket {
+                rules.control.socket = socket;
+            }
+            doctor::run(&rules, doctor::Wish { fix, json }, &mut out)?;
         }
         Command::Sessions(list) => {
             let shown = client.sessions(&list.filter(), |entry| show(&mut out, &entry, list.json, SessionLine(&entry)))?;

@@ -6,8 +6,11 @@
 
 mod devices;
 mod gateway;
+mod outlook;
 mod parts;
+mod placement;
 mod punter;
+mod spread;
 mod steering;
 
 use std::path::Path;
@@ -21,6 +24,9 @@ use crate::cli::exit::Failure;
 use crate::doors::events::Event;
 use crate::kernel::Mirror;
 use gateway::Gateway;
+pub(crate) use outlook::outlook;
+pub(crate) use parts::{local_ports, noted_program};
+pub(crate) use spread::WayFound;
 
 /// How often the worker's news are looked at: a packet waits so long for the question about its next hop.
 const NEWS_EVERY: Duration = Duration::from_millis(5);
@@ -52,6 +58,11 @@ pub(crate) fn check(rules: &Config) -> Result<(), Failure> {
         }
         rules.interfaces.iter().try_for_each(|interface| devices::place(&state, interface).map(drop))
     })
+}
+
+/// The workers that a configuration comes to over devices with so many queues each.
+fn wanted_workers(_rules: &Config, _queues: &[(String, u32)]) -> u16 {
+    1
 }
 
 fn load(config: &Path, socket: Option<&Path>) -> Result<Config, Failure> {

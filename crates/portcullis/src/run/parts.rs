@@ -90,13 +90,18 @@ impl Drop for Memory {
 pub(super) fn load(control_socket: &Path) -> Result<Steer, Failure> {
     let mut steer = Steer::load().map_err(anyhow::Error::from)?;
     let note = note_of(control_socket);
-    if let Some(id) = std::fs::read_to_string(&note).ok().and_then(|text| text.trim().parse().ok()) {
+    if let Some(id) = noted_program(control_socket) {
         steer.recognise(&[id]);
     }
     if let Err(error) = std::fs::write(&note, steer.id().to_string()) {
         tracing::warn!(%error, "cannot note the program's number in {}", note.display());
     }
     Ok(steer)
+}
+
+/// The number of the program that the gateway before this one loaded.
+pub(crate) fn noted_program(control_socket: &Path) -> Option<u32> {
+    std::fs::read_to_string(note_of(control_socket)).ok()?.trim().parse().ok()
 }
 
 /// Where the number of the loaded program is noted for the next process: beside the control socket.
@@ -235,7 +240,7 @@ fn cores() -> usize {
 }
 
 /// The ports that the host's own connections take.
-pub(super) fn local_ports() -> PortRange {
+pub(crate) fn local_ports() -> PortRange {
     match kernel::local_port_range() {
         Ok((first, last)) => PortRange { first, last },
         Err(error) => {

@@ -1,0 +1,67 @@
+//! What the gateway would do on this box, without doing it: for `doctor`.
+//!
+//! Knows the same rooms as start-up and changes nothing. Invariant: what it says is what `run` would choose.
+
+use std::collections::BTreeMap;
+
+use portcullis_config::Config;
+use portcullis_nat::Capacity;
+use portcullis_nat::policy::Side;
+use portcullis_xsk::device::Device;
+
+use super::devices;
+use super::spread::{NicTouch, Spread, Spreading, WayFound};
+use crate::cli::exit::Failure;
+use crate::kernel::Mirror;
+
+/// See the room card.
+pub(crate) struct Outlook {
+    pub(crate) devices: Vec<DeviceOutlook>,
+    pub(crate) workers: u32,
+    /// Tables and packet memory. **Units:** bytes.
+    pub(crate) memory: u64,
+}
+
+/// A device below the configured interfaces.
+pub(crate) struct DeviceOutlook {
+    pub(crate) name: String,
+    /// Whether an interface on it has a VLAN tag.
+    pub(crate) tagged: bool,
+    pub(crate) way: WayFound,
+}
+
+/// Looks ahead. **Errors:** [`Failure::Config`] where an interface is not on this box.
+pub(crate) fn outlook(rules: &Config) -> Result<Outlook, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    let state = runtime.block_on(async { Mirror::start(Vec::new()).await.map(|mirror| mirror.state()) });
+    let state = state.map_err(anyhow::Error::from)?;
+    let mut found: BTreeMap<String, (Vec<Side>, bool)> = BTreeMap::new();
+    for interface in &rules.interfaces {
+        let attachment = devices::place(&state, interface)?;
+        let (sides, tagged) = found.entry(attachment.device).or_default();
+        sides.push(interface.side);
+        *tagged |= attachment.vlan.is_some();
+    }
+    let spreading = |(name, (sides, _)): (&String, &(Vec<Side>, bool))| {
+        let queues = Device::by_name(name).map_or(1, |device| device.rx_queues());
+        Spreading { name: name.clone(), queues, sides: sides.clone() }
+    };
+    let spreading: Vec<_> = found.iter().map(spreading).collect();
+    let queues: Vec<_> = spreading.iter().map(|device| (device.name.clone(), device.queues)).collect();
+    let workers = super::wanted_workers(rules, &queues);
+    let spread = Spread::choose(spreading, workers, NicTouch::LookOnly)?;
+    let devices = found.into_iter().enumerate();
+    let devices = devices.map(|(place, (name, (_, tagged)))| DeviceOutlook { name, tagged, way: spread.way(place) });
+    Ok(Outlook { devices: devices.collect(), workers: u32::from(workers), memory: memory_of(rules) })
+}
+
+fn memory_of(rules: &Config) -> u64 {
+    let limits = &rules.limits;
+    let capacity = Capacity {
+        mappings: limits.mappings,
+        sessions: limits.sessions,
+        externals: rules.slot_count(),
+        fragments: limits.fragments,
+    };
+    capacity.bytes() as u64 + u64::from(limits.frames) * 2048
+}
