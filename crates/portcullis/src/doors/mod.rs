@@ -1,14 +1,15 @@
 //! The doors: the only crossings of a worker's wall, each one file and one direction.
 //!
-//! Policy in, counters out, events out, commands. The fifth, handoff between workers, comes with the second worker and gets its
-//! file here; a sixth needs an ADR. Knows no tables, sockets or messages: values go in on one side and come out on the other.
+//! Policy in, counters out, events out, commands, and handoff between workers; a sixth needs an ADR. Knows no tables, sockets or messages: values go in on one side and come out on the other.
 //! Invariant: the worker's side never locks, blocks or allocates, and each call of it does a bounded amount of work.
 //! Tests: beside each door, run twice: with real threads, and over every interleaving under loom (`model.rs`).
 
+mod bell;
 mod board;
 pub(crate) mod commands;
 pub(crate) mod counters;
 pub(crate) mod events;
+pub(crate) mod handoff;
 pub(crate) mod policy;
 mod sync;
 
