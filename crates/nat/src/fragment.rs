@@ -11,6 +11,7 @@ use ahash::RandomState;
 use hashbrown::HashMap;
 
 use crate::time::Tick;
+use crate::verdict::DatagramToken;
 
 /// What all fragments of a datagram share, as received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,13 +37,22 @@ pub(crate) struct Fragments {
     limit: usize,
     /// How long one is followed. **Units:** milliseconds.
     span: u32,
+    released: VecDeque<DatagramToken>,
+    given_up: VecDeque<DatagramToken>,
 }
 
 impl Fragments {
     pub(crate) fn new(limit: u32, hasher: RandomState) -> Self {
         let limit = limit as usize;
         let followed = HashMap::with_capacity_and_hasher(limit, hasher);
-        Self { followed, ends: VecDeque::with_capacity(limit), limit, span: 0 }
+        Self {
+            followed,
+            ends: VecDeque::with_capacity(limit),
+            limit,
+            span: 0,
+            released: VecDeque::new(),
+            given_up: VecDeque::new(),
+        }
     }
 
     /// Sets how long a datagram is followed. **Units:** milliseconds.
@@ -91,6 +101,16 @@ impl Fragments {
     pub(crate) fn clear(&mut self) {
         self.followed.clear();
         self.ends.clear();
+    }
+
+    /// A datagram whose first fragment has come while others waited.
+    pub(crate) fn take_released(&mut self) -> Option<DatagramToken> {
+        self.released.pop_front()
+    }
+
+    /// A datagram whose first fragment did not come.
+    pub(crate) fn take_given_up(&mut self) -> Option<DatagramToken> {
+        self.given_up.pop_front()
     }
 
     /// How many datagrams are followed.

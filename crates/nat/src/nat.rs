@@ -25,7 +25,7 @@ use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy, Protocol, 
 use crate::refusal::{Answer, Refusal};
 use crate::state::State;
 use crate::time::Tick;
-use crate::verdict::{DropReason, Errand, HandOffCause, Verdict};
+use crate::verdict::{DatagramToken, DropReason, Errand, HandOffCause, Verdict};
 use crate::view::{Gauges, MappingView, PortUse, SessionView};
 
 /// A packet in its frame. **Shape:** `buffer` reaches from the packet's first byte (Ethernet) to the end of the frame, so that an
@@ -50,6 +50,11 @@ impl<'f> Packet<'f> {
     /// A packet from the device: the first `len` bytes of `buffer`.
     pub const fn received(buffer: &'f mut [u8], len: usize) -> Self {
         Self { buffer, len, errand: Errand::Whole, handed: 0 }
+    }
+
+    /// A fragment that waited for its first, handed over `handed` times when it came.
+    pub const fn released(buffer: &'f mut [u8], len: usize, handed: u8) -> Self {
+        Self { buffer, len, errand: Errand::Released, handed }
     }
 }
 
@@ -260,6 +265,24 @@ impl<'m> Nat<'m> {
             Whereabouts::Via(path) if path.interface == interface && path.next_hop == next_hop => Some(path),
             _ => path::via(&self.network, interface, next_hop, None),
         }
+    }
+
+    /// The next datagram whose first fragment has come: its waiting fragments are to be processed again, in the order in which they came,
+    /// as [`Packet::released`]. Called after each burst, until there is none.
+    pub fn take_released(&mut self) -> Option<DatagramToken> {
+        self.fragments.take_released()
+    }
+
+    /// The next datagram whose first fragment did not come in time: [`Nat::give_up`] says what becomes of each fragment that waits.
+    /// Called after [`Nat::expire`] and after [`Nat::adopt_policy`], until there is none.
+    pub fn take_given_up(&mut self) -> Option<DatagramToken> {
+        self.fragments.take_given_up()
+    }
+
+    /// What becomes of a fragment that waited in vain: it is the kernel's where the host shares the address, or else dropped. Counts it.
+    pub fn give_up(&mut self, packet: &mut Packet<'_>, device: DeviceId) -> Verdict {
+        let _ = (packet, device);
+        self.drop_packet(DropReason::FragmentWithoutFirst)
     }
 
     /// Counts a packet that the worker had to drop after its verdict.

@@ -265,7 +265,7 @@ impl Nat<'_> {
         match verdict {
             Verdict::Hold { .. } => self.counters.count(Counter::Held),
             Verdict::Fragment { .. } => self.counters.count(Counter::Fragmented),
-            Verdict::Transmit(_) | Verdict::Punt | Verdict::HandOff { .. } | Verdict::Drop(_) => {}
+            Verdict::Transmit(_) | Verdict::Punt | Verdict::HandOff { .. } | Verdict::AwaitFirst(_) | Verdict::Drop(_) => {}
         }
         Ok(verdict)
     }

@@ -237,6 +237,10 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
                 self.late.drop_packet(DropReason::HandOffFull);
                 self.pool.push(frame);
             }
+            Verdict::AwaitFirst(_) => {
+                self.late.drop_packet(DropReason::FragmentWithoutFirst);
+                self.pool.push(frame);
+            }
             Verdict::Drop(_) => self.pool.push(frame),
         }
     }
