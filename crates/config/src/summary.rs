@@ -65,7 +65,11 @@ impl Config {
             [core] => format!("core {core}"),
             cores => format!("cores {}", listed(cores)),
         };
-        format!("workers: {count}, on {cores}, busy polling {}, bursts of {}", word_of(&BUSY_POLLS, &worker.busy_poll), worker.burst)
+        format!(
+            "workers: {count}, on {cores}, busy polling {}, bursts of {}",
+            word_of(&BUSY_POLLS, &worker.busy_poll),
+            worker.burst
+        )
     }
 }
 

@@ -66,9 +66,9 @@ struct Peer<F> {
     ring: bool,
 }
 
-/// A worker's side of the door.
+/// A worker's hatch: its side of the door.
 #[derive(Debug)]
-pub(crate) struct Side<F> {
+pub(crate) struct Hatch<F> {
     /// By number; none in the worker's own place.
     peers: Vec<Option<Peer<F>>>,
     capacity: i64,
@@ -78,7 +78,7 @@ pub(crate) struct Side<F> {
     turn: usize,
 }
 
-/// What went through a worker's side of the door.
+/// What went through a worker's hatch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Figures {
     /// Frames sent, with packets or empty.
@@ -91,8 +91,8 @@ pub(crate) struct Figures {
     pub(crate) packets_refused: u64,
 }
 
-/// The sides of a door between `workers` workers whose lanes take `capacity` frames each. **Errors:** no descriptor is left.
-pub(crate) fn open<F>(workers: usize, capacity: usize) -> std::io::Result<Vec<Side<F>>> {
+/// The hatches of a door between `workers` workers whose lanes take `capacity` frames each. **Errors:** no descriptor is left.
+pub(crate) fn open<F>(workers: usize, capacity: usize) -> std::io::Result<Vec<Hatch<F>>> {
     let bells = (0..workers).map(|_| Bell::open().map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
     let lanes: Vec<Vec<_>> = (0..workers).map(|_| (0..workers).map(|_| Lane::new(capacity.max(1))).collect()).collect();
     let peer = |me: usize, other: usize| Peer {
@@ -102,23 +102,23 @@ pub(crate) fn open<F>(workers: usize, capacity: usize) -> std::io::Result<Vec<Si
         lent: 0,
         ring: false,
     };
-    let side = |me: usize| Side {
+    let hatch = |me: usize| Hatch {
         peers: (0..workers).map(|other| (other != me).then(|| peer(me, other))).collect(),
         capacity: capacity as i64,
         bell: Arc::clone(&bells[me]),
         figures: Figures::default(),
         turn: 0,
     };
-    Ok((0..workers).map(side).collect())
+    Ok((0..workers).map(hatch).collect())
 }
 
-impl<F> Side<F> {
+impl<F> Hatch<F> {
     /// How many workers there are, this one included.
     pub(crate) const fn workers(&self) -> usize {
         self.peers.len()
     }
 
-    /// Sends a packet to its next worker; [`Side::ring`] has to follow. Never waits. **Errors:** the parcel itself, when that worker has
+    /// Sends a packet to its next worker; [`Hatch::ring`] has to follow. Never waits. **Errors:** the parcel itself, when that worker has
     /// too many frames of this one; it is counted there.
     pub(crate) fn send(&mut self, to: WorkerId, parcel: Parcel<F>) -> Result<(), Parcel<F>> {
         let Some(peer) = self.peers.get_mut(usize::from(to.0)).and_then(Option::as_mut) else {
@@ -199,7 +199,7 @@ impl<F> Side<F> {
         self.peers.iter().flatten().all(|peer| peer.from.packets.is_empty())
     }
 
-    /// Says that this worker is awake. Follows every [`Side::lie_down`].
+    /// Says that this worker is awake. Follows every [`Hatch::lie_down`].
     pub(crate) fn get_up(&self) {
         self.bell.get_up();
     }
@@ -238,10 +238,10 @@ mod tests {
         Parcel { frame, device: DeviceId(0), errand: Errand::Whole, handed: 1 }
     }
 
-    fn two(capacity: usize) -> (Side<u32>, Side<u32>) {
-        let mut sides = open(2, capacity).expect("descriptors");
-        let second = sides.pop().expect("two sides");
-        (sides.pop().expect("two sides"), second)
+    fn two(capacity: usize) -> (Hatch<u32>, Hatch<u32>) {
+        let mut hatches = open(2, capacity).expect("descriptors");
+        let second = hatches.pop().expect("two hatches");
+        (hatches.pop().expect("two hatches"), second)
     }
 
     fn frames(parcels: &[Parcel<u32>]) -> Vec<u32> {
@@ -311,14 +311,14 @@ mod tests {
     fn two_workers_that_hand_to_each_other_owe_nothing_in_the_end() {
         model(|| {
             let (mut first, mut second) = two(2);
-            let exchange = |mut side: Side<u32>, other: WorkerId, frame| {
-                let _ = side.send(other, parcel(frame));
-                side.ring();
+            let exchange = |mut hatch: Hatch<u32>, other: WorkerId, frame| {
+                let _ = hatch.send(other, parcel(frame));
+                hatch.ring();
                 let (mut got, mut pool) = (Vec::new(), Vec::new());
-                side.receive(usize::from(other.0), 1, &mut got);
+                hatch.receive(usize::from(other.0), 1, &mut got);
                 pool.extend(frames(&got));
-                side.give_back(&mut pool, 0);
-                (side, pool)
+                hatch.give_back(&mut pool, 0);
+                (hatch, pool)
             };
             let other = thread::spawn(move || exchange(second, FIRST, 20));
             let mut pools = Vec::new();
@@ -329,14 +329,14 @@ mod tests {
             (second, pool) = other.join().expect("the other worker ends");
             pools.extend(pool);
             for _ in 0..2 {
-                for side in [&mut first, &mut second] {
-                    side.drain(&mut pools);
-                    side.give_back(&mut pools, 0);
+                for hatch in [&mut first, &mut second] {
+                    hatch.drain(&mut pools);
+                    hatch.give_back(&mut pools, 0);
                 }
             }
             pools.sort_unstable();
             assert_eq!(pools, [10, 20]);
-            assert_eq!([&first, &second].map(|side| side.peers.iter().flatten().map(|peer| peer.lent).sum::<i64>()), [0, 0]);
+            assert_eq!([&first, &second].map(|hatch| hatch.peers.iter().flatten().map(|peer| peer.lent).sum::<i64>()), [0, 0]);
         });
     }
 
@@ -347,7 +347,11 @@ mod tests {
             assert!(first.send(SECOND, parcel(0)).is_ok() && first.send(SECOND, parcel(1)).is_ok());
             let (mut got, mut pool) = (Vec::new(), Vec::new());
             second.receive(0, 9, &mut got);
-            assert_eq!(first.send(SECOND, parcel(2)).map_err(|parcel| parcel.frame), Err(2), "the lane is empty, the debt is not paid");
+            assert_eq!(
+                first.send(SECOND, parcel(2)).map_err(|parcel| parcel.frame),
+                Err(2),
+                "the lane is empty, the debt is not paid"
+            );
             pool.extend(frames(&got));
             second.give_back(&mut pool, 1);
             assert_eq!(pool.len(), 1, "what is to be kept is kept");
@@ -360,14 +364,14 @@ mod tests {
     #[test]
     fn one_worker_has_nobody_to_hand_to_and_sleeps_undisturbed() {
         model(|| {
-            let mut side = open::<u32>(1, 0).expect("a descriptor").pop().expect("a side");
+            let mut hatch = open::<u32>(1, 0).expect("a descriptor").pop().expect("a hatch");
             let mut pool = vec![1];
-            side.give_back(&mut pool, 0);
-            side.collect(&mut pool);
-            side.ring();
-            assert!(side.lie_down() && side.workers() == 1);
-            side.get_up();
-            assert_eq!((pool.as_slice(), side.figures()), ([1].as_slice(), Figures::default()));
+            hatch.give_back(&mut pool, 0);
+            hatch.collect(&mut pool);
+            hatch.ring();
+            assert!(hatch.lie_down() && hatch.workers() == 1);
+            hatch.get_up();
+            assert_eq!((pool.as_slice(), hatch.figures()), ([1].as_slice(), Figures::default()));
         });
     }
 }

@@ -4,11 +4,14 @@
 //! Invariants: the guard is attached before anything may be translated and stays afterwards; the XDP program is attached after its
 //! tables are written; what start-up took, the end gives back. Called by `cli`. Tests: the end-to-end tests.
 
+mod cores;
 mod devices;
+mod division;
 mod gateway;
 mod parts;
 mod punter;
 mod steering;
+mod workers;
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +25,7 @@ use crate::doors::events::Event;
 use crate::kernel::Mirror;
 use gateway::Gateway;
 
-/// How often the worker's news are looked at: a packet waits so long for the question about its next hop.
+/// How often the workers' news are looked at: a packet waits so long for the question about its next hop.
 const NEWS_EVERY: Duration = Duration::from_millis(5);
 
 /// Is the gateway with the configuration at `config` until it is told to stop. `socket` overrides the configuration's.
@@ -99,7 +102,7 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>) -> Result<(),
                     }
                 }
                 if gateway.worker_has_ended() {
-                    break Err(Failure::Other(anyhow::anyhow!("the worker has ended; see the log above for its last words")));
+                    break Err(Failure::Other(anyhow::anyhow!("a worker has ended; see the log above for its last words")));
                 }
             }
         }
