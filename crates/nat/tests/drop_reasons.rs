@@ -266,23 +266,21 @@ fn session_rows() -> Vec<Row> {
                 from_inside(g, &PacketBuilder::udp(h2(), e1()))
             },
         ),
-        row_in(
-            || Setup::new().policy(|policy| policy.forwards = vec![forward(Protocol::Tcp, 80, 80, &["10.0.0.2:80"])]),
-            "a server that calls itself",
-            R::SessionConflict,
-            Nothing,
-            |g| from_inside(g, &PacketBuilder::tcp(at(h1(), 80), endpoint("203.0.113.10:80"), SYN)),
-        ),
-        row("a later fragment alone", R::FragmentWithoutFirst, Nothing, |g| {
-            from_inside(g, &PacketBuilder::raw(h1().address, e1().address, 17).offset(10).payload_len(64))
+        row_in(Setup::new, "a remote that the server of a new forward speaks to already", R::SessionConflict, Nothing, |g| {
+            g.external_of_tcp(at(h1(), 80), e1());
+            g.adopt(|policy| policy.forwards = vec![forward(Protocol::Tcp, 80, 80, &["10.0.0.2:80"])]);
+            from_outside(g, &PacketBuilder::tcp(e1(), endpoint("203.0.113.10:80"), SYN))
         }),
-        row_in(
-            || Setup::new().capacity(9, 9, 0),
-            "no fragment left",
-            R::FragmentsFull,
-            Nothing,
-            |g| from_inside(g, &PacketBuilder::udp(h1(), e1()).more_fragments(true).payload_len(64)),
-        ),
+        row("a later fragment of a first one that was dropped", R::FragmentWithoutFirst, Nothing, |g| {
+            let first = PacketBuilder::tcp(h1(), e1(), ACK).more_fragments(true).payload_len(60);
+            g.inside(&first).is_dropped(R::TcpNotSyn);
+            from_inside(g, &PacketBuilder::raw(h1().address, e1().address, 6).offset(10).payload_len(64))
+        }),
+        row("one early fragment too many", R::FragmentsFull, Nothing, |g| {
+            let later = PacketBuilder::raw(h1().address, e1().address, 17).offset(10).payload_len(64);
+            (0..64).for_each(|_| assert!(matches!(g.inside(&later).verdict, Verdict::AwaitFirst(_))));
+            from_inside(g, &later)
+        }),
     ]
 }
 

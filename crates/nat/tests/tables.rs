@@ -8,7 +8,7 @@ use portcullis_nat::SWEEP_ROUND;
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{Filtering, MappingBehaviour, PortSet, Protocol};
 use portcullis_nat::time::Tick;
-use portcullis_nat::verdict::DropReason;
+use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_testkit::builder::{PacketBuilder, Query, SYN, endpoint};
 
 mod common;
@@ -288,17 +288,19 @@ fn endpoint_dependent_mappings_are_one_for_each_scope() {
 }
 
 #[test]
-fn a_full_fragment_table_refuses_first_fragments_and_recovers() {
+fn a_full_fragment_table_forgets_the_oldest_first_fragment_and_empties_in_time() {
     let mut gateway = Setup::new().capacity(64, 64, 4).build();
     let first = |id| PacketBuilder::udp(h1(), e1()).id(id).more_fragments(true).payload_len(40);
-    for id in 0..4 {
+    let later = |id| PacketBuilder::raw(h1().address, e1().address, 17).id(id).offset(6).payload_len(40);
+    for id in 0..5 {
         gateway.inside(&first(id)).forwarded();
     }
-    gateway.inside(&first(9)).is_dropped(DropReason::FragmentsFull);
     assert_eq!(gateway.nat.gauges().fragments, 4);
-    gateway.wait(seconds(16));
+    (1..5).for_each(|id| drop(gateway.inside(&later(id)).forwarded()));
+    assert!(matches!(gateway.inside(&later(0)).verdict, Verdict::AwaitFirst(_)), "as if it had not come");
+    gateway.wait(seconds(17));
     assert_eq!(gateway.nat.gauges().fragments, 0);
-    gateway.inside(&first(9)).forwarded();
+    assert_eq!(gateway.dropped(DropReason::FragmentWithoutFirst), 1);
 }
 
 #[test]
