@@ -38,6 +38,47 @@ pub(crate) enum Fate {
 /// may be mixed with each other on their way from one source.
 pub(crate) const WAYS: usize = 16;
 
+/// The part of a datagram's payload that one fragment carries. **Units:** bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+    /// Whether it is the end of the datagram.
+    pub(crate) is_last: bool,
+}
+
+/// Which pieces of a datagram have passed, as two sums. For pieces that make up the whole without overlap, lengths add up to its
+/// length, and the differences of the squares of their ends to its square; doubled and missing ones do not cancel out in both.
+#[derive(Clone, Copy, Debug, Default)]
+struct Passed {
+    lengths: u32,
+    squares: u64,
+    /// The datagram's length. Zero until its last piece has passed.
+    whole: u32,
+}
+
+impl Passed {
+    fn add(&mut self, piece: Piece) {
+        self.lengths = self.lengths.saturating_add(piece.end.saturating_sub(piece.start));
+        let square = |end: u32| u64::from(end) * u64::from(end);
+        self.squares = self.squares.saturating_add(square(piece.end).saturating_sub(square(piece.start)));
+        if piece.is_last {
+            self.whole = piece.end;
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.whole != 0 && self.lengths == self.whole && self.squares == u64::from(self.whole) * u64::from(self.whole)
+    }
+}
+
+/// A datagram whose first fragment has come.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    fate: Fate,
+    passed: Passed,
+}
+
 /// The datagrams of one source, about, whose first fragment is waited for. Chosen smaller: reordering is rare.
 const EARLY_WAYS: usize = 8;
 
@@ -62,7 +103,7 @@ struct Early {
 
 /// The datagrams in fragments that are on their way.
 pub(crate) struct Fragments {
-    known: Sets<Fate>,
+    known: Sets<Known>,
     early: Sets<Early>,
     /// Frames that wait, of all datagrams.
     frames: u32,
@@ -89,8 +130,10 @@ impl Fragments {
     }
 
     /// Takes down what became of a first fragment, in place of what is known of an earlier one; what waits for it is released.
-    pub(crate) fn learn(&mut self, key: FragmentKey, fate: Fate, now: Tick) {
-        self.known.insert(key, fate, now);
+    pub(crate) fn learn(&mut self, key: FragmentKey, piece: Piece, fate: Fate, now: Tick) {
+        let mut passed = Passed::default();
+        passed.add(piece);
+        self.known.insert(key, Known { fate, passed }, now);
         let in_time = self.early.get_mut(&key).is_some_and(|(_, since)| now.since(since) <= self.span);
         if let Some(early) = self.early.remove(&key) {
             self.frames -= u32::from(early.frames);
@@ -99,10 +142,19 @@ impl Fragments {
         }
     }
 
-    /// What became of the first fragment.
-    pub(crate) fn find(&mut self, key: &FragmentKey, now: Tick) -> Option<Fate> {
-        let (fate, since) = self.known.get_mut(key)?;
-        (now.since(since) <= self.span).then_some(*fate)
+    /// What became of the first fragment, for a later one. After the last that was missing the datagram is forgotten, so that another
+    /// one may have its identification.
+    pub(crate) fn find(&mut self, key: &FragmentKey, piece: Piece, now: Tick) -> Option<Fate> {
+        let (known, since) = self.known.get_mut(key)?;
+        if now.since(since) > self.span {
+            return None;
+        }
+        known.passed.add(piece);
+        let (fate, is_whole) = (known.fate, known.passed.is_whole());
+        if is_whole {
+            self.known.remove(key);
+        }
+        Some(fate)
     }
 
     /// Lets a fragment wait for its first. None when too many wait.
@@ -199,6 +251,10 @@ mod tests {
         key_of(1, id)
     }
 
+    const FIRST: Piece = Piece { start: 0, end: 64, is_last: false };
+    const SECOND: Piece = Piece { start: 64, end: 128, is_last: false };
+    const LAST: Piece = Piece { start: 128, end: 192, is_last: true };
+
     fn fragments(limit: u32) -> Fragments {
         let mut fragments = Fragments::new(limit, RandomState::with_seeds(1, 2, 3, 4), Tick(0));
         fragments.set_span(100);
@@ -209,23 +265,44 @@ mod tests {
     fn a_datagram_is_known_for_its_span() {
         let mut fragments = fragments(2);
         let start = Tick(u32::MAX - 50);
-        fragments.learn(key(1), HOME, start);
-        assert_eq!(fragments.find(&key(1), start.after(100)), Some(HOME));
-        assert_eq!(fragments.find(&key(1), start.after(101)), None);
-        fragments.learn(key(2), HOME, start.after(60));
+        fragments.learn(key(1), FIRST, HOME, start);
+        assert_eq!(fragments.find(&key(1), SECOND, start.after(100)), Some(HOME));
+        assert_eq!(fragments.find(&key(1), SECOND, start.after(101)), None);
+        fragments.learn(key(2), FIRST, HOME, start.after(60));
         fragments.expire_all(start.after(101));
-        assert_eq!((fragments.len(), fragments.find(&key(2), start.after(101))), (1, Some(HOME)));
+        assert_eq!((fragments.len(), fragments.find(&key(2), SECOND, start.after(101))), (1, Some(HOME)));
     }
 
     #[test]
     fn a_reused_identifier_goes_by_its_last_first_fragment() {
         let mut fragments = fragments(2);
-        fragments.learn(key(1), HOME, Tick(0));
-        fragments.learn(key(1), Fate::Dropped, Tick(90));
+        fragments.learn(key(1), FIRST, HOME, Tick(0));
+        fragments.learn(key(1), FIRST, Fate::Dropped, Tick(90));
         fragments.expire(Tick(150));
-        assert_eq!(fragments.find(&key(1), Tick(150)), Some(Fate::Dropped));
+        assert_eq!(fragments.find(&key(1), SECOND, Tick(150)), Some(Fate::Dropped));
         fragments.expire(Tick(5000));
         assert_eq!(fragments.len(), 0);
+    }
+
+    #[test]
+    fn a_datagram_whose_fragments_have_all_passed_in_any_order_is_forgotten() {
+        for (one, other) in [(SECOND, LAST), (LAST, SECOND)] {
+            let mut fragments = fragments(2);
+            fragments.learn(key(1), FIRST, HOME, Tick(0));
+            assert_eq!(fragments.find(&key(1), one, Tick(0)), Some(HOME));
+            assert_eq!(fragments.len(), 1);
+            assert_eq!(fragments.find(&key(1), other, Tick(0)), Some(HOME));
+            assert_eq!((fragments.len(), fragments.find(&key(1), other, Tick(0))), (0, None));
+        }
+    }
+
+    #[test]
+    fn fragments_that_come_twice_do_not_stand_for_others() {
+        let mut fragments = fragments(2);
+        fragments.learn(key(1), FIRST, HOME, Tick(0));
+        for piece in [LAST, LAST, LAST, SECOND, SECOND] {
+            assert_eq!(fragments.find(&key(1), piece, Tick(0)), Some(HOME));
+        }
     }
 
     #[test]
@@ -234,7 +311,7 @@ mod tests {
         let one = fragments.wait(key(1), Tick(0)).expect("room");
         assert_eq!(fragments.wait(key(1), Tick(50)), Some(one), "one token for a datagram");
         let other = fragments.wait(key(2), Tick(50)).expect("room");
-        fragments.learn(key(1), HOME, Tick(100));
+        fragments.learn(key(1), FIRST, HOME, Tick(100));
         assert_eq!((fragments.take_released(), fragments.take_released()), (Some(one), None));
         fragments.expire_all(Tick(150));
         assert_eq!(fragments.take_given_up(), None);
@@ -246,7 +323,7 @@ mod tests {
     fn a_first_fragment_that_comes_too_late_releases_nothing_even_before_the_round_of_expiry() {
         let mut fragments = fragments(64);
         let one = fragments.wait(key(1), Tick(0)).expect("room");
-        fragments.learn(key(1), HOME, Tick(101));
+        fragments.learn(key(1), FIRST, HOME, Tick(101));
         assert_eq!((fragments.take_released(), fragments.take_given_up()), (None, Some(one)));
         let other = fragments.wait(key(2), Tick(200)).expect("room");
         let again = fragments.wait(key(2), Tick(301)).expect("room");
@@ -272,13 +349,13 @@ mod tests {
     fn neither_later_nor_first_fragments_of_a_flood_displace_what_is_known_of_other_sources() {
         let mut fragments = fragments(4096);
         let others = 100..140;
-        others.clone().for_each(|source| fragments.learn(key_of(source, 1), HOME, Tick(0)));
+        others.clone().for_each(|source| fragments.learn(key_of(source, 1), FIRST, HOME, Tick(0)));
         for number in 0..100_000_u32 {
             fragments.wait(key_of(number, number as u16), Tick(1));
-            fragments.learn(key_of(7, number as u16), HOME, Tick(1));
+            fragments.learn(key_of(7, number as u16), FIRST, HOME, Tick(1));
             while fragments.take_given_up().or_else(|| fragments.take_released()).is_some() {}
         }
-        let left = others.filter(|&source| fragments.find(&key_of(source, 1), Tick(2)).is_some()).count();
+        let left = others.filter(|&source| fragments.find(&key_of(source, 1), SECOND, Tick(2)).is_some()).count();
         assert!(left >= 38, "{left} of 40 are left: one source floods one of 256 sets");
         assert!(fragments.frames <= EARLY && fragments.early.len() <= 1024);
     }

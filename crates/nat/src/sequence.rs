@@ -13,7 +13,7 @@ use portcullis_wire::packet::Fragment;
 
 use crate::arrival::Arrival;
 use crate::counters::Counter;
-use crate::fragment::{Fate, FragmentKey};
+use crate::fragment::{Fate, FragmentKey, Piece};
 use crate::leave;
 use crate::nat::{Decision, Nat, Packet, Way};
 use crate::own;
@@ -29,14 +29,14 @@ impl Nat<'_> {
         if arrival.side == Side::Outside && slot.is_none() {
             return Err(Refusal::Drop(DropReason::WrongSide));
         }
-        let key = key_of(packet.frame(), arrival).ok_or(DropReason::Truncated)?;
+        let (key, piece) = read(packet.frame(), arrival).ok_or(DropReason::Truncated)?;
         if packet.errand == Errand::Whole && self.has_company() {
             self.own(own::of_datagram(&self.owners, &key), HandOffCause::Fragment, Errand::Whole)?;
         }
         if arrival.layout.fragment() == Fragment::First {
-            return self.translate_first(packet, arrival, key, now);
+            return self.translate_first(packet, arrival, (key, piece), now);
         }
-        match self.fragments.find(&key, now) {
+        match self.fragments.find(&key, piece, now) {
             Some(Fate::Translated { source, destination }) => self.follow(packet, arrival, slot, (source, destination)),
             Some(Fate::HandedOff(to, cause, errand)) => Err(Refusal::HandOff(to, cause, errand)),
             Some(Fate::Punted) => Err(Refusal::Punt),
@@ -47,7 +47,13 @@ impl Nat<'_> {
     }
 
     /// A first fragment goes like a whole packet. What becomes of it becomes of the later ones.
-    fn translate_first(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, key: FragmentKey, now: Tick) -> Decision {
+    fn translate_first(
+        &mut self,
+        packet: &mut Packet<'_>,
+        arrival: &Arrival,
+        (key, piece): (FragmentKey, Piece),
+        now: Tick,
+    ) -> Decision {
         let decision = self.translate(packet, arrival, now);
         let fate = match decision {
             // The addresses that it has now.
@@ -61,7 +67,7 @@ impl Nat<'_> {
         if matches!(fate, Fate::Translated { .. }) {
             self.counters.count(Counter::Fragments);
         }
-        self.fragments.learn(key, fate, now);
+        self.fragments.learn(key, piece, fate, now);
         decision
     }
 
@@ -122,10 +128,14 @@ impl Nat<'_> {
     }
 }
 
-fn key_of(frame: &[u8], arrival: &Arrival) -> Option<FragmentKey> {
-    let id = arrival.layout.ipv4(frame)?.id();
-    let (side, source, destination, protocol) = (arrival.side, arrival.source, arrival.destination, arrival.layout.protocol());
-    Some(FragmentKey { side, source, destination, id, protocol })
+/// A fragment's datagram, and its part of it.
+fn read(frame: &[u8], arrival: &Arrival) -> Option<(FragmentKey, Piece)> {
+    let header = arrival.layout.ipv4(frame)?;
+    let start = header.fragment_offset() as u32;
+    let end = start + (arrival.layout.datagram_len() - header.header_len()) as u32;
+    let (side, source, destination) = (arrival.side, arrival.source, arrival.destination);
+    let key = FragmentKey { side, source, destination, id: header.id(), protocol: arrival.layout.protocol() };
+    Some((key, Piece { start, end, is_last: !header.more_fragments() }))
 }
 
 /// The addresses in a frame, wherever its IPv4 header begins now.

@@ -333,7 +333,6 @@ fn on_a_shared_address_what_nothing_claims_is_the_hosts() {
         PacketBuilder::query(e1().address, X1, Query::EchoReply, 7),
         PacketBuilder::raw(e1().address, X1, 47).payload_len(20),
         PacketBuilder::icmp(e1().address, X1, 17, 0, [0; 4]),
-        PacketBuilder::raw(e1().address, X1, 17).offset(10).payload_len(64),
         PacketBuilder::icmp_error(e1().address, X1, 3, 3, &PacketBuilder::udp(own, e1()).datagram()),
     ];
     for packet in &punted {
@@ -346,7 +345,6 @@ fn on_a_shared_address_what_nothing_claims_is_the_hosts() {
     for packet in [PacketBuilder::tcp(h1(), own, SYN), PacketBuilder::tcp(h1(), own, ACK), PacketBuilder::udp(h1(), own)] {
         assert_eq!(gateway.inside(&packet).verdict, Verdict::Punt, "from inside too");
     }
-    gateway.assert_empty();
     let external = gateway.external_of(h1(), e1());
     gateway.outside(&PacketBuilder::udp(at(e1(), 1), external)).is_dropped(DropReason::Filtered);
     assert_eq!(gateway.inside(&PacketBuilder::udp(h1(), own)).verdict, Verdict::Punt);
