@@ -47,6 +47,7 @@ impl Done {
 /// The workers' NATs.
 pub struct Fleet<'m> {
     nats: Vec<Nat<'m>>,
+    owners: Owners,
     /// Frames for each worker: those from each other worker in a queue, and those from devices in the last one.
     queues: Vec<Vec<VecDeque<Done>>>,
     early: BTreeMap<(u16, DatagramToken), Vec<Done>>,
@@ -87,12 +88,17 @@ impl<'m> Fleet<'m> {
         };
         let nats: Vec<_> = memory.chunks_mut(bytes).enumerate().map(nat).collect();
         let queues = (0..workers).map(|_| vec![VecDeque::new(); workers + 1]).collect();
-        Self { nats, queues, early: BTreeMap::new(), received: 0, random: seed | 1, done: Vec::new() }
+        Self { nats, owners: owners.clone(), queues, early: BTreeMap::new(), received: 0, random: seed | 1, done: Vec::new() }
     }
 
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.nats.len()
+    }
+
+    /// Who owns what.
+    pub fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// One worker's NAT.
