@@ -12,7 +12,9 @@ mod stats;
 
 pub use entry::{Direction, Endpoint, MappingEntry, Protocol, SessionEntry, SessionState};
 pub use filter::{EndpointFilter, FilterError, SessionFilter};
-pub use stats::{Config, CopyMode, Frames, Gauges, Interface, Named, PacketTimes, PortUse, Queue, Side, Stats, Worker, XdpMode};
+pub use stats::{
+    Config, CopyMode, Frames, Gauges, Interface, Named, PacketTimes, PortUse, Queue, QueueName, Side, Stats, Worker, XdpMode,
+};
 
 use serde::{Deserialize, Serialize};
 

@@ -177,21 +177,35 @@ pub struct Queue {
 
 /// Where the packet memory's frames are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Frames {
-    /// All there are.
+    /// All there are; of a worker, those that it has now.
     pub total: u64,
     /// Free.
     pub pool: u64,
     /// In rings or in the kernel's hands.
     pub in_flight: u64,
-    /// With packets that wait for a next hop.
+    /// With packets that wait for a next hop, or for the first fragment of their datagram.
     pub held: u64,
+    /// On their way from worker to worker. The workers' numbers are not of the same moment, so this is about right while packets are
+    /// handed over. Of a worker always 0.
+    pub handed_over: u64,
     /// Nowhere: zero unless there is a bug.
     pub missing: i64,
 }
 
-/// A worker's loop.
+/// A queue of an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueName {
+    /// The interface.
+    pub interface: String,
+    /// The queue's number.
+    pub queue: u32,
+}
+
+/// A worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Worker {
     /// The worker's number.
     pub worker: u32,
@@ -199,7 +213,7 @@ pub struct Worker {
     pub bursts: u64,
     /// Rounds without any.
     pub idle_loops: u64,
-    /// Packets in all bursts.
+    /// Packets in all bursts, from its queues and from other workers.
     pub packets: u64,
     /// Time spent on bursts.
     pub busy_seconds: f64,
@@ -211,6 +225,20 @@ pub struct Worker {
     pub events_lost: u64,
     /// What a packet takes, from receive to dispose.
     pub packet_times: PacketTimes,
+    /// Its queues.
+    pub queues: Vec<QueueName>,
+    /// Packets handed to their owners, by cause.
+    pub handed_off: Vec<Named>,
+    /// Packets that other workers handed to it.
+    pub handed_in: u64,
+    /// Packets that other workers could not hand to it, because it was too far behind; they are among the drops of those.
+    pub hand_off_refused: u64,
+    /// Packets that it dropped.
+    pub drops: u64,
+    /// How full its tables are.
+    pub gauges: Gauges,
+    /// Its frames of packet memory.
+    pub frames: Frames,
 }
 
 /// Nanoseconds a packet, over all packets since start.
@@ -272,11 +300,20 @@ mod tests {
             drops: vec![named("no_route")],
             xdp: vec![named("not_ipv4")],
             queues: vec![Queue { interface: "eth0".to_owned(), rx_dropped: 9, ..Queue::default() }],
-            frames: Frames { total: 10, pool: 5, in_flight: 4, held: 2, missing: -1 },
-            workers: vec![Worker { worker: 0, burst_sizes: vec![1, 2, 3], ..Worker::default() }],
+            frames: Frames { total: 10, pool: 5, in_flight: 3, held: 2, handed_over: 1, missing: -1 },
+            workers: vec![Worker {
+                worker: 0,
+                burst_sizes: vec![1, 2, 3],
+                queues: vec![QueueName { interface: "eth0".to_owned(), queue: 1 }],
+                handed_off: vec![named("misplaced")],
+                ..Worker::default()
+            }],
         };
         let json = serde_json::to_string(&stats).expect("plain data");
         assert_eq!(serde_json::from_str::<Stats>(&json).expect("readable"), stats);
+        let older = r#"{"worker":3,"bursts":1,"packets":2}"#;
+        let older: Worker = serde_json::from_str(older).expect("an older gateway's answer");
+        assert_eq!((older.worker, older.packets, older.handed_in), (3, 2, 0));
         assert!(json.contains(r#""side":"outside","up":true"#) && json.contains(r#""copy":"zero_copy""#), "{json}");
     }
 }

@@ -169,8 +169,8 @@ pub enum Problem {
     ServerOutside { found: Ipv4Addr, prefixes: Vec<Ipv4Net> },
     #[error("the server {found} is an external address")]
     ServerExternal { found: Ipv4Addr, pool: String },
-    #[error("{found} cores are listed, but there is one worker")]
-    OneWorker { found: usize },
+    #[error("{found} cores are listed for {workers} workers")]
+    CoresOfWorkers { found: usize, workers: u32 },
     #[error("this system has no interface `{found}`{}", guess(nearest.as_deref()))]
     NoSuchInterface { found: String, nearest: Option<String>, existing: Vec<String> },
     #[error("{found} lies inside: in the network {network} of inside interface `{interface}`")]
@@ -231,7 +231,9 @@ impl Problem {
             }
             Self::ServerOutside { prefixes, .. } => format!("addresses of the inside prefixes: {}", list(prefixes)),
             Self::ServerExternal { pool, .. } => format!("an internal address, not one of pool `{pool}`"),
-            Self::OneWorker { .. } => "a list of one core; more workers are not supported yet".to_owned(),
+            Self::CoresOfWorkers { workers, .. } => {
+                format!("a list of {workers} cores, one for each worker; or leave `cores` or `count` out")
+            }
             Self::NoSuchInterface { existing, .. } if existing.is_empty() => "none: the system has no interface".to_owned(),
             Self::NoSuchInterface { existing, .. } => format!("the system has {}", list(existing)),
             Self::AddressOfNetwork { network, .. } => format!("host addresses of {network}, first and last left out"),

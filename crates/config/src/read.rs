@@ -202,6 +202,18 @@ impl<'t> Value<'t> {
         legal
     }
 
+    /// A whole number within `range`, or none for the word that may stand in its place.
+    pub(crate) fn integer_or(&self, word: &'static str, range: RangeInclusive<u32>, report: &mut Report) -> Option<Option<u32>> {
+        match self.inner {
+            DeValue::String(found) if found.as_ref() == word => Some(None),
+            DeValue::String(found) => {
+                report.fault(&self.spot, Problem::UnknownWord { found: shorten(found), legal: vec![word] });
+                None
+            }
+            _ => self.integer(range, report).map(Some),
+        }
+    }
+
     /// The elements of a list.
     pub(crate) fn list(&self, report: &mut Report) -> Option<Vec<Self>> {
         let array = self.typed(self.inner.as_array(), report)?;

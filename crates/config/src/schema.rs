@@ -141,7 +141,8 @@ pub const WORKER: Section = Section {
     repeated: false,
     accepts: "one table, headed [worker]",
     keys: &[
-        key("cores", None, "a list of one core number from 0 to 1023, such as [2]"),
+        key("count", Some("\"auto\""), "\"auto\" or a whole number from 1 to 64"),
+        key("cores", None, "a list of core numbers from 0 to 1023, one for each worker, such as [2, 3]"),
         key("busy_poll", Some("\"adaptive\""), "\"adaptive\", \"always\" or \"never\""),
         key("burst", Some("64"), "a whole number from 1 to 64"),
     ],

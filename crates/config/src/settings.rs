@@ -61,7 +61,9 @@ pub enum BusyPoll {
 /// `[worker]`: how packets are worked on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerRules {
-    /// The cores that workers are pinned to, one each; empty where the gateway chooses. At most one as yet.
+    /// How many workers there are, or none where queues and cores decide. With `cores` as many as those.
+    pub count: Option<u16>,
+    /// The cores that workers are pinned to, one each; empty where the gateway chooses.
     pub cores: Vec<u16>,
     /// When it polls.
     pub busy_poll: BusyPoll,
@@ -71,7 +73,7 @@ pub struct WorkerRules {
 
 impl Default for WorkerRules {
     fn default() -> Self {
-        Self { cores: Vec::new(), busy_poll: BusyPoll::default(), burst: 64 }
+        Self { count: None, cores: Vec::new(), busy_poll: BusyPoll::default(), burst: 64 }
     }
 }
 
@@ -287,22 +289,41 @@ fn read_code(value: &Value<'_>, report: &mut Report) -> Option<u8> {
 /// The highest core number. **Source:** the size of the C library's `cpu_set_t`.
 const CORE_MOST: u32 = 1023;
 
+/// The most workers. Chosen: the most queues of an interface.
+const WORKERS_MOST: u32 = 64;
+
 fn read_worker(table: &Table<'_>, report: &mut Report) -> WorkerRules {
     let default = WorkerRules::default();
-    let cores = table.get("cores").map(|value| read_cores(&value, report)).unwrap_or_default();
+    let count = table.get("count").and_then(|value| value.integer_or("auto", 1..=WORKERS_MOST, report)).flatten();
+    let cores = table.get("cores").map(|value| read_cores(&value, count, report)).unwrap_or_default();
     let busy_poll = table.get("busy_poll").and_then(|value| value.word(&BUSY_POLLS, report)).unwrap_or_default();
     let burst = table.get("burst").and_then(|value| value.integer(1..=64, report));
-    WorkerRules { cores, busy_poll, burst: burst.map_or(default.burst, |burst| burst as u16) }
+    let count = count.map(|count| count as u16).or_else(|| (!cores.is_empty()).then_some(cores.len() as u16));
+    WorkerRules { count, cores, busy_poll, burst: burst.map_or(default.burst, |burst| burst as u16) }
 }
 
-fn read_cores(list: &Value<'_>, report: &mut Report) -> Vec<u16> {
+/// The list of cores: one for each of the workers, where their number is given.
+fn read_cores(list: &Value<'_>, workers: Option<u32>, report: &mut Report) -> Vec<u16> {
     let Some(values) = list.list(report) else { return Vec::new() };
-    match values.len() {
-        0 => report.fault(&list.spot, Problem::EmptyList { wants: list.accepts }),
-        1 => {}
-        found => report.fault(&list.spot, Problem::OneWorker { found }),
+    let found = values.len();
+    match workers {
+        _ if found == 0 => report.fault(&list.spot, Problem::EmptyList { wants: list.accepts }),
+        Some(workers) if found != workers as usize => report.fault(&list.spot, Problem::CoresOfWorkers { found, workers }),
+        None if found > WORKERS_MOST as usize => {
+            let (least, most) = (1, i64::from(WORKERS_MOST));
+            report.fault(&list.spot, Problem::OutOfRange { found: format!("a list of {found} cores"), least, most });
+        }
+        _ => {}
     }
-    values.iter().filter_map(|value| value.integer(0..=CORE_MOST, report)).map(|core| core as u16).collect()
+    let mut cores = Vec::new();
+    for value in &values {
+        let Some(core) = value.integer(0..=CORE_MOST, report).map(|core| core as u16) else { continue };
+        if cores.contains(&core) {
+            report.fault(&value.spot, Problem::RepeatedValue { found: core.to_string() });
+        }
+        cores.push(core);
+    }
+    cores
 }
 
 fn read_metrics(table: &Table<'_>, report: &mut Report) -> Metrics {

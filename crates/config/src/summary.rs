@@ -59,8 +59,17 @@ impl Config {
 
     fn worker_line(&self) -> String {
         let worker = &self.worker;
-        let core = worker.cores.first().map_or_else(|| "a core of the gateway's choice".to_owned(), |core| format!("core {core}"));
-        format!("worker: on {core}, busy polling {}, bursts of {}", word_of(&BUSY_POLLS, &worker.busy_poll), worker.burst)
+        let count = worker.count.map_or_else(|| "as many as queues and cores allow".to_owned(), |count| count.to_string());
+        let cores = match worker.cores.as_slice() {
+            [] => "cores of the gateway's choice".to_owned(),
+            [core] => format!("core {core}"),
+            cores => format!("cores {}", listed(cores)),
+        };
+        format!(
+            "workers: {count}, on {cores}, busy polling {}, bursts of {}",
+            word_of(&BUSY_POLLS, &worker.busy_poll),
+            worker.burst
+        )
     }
 }
 

@@ -129,7 +129,7 @@ level = "debug"
     let limits = config.limits;
     assert_eq!((limits.mappings, limits.sessions, limits.fragments, limits.frames), (1000, 4096, 16, 8192));
     assert_eq!((config.icmp.rate, config.icmp.burst, config.icmp.exhausted_code), (0, 1, 1));
-    assert_eq!((config.worker.cores.as_slice(), config.worker.burst), ([3].as_slice(), 32));
+    assert_eq!((config.worker.count, config.worker.cores.as_slice(), config.worker.burst), (Some(1), [3].as_slice(), 32));
     assert_eq!(config.worker.busy_poll, BusyPoll::Never);
     assert_eq!(config.metrics.listen.unwrap().to_string(), "[::1]:9000");
     assert_eq!(config.control.socket.to_str(), Some("/tmp/a.sock"));
@@ -333,7 +333,7 @@ fn the_summary_says_what_an_operator_looks_for() {
             "mapping endpoint-independent, filtering address-and-port-dependent",
             "timeouts: udp 5m, tcp established 2h 4m, tcp transitory 4m, icmp 1m, fragment 15s",
             "limits: 262144 mappings, 524288 sessions, 4096 fragmented packets, 32768 frames",
-            "worker: on a core of the gateway's choice, busy polling adaptive, bursts of 64",
+            "workers: as many as queues and cores allow, on cores of the gateway's choice, busy polling adaptive, bursts of 64",
             "metrics: http://127.0.0.1:9464/metrics; control: /run/portcullis/control.sock",
         ]
     );

@@ -10,6 +10,7 @@ use portcullis_wire::ipv4::may_be_host;
 use portcullis_wire::packet::{self, Layout, ParseError};
 
 use crate::counters::{Counter, Counters};
+use crate::nat::Packet;
 use crate::path::{Paths, Whereabouts};
 use crate::policy::{DeviceId, Interface, InterfaceId, Network, Side};
 use crate::state::State;
@@ -38,13 +39,21 @@ impl From<ParseError> for DropReason {
     }
 }
 
-/// Reads a frame from `device` and checks that it may be here.
+/// Reads a packet from `device`, counts it if it is new, and checks that it may be here.
 #[inline]
-pub(crate) fn read(frame: &[u8], device: DeviceId, network: &Network, counters: &mut Counters) -> Result<Arrival, DropReason> {
+pub(crate) fn read(
+    packet: &Packet<'_>,
+    device: DeviceId,
+    network: &Network,
+    counters: &mut Counters,
+) -> Result<Arrival, DropReason> {
+    let frame = packet.frame();
     let link = ethernet::link(frame).ok_or(DropReason::Truncated)?;
     let interface = network.interface_of(device, link.vlan).ok_or(DropReason::UnknownInterface)?;
     let configured = &network.interfaces[usize::from(interface.0)];
-    count_received(configured.side, frame.len(), counters);
+    if packet.is_new() {
+        count_received(configured.side, frame.len(), counters);
+    }
     let layout = packet::parse(frame)?;
     if EthernetHeader::from_prefix(frame).is_none_or(|header| header.dst != configured.mac) {
         return Err(DropReason::NotForUs);

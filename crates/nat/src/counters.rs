@@ -55,6 +55,8 @@ counters! {
     Fragmented = "fragmented_packets",
     /// Fragments translated.
     Fragments = "fragments_translated",
+    /// Fragments that came before the first of their datagram, and waited for it.
+    EarlyFragments = "fragments_early",
     /// Packets that waited for a next hop's link-layer address.
     Held = "held_packets",
     /// Packets left to the kernel because nothing claimed them on an address that the box shares.

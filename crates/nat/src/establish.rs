@@ -5,10 +5,12 @@
 //! Sources: RFC 4787 sections 4 and 5, RFC 5382, RFC 5508 section 3. Tests: the reference NAT, `tests/`.
 
 use core::net::Ipv4Addr;
+use std::collections::VecDeque;
 
 use ahash::RandomState;
 use portcullis_steering::{Owners, WorkerId};
 
+use crate::forward;
 use crate::policy::{Endpoint, External, Filtering, Forward, MappingBehaviour, Policy, Protocol};
 use crate::record::{NewSession, flag};
 use crate::state::{State, Under};
@@ -35,20 +37,30 @@ pub(crate) struct Plan {
     pub(crate) under: Under,
 }
 
-/// Random numbers for the choice of ports and addresses: a keyed hash of a counter, hard to guess without the key (RFC 6056).
+/// Random numbers for the choice of ports and addresses: a keyed hash of a counter, hard to guess without the key (RFC 6056). Workers
+/// that have the same key draw different ones all the same.
 pub(crate) struct Choice {
-    keys: RandomState,
+    /// The same in all workers: servers are drawn with them.
+    pub(crate) keys: RandomState,
+    me: WorkerId,
     drawn: u64,
+    /// Numbers that a test wants drawn next.
+    script: VecDeque<u64>,
 }
 
 impl Choice {
-    pub(crate) fn new(keys: RandomState) -> Self {
-        Self { keys, drawn: 0 }
+    pub(crate) fn new(keys: RandomState, me: WorkerId) -> Self {
+        Self { keys, me, drawn: 0, script: VecDeque::new() }
+    }
+
+    pub(crate) fn script(&mut self, draws: impl IntoIterator<Item = u64>) {
+        self.script.clear();
+        self.script.extend(draws);
     }
 
     fn draw(&mut self) -> u64 {
         self.drawn += 1;
-        self.keys.hash_one(self.drawn)
+        self.script.pop_front().unwrap_or_else(|| self.keys.hash_one((self.me, self.drawn)))
     }
 }
 
@@ -88,7 +100,7 @@ impl Planner<'_, '_> {
 
     /// The session of a first packet to an external endpoint.
     pub(crate) fn inbound(&mut self, flow: &Flow, slot: u16) -> Result<Plan, DropReason> {
-        let plan = if let Some(forward) = forward_to(self.policy, slot, flow.protocol, flow.ours.port) {
+        let plan = if let Some(forward) = forward::of_port(self.policy, slot, flow.protocol, flow.ours.port) {
             self.to_a_server(flow, forward, slot).ok_or(DropReason::NoMapping)?
         } else {
             self.to_a_mapping(flow, slot)?
@@ -104,14 +116,17 @@ impl Planner<'_, '_> {
 
     /// Whether a forward or a mapping has an external endpoint.
     pub(crate) fn is_claimed(&self, protocol: Protocol, external: Endpoint, slot: u16) -> bool {
-        forward_to(self.policy, slot, protocol, external.port).is_some()
+        forward::of_port(self.policy, slot, protocol, external.port).is_some()
             || self.state.mapping_at(slot, protocol, external).is_some()
     }
 
-    /// A server behind a forward speaks first: from the endpoint that its forward has, if that is free towards this remote.
+    /// A server behind a forward speaks first: from the endpoint that its forward has, if the forward leads this remote to it, and if
+    /// that is free towards this remote.
     fn by_a_forward(&self, flow: &Flow) -> Option<Plan> {
-        let policy = self.policy;
-        let (forward, port) = policy.forwards.iter().find_map(|forward| Some((forward, external_port(forward, flow)?)))?;
+        let keys = &self.choice.keys;
+        let of_protocol = self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol);
+        let leads_here = |forward| Some((forward, forward::port_of(forward, flow.ours, flow.remote, keys)?));
+        let (forward, port) = of_protocol.filter_map(leads_here).next()?;
         let address = self.state.slots.get(forward.external).copied().flatten()?;
         let external = Endpoint { address, port };
         let is_free = self.state.sessions.find_inbound(flow.protocol, external, flow.remote).is_none();
@@ -156,13 +171,10 @@ impl Planner<'_, '_> {
         Plan { session: NewSession { protocol, internal, external, remote, slot, flags, state }, under }
     }
 
-    /// A session to one of a forward's servers, drawn by the remote endpoint. None where the range goes beyond the server's last port,
-    /// and of a forward without servers: `config` lets neither through.
+    /// A session to the server that a forward leads the remote to.
     fn to_a_server(&self, flow: &Flow, forward: &Forward, slot: u16) -> Option<Plan> {
-        let drawn = self.choice.keys.hash_one((flow.remote.address.to_bits(), flow.remote.port)) as usize;
-        let server = forward.servers.get(drawn.checked_rem(forward.servers.len())?)?;
-        let port = server.port.checked_add(flow.ours.port - forward.first)?;
-        Some(inbound_plan(flow, Endpoint { address: server.address, port }, slot, Under::Forward, 0))
+        let server = forward::server(forward, flow.ours.port, flow.remote, &self.choice.keys)?;
+        Some(inbound_plan(flow, server, slot, Under::Forward, 0))
     }
 
     /// A session under a mapping, if its filter lets the remote in (RFC 4787, section 5).
@@ -228,26 +240,4 @@ fn scope_of(behaviour: MappingBehaviour, remote: Endpoint) -> Endpoint {
         MappingBehaviour::AddressDependent => Endpoint { address: remote.address, port: 0 },
         MappingBehaviour::AddressAndPortDependent => remote,
     }
-}
-
-/// The forward of an external port.
-fn forward_to(policy: &Policy, slot: u16, protocol: Protocol, port: u16) -> Option<&Forward> {
-    let is_it = |forward: &&Forward| {
-        forward.protocol == protocol && forward.external == usize::from(slot) && (forward.first..=forward.last).contains(&port)
-    };
-    policy.forwards.iter().find(is_it)
-}
-
-/// The external port of a forward that leads to the flow's internal endpoint.
-fn external_port(forward: &Forward, flow: &Flow) -> Option<u16> {
-    if forward.protocol != flow.protocol {
-        return None;
-    }
-    let span = forward.last.checked_sub(forward.first)?;
-    let offset = forward
-        .servers
-        .iter()
-        .filter(|server| server.address == flow.ours.address)
-        .find_map(|server| flow.ours.port.checked_sub(server.port).filter(|&offset| offset <= span))?;
-    Some(forward.first + offset)
 }

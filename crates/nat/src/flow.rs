@@ -3,7 +3,7 @@
 //! Knows one packet's headers. Source: RFC 5508 section 3 for the identifier in a port's place.
 
 use portcullis_wire::icmpv4::{self, Query};
-use portcullis_wire::packet::{Layout, Transport};
+use portcullis_wire::packet::Transport;
 
 use crate::arrival::Arrival;
 use crate::policy::{Endpoint, Protocol};
@@ -79,21 +79,4 @@ pub(crate) fn identify(frame: &[u8], arrival: &Arrival) -> Result<Tuple, DropRea
 /// Echo and timestamp. "A NAT device SHOULD NOT [handle] Source Quench and Information messages" (RFC 5508, REQ-10c).
 const fn is_translated(kind: u8) -> bool {
     matches!(kind, icmpv4::ECHO_REQUEST | icmpv4::ECHO_REPLY | icmpv4::TIMESTAMP_REQUEST | icmpv4::TIMESTAMP_REPLY)
-}
-
-/// Whether a packet has a flow of its own, quotes one, or follows one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Flow,
-    IcmpError,
-    LaterFragment,
-}
-
-/// The kind of a packet.
-pub(crate) const fn kind(layout: &Layout) -> Kind {
-    match layout.transport() {
-        Transport::IcmpError => Kind::IcmpError,
-        Transport::None => Kind::LaterFragment,
-        _ => Kind::Flow,
-    }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ahash::RandomState;
 use portcullis_steering::{Owners, WorkerId};
 use portcullis_wire::ipv4::Ipv4Header;
+use portcullis_wire::packet::Fragment;
 use portcullis_wire::partial::{self, ChecksumState};
 use portcullis_wire::{ethernet, icmp_error};
 
@@ -16,10 +17,10 @@ use crate::arena::{Capacity, TooSmall};
 use crate::arrival::{self, Arrival};
 use crate::counters::{Counter, Counters};
 use crate::establish::Choice;
-use crate::flow::{self, Kind};
 use crate::fragment::Fragments;
 use crate::leave;
 use crate::limit::TokenBucket;
+use crate::own::Rules;
 use crate::path::{self, Path, Paths, Whereabouts};
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy, Protocol, Side};
 use crate::refusal::{Answer, Refusal};
@@ -51,9 +52,19 @@ impl<'f> Packet<'f> {
     pub const fn received(buffer: &'f mut [u8], len: usize) -> Self {
         Self { buffer, len, errand: Errand::Whole, handed: 0 }
     }
+
+    /// A fragment that waited for its first, handed over `handed` times when it came.
+    pub const fn released(buffer: &'f mut [u8], len: usize, handed: u8) -> Self {
+        Self { buffer, len, errand: Errand::Released, handed }
+    }
 }
 
 impl Packet<'_> {
+    /// Whether it has not been counted as received yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.handed == 0 && self.errand != Errand::Released
+    }
+
     pub(crate) fn frame(&self) -> &[u8] {
         &self.buffer[..self.len]
     }
@@ -63,7 +74,8 @@ impl Packet<'_> {
     }
 }
 
-/// Randomness, drawn by the caller once: hash keys and the key of the port choice.
+/// Randomness, drawn by the caller once: hash keys, and the key of the choice of ports and of the drawing of servers. The same for all
+/// workers, which have to draw the same servers.
 #[derive(Clone, Copy, Debug)]
 pub struct Seeds(pub [u64; 4]);
 
@@ -122,11 +134,11 @@ impl<'m> Nat<'m> {
         let choice = RandomState::with_seeds(d, c, b, a);
         Ok(Self {
             state: State::new(memory, &capacity, &hasher)?,
-            fragments: Fragments::new(capacity.fragments, hasher),
+            fragments: Fragments::new(capacity.fragments, hasher, now),
             policy: Arc::default(),
             network: Arc::default(),
             paths: Paths::new(now),
-            choice: Choice::new(choice),
+            choice: Choice::new(choice, me),
             owners,
             me,
             counters: Counters::default(),
@@ -140,7 +152,7 @@ impl<'m> Nat<'m> {
         if Arc::ptr_eq(&policy, &self.policy) {
             return;
         }
-        if self.state.adopt(&policy) {
+        if self.state.adopt(&policy, &self.owners, self.me) {
             self.fragments.clear();
         }
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
@@ -167,33 +179,52 @@ impl<'m> Nat<'m> {
     }
 
     fn decide(&mut self, packet: &mut Packet<'_>, device: DeviceId, now: Tick) -> Decision {
-        let arrival = arrival::read(packet.frame(), device, &self.network, &mut self.counters)?;
+        let arrival = arrival::read(packet, device, &self.network, &mut self.counters)?;
         arrival::check_addresses(&arrival, &self.network, &mut self.paths, &self.state)?;
-        match flow::kind(&arrival.layout) {
-            Kind::LaterFragment => self.follow_fragment(packet, &arrival, now),
-            Kind::IcmpError => self.translate_error(packet, &arrival, now),
-            Kind::Flow => self.translate(packet, &arrival, now),
+        match arrival.layout.fragment() {
+            Fragment::Whole => self.translate(packet, &arrival, now),
+            Fragment::First | Fragment::Later => self.sequence(packet, &arrival, now),
         }
     }
 
-    /// Step 4: whether this worker owns a packet from that side whose own endpoint (internal or external) is `ours`; `cause` is why not.
-    pub(crate) fn own(&self, side: Side, ours: Endpoint, cause: HandOffCause) -> Result<(), Refusal> {
-        let owner = match side {
-            Side::Inside => self.owners.of_subscriber(ours.address),
-            Side::Outside => self.owners.of_external(ours.address, ours.port),
-        };
-        let hand_off = Refusal::HandOff(owner, cause, Errand::Whole);
-        if owner == self.me { Ok(()) } else { Err(hand_off) }
+    /// Step 4: whether this worker is a packet's owner; `cause` is why it may not be, and `errand` what is left to do.
+    #[inline]
+    pub(crate) fn own(&self, owner: WorkerId, cause: HandOffCause, errand: Errand) -> Result<(), Refusal> {
+        if owner == self.me { Ok(()) } else { Err(Refusal::HandOff(owner, cause, errand)) }
+    }
+
+    /// Step 4 of a packet to an external endpoint from a remote one, or of an ICMP error about such a packet's answer.
+    #[inline]
+    pub(crate) fn own_external(
+        &self,
+        slot: u16,
+        protocol: Protocol,
+        (external, remote): (Endpoint, Endpoint),
+        cause: HandOffCause,
+        errand: Errand,
+    ) -> Result<(), Refusal> {
+        if !self.has_company() {
+            return Ok(());
+        }
+        let (owner, _) = self.rules().of_inbound(slot, protocol, external, remote);
+        self.own(owner, cause, errand)
+    }
+
+    /// What the owner of an inbound packet goes by.
+    pub(crate) fn rules(&self) -> Rules<'_> {
+        Rules { owners: &self.owners, policy: &self.policy, keys: &self.choice.keys }
+    }
+
+    /// Whether there are other workers: where there are none, nobody is asked whose a packet is.
+    #[inline]
+    pub(crate) fn has_company(&self) -> bool {
+        self.owners.workers() > 1
     }
 
     /// Turns a refusal into a verdict: the one place that drops. The frame becomes the ICMP error where one is due.
     fn refuse(&mut self, packet: &mut Packet<'_>, device: DeviceId, refusal: Refusal, now: Tick) -> Verdict {
         match refusal {
-            Refusal::Punt => {
-                self.finish_checksum(packet);
-                self.counters.count(Counter::Punted);
-                Verdict::Punt
-            }
+            Refusal::Punt => self.punt(packet),
             Refusal::HandOff(to, cause, errand) => {
                 if packet.handed >= MOST_HANDS {
                     return self.drop_packet(DropReason::HandOffLoop);
@@ -209,6 +240,13 @@ impl<'m> Nat<'m> {
         }
     }
 
+    /// Leaves a packet to the kernel.
+    pub(crate) fn punt(&mut self, packet: &mut Packet<'_>) -> Verdict {
+        self.finish_checksum(packet);
+        self.counters.count(Counter::Punted);
+        Verdict::Punt
+    }
+
     /// Completes a partial checksum: the kernel will verify it.
     fn finish_checksum(&mut self, packet: &mut Packet<'_>) {
         let Ok(layout) = portcullis_wire::packet::parse(packet.frame()) else { return };
@@ -218,7 +256,7 @@ impl<'m> Nat<'m> {
         }
     }
 
-    fn drop_packet(&mut self, reason: DropReason) -> Verdict {
+    pub(crate) fn drop_packet(&mut self, reason: DropReason) -> Verdict {
         self.counters.drop_packet(reason);
         Verdict::Drop(reason)
     }
@@ -281,7 +319,7 @@ impl<'m> Nat<'m> {
         } else if records == 0 {
             self.finish_round();
         }
-        self.fragments.expire(now, SWEEP_MOST as usize);
+        self.fragments.expire(now);
         self.paths.refresh(now);
     }
 
@@ -294,7 +332,7 @@ impl<'m> Nat<'m> {
     pub fn expire_all(&mut self, now: Tick) {
         self.sweep.cursor = 0;
         self.sweep_records(u32::MAX, now);
-        self.fragments.expire(now, usize::MAX);
+        self.fragments.expire_all(now);
     }
 
     fn sweep_records(&mut self, most: u32, now: Tick) {
@@ -311,6 +349,12 @@ impl<'m> Nat<'m> {
         if self.sweep.rounds >= 2 {
             self.state.nothing_is_stale();
         }
+    }
+
+    /// For tests: the next random numbers that ports and external addresses are chosen with, in place of those that were left of the
+    /// last script. A number is taken modulo the slots for an address, and modulo 65,536 for a port.
+    pub fn script_draws(&mut self, draws: impl IntoIterator<Item = u64>) {
+        self.choice.script(draws);
     }
 
     /// What was counted.

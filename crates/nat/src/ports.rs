@@ -15,7 +15,7 @@ const SUMMARY_WORDS: usize = WORDS / 64;
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
 pub(crate) struct PortSpace {
-    /// Ports that mappings may take by policy.
+    /// Ports that mappings may take by policy, of this worker's.
     allowed: [u64; WORDS],
     /// Ports that a mapping has.
     taken: [u64; WORDS],
@@ -26,9 +26,13 @@ pub(crate) struct PortSpace {
 }
 
 impl PortSpace {
-    /// Sets the ports that mappings may take. Ports taken before stay taken until they are released.
-    pub(crate) fn allow(&mut self, ports: &PortSet) {
+    /// Sets the ports that mappings may take: those of the policy that are this worker's too; it owns all where `owned` is none. Ports
+    /// taken before stay taken until they are released.
+    pub(crate) fn allow(&mut self, ports: &PortSet, owned: Option<&[u64; WORDS]>) {
         self.allowed = *ports.words();
+        for (allowed, owned) in self.allowed.iter_mut().zip(owned.into_iter().flatten()) {
+            *allowed &= owned;
+        }
         for word in 0..WORDS {
             self.summarise(word);
         }
@@ -129,7 +133,7 @@ mod tests {
 
     fn space(ports: &PortSet) -> Box<PortSpace> {
         let mut space = Box::new(PortSpace::new_zeroed());
-        space.allow(ports);
+        space.allow(ports, None);
         space
     }
 
@@ -147,6 +151,23 @@ mod tests {
         assert_eq!(given, (1000..=3000).collect());
         space.release(1777);
         assert_eq!(space.free_port(60_000), Some(1777));
+    }
+
+    #[test]
+    fn only_ports_that_are_the_workers_own_are_given() {
+        let mut space = Box::new(PortSpace::new_zeroed());
+        let mut owned = [0; WORDS];
+        (owned[20], owned[21]) = (1 << 3, u64::MAX);
+        space.allow(&PortSet::range(0, 21 * 64 + 1), Some(&owned));
+        let mut given: Vec<_> = (0..3)
+            .map(|step| {
+                let port = space.free_port(7);
+                port.inspect(|&port| space.take(port, step))
+            })
+            .collect();
+        given.push(space.free_port(7));
+        assert_eq!(given, [Some(20 * 64 + 3), Some(21 * 64), Some(21 * 64 + 1), None]);
+        assert_eq!(space.limit(), 3);
     }
 
     proptest! {

@@ -45,26 +45,16 @@ impl Rewrite {
         }
     }
 
-    /// Of a packet from inside to inside: out by one session and in by another.
-    pub(crate) fn hairpin(out: &Session, back: &Session) -> Self {
-        let (outbound, inbound) = (Self::outbound(out), Self::inbound(back));
+    /// Of a packet from inside to inside: out as `sender`, the external endpoint of `internal`, and in by another session.
+    pub(crate) fn hairpin(internal: Endpoint, sender: Endpoint, back: &Session) -> Self {
+        let inbound = Self::inbound(back);
         Self {
-            source: outbound.source,
+            source: sender,
             destination: inbound.destination,
             identifier: inbound.identifier,
-            address_delta: outbound.address_delta.and(inbound.address_delta),
-            port_delta: outbound.port_delta.and(inbound.port_delta),
+            address_delta: Delta::of_address(internal.address, sender.address).and(inbound.address_delta),
+            port_delta: Delta::of_u16(internal.port, sender.port).and(inbound.port_delta),
         }
-    }
-
-    /// The new source address.
-    pub(crate) fn source(&self) -> core::net::Ipv4Addr {
-        self.source.address
-    }
-
-    /// The new destination address.
-    pub(crate) fn destination(&self) -> core::net::Ipv4Addr {
-        self.destination.address
     }
 
     /// Rewrites a whole packet or a first fragment. Returns whether a partial checksum was completed.

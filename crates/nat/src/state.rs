@@ -7,11 +7,13 @@ use core::net::Ipv4Addr;
 
 use ahash::RandomState;
 use hashbrown::HashMap;
+use portcullis_steering::owners::PORT_WORDS;
+use portcullis_steering::{Owners, WorkerId};
 
 use crate::arena::{Arenas, Capacity, TooSmall};
 use crate::counters::{Counter, Counters};
 use crate::index::Index;
-use crate::policy::{Endpoint, Policy, Protocol};
+use crate::policy::{Endpoint, Policy, PortSet, Protocol};
 use crate::ports::PortSpace;
 use crate::record::{Mapping, NewSession, Session, flag};
 use crate::slab::{NONE, Slab};
@@ -39,6 +41,12 @@ pub(crate) enum Under {
     Forward,
 }
 
+/// The ports of an address that are this worker's.
+struct OwnedPorts {
+    address: Ipv4Addr,
+    ports: Box<[u64; PORT_WORDS]>,
+}
+
 /// Everything that a worker remembers.
 pub(crate) struct State<'m> {
     pub(crate) sessions: Sessions<'m>,
@@ -50,6 +58,8 @@ pub(crate) struct State<'m> {
     /// The external address of each slot.
     pub(crate) slots: Vec<Option<Ipv4Addr>>,
     slot_of: HashMap<u32, u16, RandomState>,
+    /// The ports of each slot's address that are this worker's. Empty where it is the only one.
+    owned: Vec<Option<OwnedPorts>>,
     /// Idle times by [`timer_of`]. **Units:** milliseconds.
     timers: [u32; TIMERS],
     /// Whether sessions of addresses that are gone may still be there.
@@ -83,14 +93,15 @@ impl<'m> State<'m> {
             remotes: HashMap::with_hasher(hasher.clone()),
             slots: vec![None; usize::from(capacity.externals)],
             slot_of: HashMap::with_hasher(hasher.clone()),
+            owned: Vec::new(),
             timers: [0; TIMERS],
             stale: false,
         })
     }
 
-    /// Takes over the addresses, ports and timeouts of `policy`. Sessions of addresses that are gone are dead from now on. Returns
-    /// whether there are such addresses.
-    pub(crate) fn adopt(&mut self, policy: &Policy) -> bool {
+    /// Takes over the addresses, ports and timeouts of `policy`; of the ports, those that are `me`'s. Sessions of addresses that are gone
+    /// are dead from now on. Returns whether there are such addresses. **Cost:** cold; 65,536 owners asked for each new address.
+    pub(crate) fn adopt(&mut self, policy: &Policy, owners: &Owners, me: WorkerId) -> bool {
         let timeouts = &policy.timeouts;
         self.timers = [timeouts.icmp, timeouts.udp, timeouts.tcp_established, timeouts.tcp_transitory]
             .map(|idle| idle.min(Tick::HORIZON).as_millis() as u32);
@@ -102,17 +113,35 @@ impl<'m> State<'m> {
             let address = external.and_then(|external| external.address).filter(|address| self.slot_of(*address).is_none());
             some_are_gone |= self.slots[slot].is_some_and(|before| address != Some(before));
             self.slots[slot] = address;
-            for protocol in Protocol::ALL {
-                let none = crate::policy::PortSet::empty();
-                let ports = external.map_or(&none, |external| &external.ports);
-                self.space_mut(slot as u16, protocol).allow(ports);
+            if owners.workers() > 1 {
+                self.learn_owned(slot, owners, me);
             }
+            let none = PortSet::empty();
+            self.allow(slot, external.map_or(&none, |external| &external.ports));
             if let Some(address) = address {
                 self.slot_of.insert(address.to_bits(), slot as u16);
             }
         }
         self.stale |= some_are_gone;
         some_are_gone
+    }
+
+    /// Finds out which ports of a slot's address are this worker's, if it is another address than before.
+    fn learn_owned(&mut self, slot: usize, owners: &Owners, me: WorkerId) {
+        self.owned.resize_with(self.slots.len(), || None);
+        let Some(address) = self.slots[slot] else { return };
+        if self.owned[slot].as_ref().is_none_or(|owned| owned.address != address) {
+            self.owned[slot] = Some(OwnedPorts { address, ports: owners.ports_of(address, me) });
+        }
+    }
+
+    /// Sets the ports of a slot that mappings may take.
+    fn allow(&mut self, slot: usize, ports: &PortSet) {
+        let owned = self.owned.get(slot).and_then(Option::as_ref).map(|owned| &*owned.ports);
+        let first = slot * Protocol::ALL.len();
+        for space in &mut self.ports[first..first + Protocol::ALL.len()] {
+            space.allow(ports, owned);
+        }
     }
 
     /// The slot of an external address.

@@ -11,7 +11,7 @@ use crate::nat::{Decision, Nat, Packet, Way};
 use crate::policy::{Endpoint, Protocol, Side};
 use crate::refusal::Refusal;
 use crate::time::Tick;
-use crate::verdict::{DropReason, HandOffCause};
+use crate::verdict::{DropReason, Errand, HandOffCause};
 
 impl Nat<'_> {
     /// The way of an ICMP error.
@@ -19,8 +19,8 @@ impl Nat<'_> {
         let slot = self.state.slot_of(arrival.destination);
         match (arrival.side, slot) {
             (Side::Inside, None) => self.error_outbound(packet, arrival, now),
-            (Side::Inside, Some(_)) => self.error_hairpin(packet, arrival, now),
-            (Side::Outside, Some(slot)) => self.error_inbound(packet, arrival, now).map_err(|refusal| match refusal {
+            (Side::Inside, Some(slot)) => self.error_hairpin(packet, arrival, slot, now),
+            (Side::Outside, Some(slot)) => self.error_inbound(packet, arrival, slot, now).map_err(|refusal| match refusal {
                 Refusal::Drop(reason) => self.unclaimed(reason, Some(slot)),
                 other => other,
             }),
@@ -29,12 +29,13 @@ impl Nat<'_> {
     }
 
     /// About a packet that a session sent out: the quoted source is the session's external endpoint (RFC 5508, REQ-4).
-    fn error_inbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
+    fn error_inbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, slot: u16, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Source)?;
-        self.own(arrival.side, quoted.source, HandOffCause::IcmpError)?;
         if quoted.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
+        let ends = (quoted.source, quoted.destination);
+        self.own_external(slot, quoted.protocol, ends, HandOffCause::IcmpError, Errand::Whole)?;
         let internal = self.internal_behind(&quoted, now)?;
         let outer = Outer { source: arrival.source, destination: internal.address };
         self.send_error(packet, arrival, outer, Way::Inbound, &[(End::Source, internal)], &quoted)
@@ -43,7 +44,7 @@ impl Nat<'_> {
     /// About a packet that came in through a session: the quoted destination is its internal endpoint (RFC 5508, REQ-5).
     fn error_outbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
-        self.own(arrival.side, quoted.destination, HandOffCause::IcmpError)?;
+        self.own_receiver(&quoted)?;
         if quoted.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
@@ -52,19 +53,34 @@ impl Nat<'_> {
         self.send_error(packet, arrival, outer, Way::Outbound, &[(End::Destination, external)], &quoted)
     }
 
-    /// About a packet that was hairpinned here: both of its endpoints go back to what its sender knows (RFC 5508, REQ-7).
-    fn error_hairpin(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
+    /// About a packet that was hairpinned here: both of its endpoints go back to what its sender knows (RFC 5508, REQ-7). The receiver's
+    /// owner knows the external endpoint that it was sent to, the sender's owner who sent it.
+    fn error_hairpin(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, slot: u16, now: Tick) -> Decision {
         let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
-        self.own(arrival.side, quoted.destination, HandOffCause::IcmpError)?;
-        let external = self.external_before(&quoted, now)?;
+        let external = if let Errand::HairpinError { external } = packet.errand {
+            external
+        } else {
+            self.own_receiver(&quoted)?;
+            self.external_before(&quoted, now)?
+        };
         let back = seen_by_sender(&quoted, external);
         if back.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
+        let (ends, errand) = ((back.source, back.destination), Errand::HairpinError { external });
+        self.own_external(slot, back.protocol, ends, HandOffCause::IcmpError, errand)?;
         let internal = self.internal_behind(&back, now)?;
         let outer = Outer { source: external.address, destination: internal.address };
         let changes = [(End::Destination, external), (End::Source, internal)];
         self.send_error(packet, arrival, outer, Way::Hairpin, &changes, &quoted)
+    }
+
+    /// Step 4 of an error about a packet that a subscriber received.
+    fn own_receiver(&self, quoted: &Quoted) -> Result<(), Refusal> {
+        if !self.has_company() {
+            return Ok(());
+        }
+        self.own(self.owners.of_subscriber(quoted.destination.address), HandOffCause::IcmpError, Errand::Whole)
     }
 
     /// The internal endpoint that sent a packet which was seen outside as quoted.

@@ -41,9 +41,16 @@ pub enum Verdict {
         /// What is left to do there.
         errand: Errand,
     },
+    /// A fragment that came before the first of its datagram: keep it under that token until `Nat::take_released` names the token, then
+    /// process it again as `Packet::released`; or until `Nat::take_given_up` does, then ask `Nat::give_up`.
+    AwaitFirst(DatagramToken),
     /// Nobody's: the frame goes back to the pool.
     Drop(DropReason),
 }
+
+/// Names a datagram whose fragments wait for its first. No two datagrams of a worker ever have the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DatagramToken(pub u64);
 
 /// What the worker that gets a frame has to do with it. The frame's bytes are as received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +63,18 @@ pub enum Errand {
         /// The sender's external endpoint.
         sender: Endpoint,
     },
+    /// The second half of an ICMP error about a hairpinned packet.
+    HairpinError {
+        /// The external endpoint that the quoted packet was sent to.
+        external: Endpoint,
+    },
+    /// From inside to a shared address, of no session and opening none: whether its destination is claimed, and it is dropped, or not,
+    /// and it is the kernel's.
+    Stray,
+    /// All but the order of its datagram's fragments: the first one has been sent the same way.
+    Sequenced,
+    /// All of it, but it was counted when it was received: a fragment that waited for its first.
+    Released,
 }
 
 /// Why a packet had to be handed to its owner.

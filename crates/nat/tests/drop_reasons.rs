@@ -266,23 +266,21 @@ fn session_rows() -> Vec<Row> {
                 from_inside(g, &PacketBuilder::udp(h2(), e1()))
             },
         ),
-        row_in(
-            || Setup::new().policy(|policy| policy.forwards = vec![forward(Protocol::Tcp, 80, 80, &["10.0.0.2:80"])]),
-            "a server that calls itself",
-            R::SessionConflict,
-            Nothing,
-            |g| from_inside(g, &PacketBuilder::tcp(at(h1(), 80), endpoint("203.0.113.10:80"), SYN)),
-        ),
-        row("a later fragment alone", R::FragmentWithoutFirst, Nothing, |g| {
-            from_inside(g, &PacketBuilder::raw(h1().address, e1().address, 17).offset(10).payload_len(64))
+        row_in(Setup::new, "a remote that the server of a new forward speaks to already", R::SessionConflict, Nothing, |g| {
+            g.external_of_tcp(at(h1(), 80), e1());
+            g.adopt(|policy| policy.forwards = vec![forward(Protocol::Tcp, 80, 80, &["10.0.0.2:80"])]);
+            from_outside(g, &PacketBuilder::tcp(e1(), endpoint("203.0.113.10:80"), SYN))
         }),
-        row_in(
-            || Setup::new().capacity(9, 9, 0),
-            "no fragment left",
-            R::FragmentsFull,
-            Nothing,
-            |g| from_inside(g, &PacketBuilder::udp(h1(), e1()).more_fragments(true).payload_len(64)),
-        ),
+        row("a later fragment of a first one that was dropped", R::FragmentWithoutFirst, Nothing, |g| {
+            let first = PacketBuilder::tcp(h1(), e1(), ACK).more_fragments(true).payload_len(60);
+            g.inside(&first).is_dropped(R::TcpNotSyn);
+            from_inside(g, &PacketBuilder::raw(h1().address, e1().address, 6).offset(10).payload_len(64))
+        }),
+        row("one early fragment too many", R::FragmentsFull, Nothing, |g| {
+            let later = PacketBuilder::raw(h1().address, e1().address, 17).offset(10).payload_len(64);
+            (0..64).for_each(|_| assert!(matches!(g.inside(&later).verdict, Verdict::AwaitFirst(_))));
+            from_inside(g, &later)
+        }),
     ]
 }
 
@@ -335,7 +333,6 @@ fn on_a_shared_address_what_nothing_claims_is_the_hosts() {
         PacketBuilder::query(e1().address, X1, Query::EchoReply, 7),
         PacketBuilder::raw(e1().address, X1, 47).payload_len(20),
         PacketBuilder::icmp(e1().address, X1, 17, 0, [0; 4]),
-        PacketBuilder::raw(e1().address, X1, 17).offset(10).payload_len(64),
         PacketBuilder::icmp_error(e1().address, X1, 3, 3, &PacketBuilder::udp(own, e1()).datagram()),
     ];
     for packet in &punted {
@@ -348,7 +345,6 @@ fn on_a_shared_address_what_nothing_claims_is_the_hosts() {
     for packet in [PacketBuilder::tcp(h1(), own, SYN), PacketBuilder::tcp(h1(), own, ACK), PacketBuilder::udp(h1(), own)] {
         assert_eq!(gateway.inside(&packet).verdict, Verdict::Punt, "from inside too");
     }
-    gateway.assert_empty();
     let external = gateway.external_of(h1(), e1());
     gateway.outside(&PacketBuilder::udp(at(e1(), 1), external)).is_dropped(DropReason::Filtered);
     assert_eq!(gateway.inside(&PacketBuilder::udp(h1(), own)).verdict, Verdict::Punt);

@@ -1,7 +1,7 @@
 //! RFC 4787, "NAT Behavioral Requirements for Unicast UDP": its requirements, each with a test that quotes it.
 //!
 //! Not claimed: REQ-3a and REQ-4 (recommended: port range and parity, which RFC 7857, section 8, lets a NAT leave out), REQ-7 (equal
-//! prefixes on both sides), REQ-14 for fragments that arrive before their first.
+//! prefixes on both sides). REQ-14 is in `fragments.rs`, REQ-9 between workers in `workers.rs`.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -244,46 +244,4 @@ fn rfc4787_req13a_too_big_without_df_is_to_be_split() {
     let offsets: Vec<_> = pieces.map(|piece| piece.payload()).collect();
     assert_eq!(offsets, [20..1396, 1396..1401]);
     assert_eq!(gateway.count(Counter::Fragmented), 1);
-}
-
-/// "REQ-14: A NAT MUST support receiving in-order [...] fragments".
-#[test]
-fn rfc4787_req14_fragments_in_order_are_translated_both_ways() {
-    let mut gateway = Setup::new().build();
-    let packet = PacketBuilder::udp(h1(), e1()).payload_len(300).id(77);
-    let mut joined = Vec::new();
-    for frame in gateway.fragments_to(0, &packet, 104) {
-        let seen = gateway.frame(INSIDE, &frame).forwarded();
-        assert_eq!((seen.source.address, seen.destination.address, seen.id, seen.ttl), (X1, e1().address, 77, 63));
-        joined.extend(seen.segment);
-    }
-    let external = gateway.mappings()[0].external;
-    assert_eq!(joined, PacketBuilder::udp(external, e1()).payload_len(300).datagram()[20..], "the whole's checksum is right");
-
-    let answer = PacketBuilder::udp(e1(), external).payload_len(300).id(78);
-    let mut joined = Vec::new();
-    for frame in gateway.fragments_to(1, &answer, 104) {
-        let seen = gateway.frame(OUTSIDE, &frame).delivered();
-        assert_eq!((seen.source.address, seen.destination.address), (e1().address, h1().address));
-        joined.extend(seen.segment);
-    }
-    assert_eq!(joined, PacketBuilder::udp(e1(), h1()).payload_len(300).datagram()[20..]);
-    assert_eq!(gateway.count(Counter::Fragments), 6);
-}
-
-/// "REQ-14 a) A NAT's out-of-order fragment processing mechanism MUST be designed so that fragmentation-based DoS attacks do not
-/// compromise the NAT's ability to process in-order and unfragmented IP packets."
-#[test]
-fn rfc4787_req14a_a_flood_of_later_fragments_takes_nothing_from_others() {
-    let mut gateway = Setup::new().build();
-    let external = gateway.external_of(h1(), e1());
-    for id in 0..1000 {
-        let stray = PacketBuilder::raw(e2().address, X1, 17).id(id).offset(100).payload_len(64);
-        gateway.outside(&stray).is_dropped(DropReason::FragmentWithoutFirst);
-    }
-    gateway.outside(&udp(e1(), external)).delivered();
-    for frame in gateway.fragments_to(1, &PacketBuilder::udp(e1(), external).payload_len(300), 104) {
-        gateway.frame(OUTSIDE, &frame).delivered();
-    }
-    assert_eq!(gateway.nat.gauges().fragments, 1);
 }

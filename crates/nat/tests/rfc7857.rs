@@ -143,21 +143,8 @@ fn rfc7857_s7_1_refusing_a_connection_keeps_no_mapping_alive() {
 /// Section 9: see `rfc6888_req15`. Ports are drawn by keys: other keys, other ports.
 #[test]
 fn rfc7857_s9_ports_depend_on_the_keys() {
-    use portcullis_nat::{Nat, Seeds};
-    use portcullis_steering::{Owners, WorkerId};
     let ports = [1, 2].map(|key| {
-        let setup = Setup::new();
-        let memory = vec![0; setup.capacity.bytes()].leak();
-        let nat = Nat::new(memory, setup.capacity, Seeds([key; 4]), Owners::single(), WorkerId(0), setup.start);
-        let mut gateway = Gateway {
-            nat: nat.expect("the memory suffices"),
-            now: setup.start,
-            policy: setup.policy,
-            network: setup.network,
-            offered: 0,
-        };
-        gateway.adopt(|_| {});
-        gateway.adopt_network(|_| {});
+        let mut gateway = Setup { seeds: [key; 4], ..Setup::new() }.build();
         (0..4).map(|port| gateway.external_of(at(h1(), port), e1()).port).collect::<Vec<_>>()
     });
     assert_ne!(ports[0], ports[1]);

@@ -5,9 +5,8 @@ use std::net::Ipv4Addr;
 
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{InterfaceId, Protocol, Side};
-use portcullis_nat::verdict::{DropReason, Errand, HandOffCause, Verdict};
+use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_nat::{Packet, policy};
-use portcullis_steering::WorkerId;
 use portcullis_testkit::builder::{ACK, Checksum, PSH, PacketBuilder, Query, SYN, endpoint, verify};
 
 mod common;
@@ -258,28 +257,4 @@ fn counters_tell_the_whole_story() {
     assert_eq!((count(Counter::SessionsCreated), count(Counter::MappingsCreated)), (4, 2));
     let session = gateway.sessions().into_iter().find(|it| it.internal == h1() && it.remote == e1()).expect("it is there");
     assert_eq!((session.packets_out, session.packets_in), (1, 1));
-}
-
-#[test]
-fn what_another_worker_owns_is_handed_to_it_as_it_came() {
-    let mut gateway = Setup { me: WorkerId(1), ..Setup::new() }.build();
-    let unreachable = PacketBuilder::icmp_error(
-        e1().address,
-        X1,
-        3,
-        1,
-        &PacketBuilder::udp(policy::Endpoint { address: X1, port: 9 }, e1()).datagram(),
-    );
-    let packets = [
-        (0, PacketBuilder::udp(h1(), e1())),
-        (1, PacketBuilder::udp(e1(), policy::Endpoint { address: X1, port: 5 })),
-        (1, unreachable),
-    ];
-    let causes = [HandOffCause::Misplaced, HandOffCause::Misplaced, HandOffCause::IcmpError];
-    for ((interface, packet), cause) in packets.into_iter().zip(causes) {
-        let out = gateway.send(interface, &packet);
-        assert_eq!(out.verdict, Verdict::HandOff { to: WorkerId(0), cause, errand: Errand::Whole });
-    }
-    assert_eq!((gateway.count(Counter::HandedOffMisplaced), gateway.count(Counter::HandedOffIcmpError)), (2, 1));
-    gateway.assert_empty();
 }

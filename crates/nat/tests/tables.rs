@@ -8,8 +8,8 @@ use portcullis_nat::SWEEP_ROUND;
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{Filtering, MappingBehaviour, PortSet, Protocol};
 use portcullis_nat::time::Tick;
-use portcullis_nat::verdict::DropReason;
-use portcullis_testkit::builder::{PacketBuilder, Query, SYN, endpoint};
+use portcullis_nat::verdict::{DropReason, Verdict};
+use portcullis_testkit::builder::{ACK, PacketBuilder, Query, SYN, endpoint};
 
 mod common;
 
@@ -41,7 +41,7 @@ fn after_all_timeouts_everything_is_back_to_zero() {
         .build();
     for _ in 0..3 {
         mixed_traffic(&mut gateway);
-        assert!(gateway.nat.gauges().fragments == 1 && gateway.ports_used() == 121, "{}", gateway.ports_used());
+        assert!(gateway.nat.gauges().fragments == 0 && gateway.ports_used() == 121, "{}", gateway.ports_used());
         gateway.wait(seconds(300) + SWEEP_ROUND + 1000);
         gateway.assert_empty();
     }
@@ -80,13 +80,13 @@ fn full_tables_refuse_keep_what_they_have_and_recover() {
 }
 
 #[test]
-fn a_hairpin_that_finds_room_for_one_session_only_makes_none() {
+fn a_hairpin_that_finds_room_for_one_session_only_keeps_its_first_half() {
     let mut gateway = Setup::new().policy(|policy| policy.filtering_udp = Filtering::EndpointIndependent).capacity(8, 4, 8).build();
     let second = gateway.external_of(h2(), e1());
     gateway.external_of(h1(), e1());
     gateway.external_of(h1(), e2());
     gateway.inside(&PacketBuilder::udp(h1(), second)).is_dropped(DropReason::SessionsFull);
-    assert_eq!((gateway.sessions().len(), gateway.mappings().len()), (3, 2));
+    assert_eq!((gateway.sessions().len(), gateway.mappings().len()), (4, 2));
 }
 
 #[test]
@@ -288,17 +288,19 @@ fn endpoint_dependent_mappings_are_one_for_each_scope() {
 }
 
 #[test]
-fn a_full_fragment_table_refuses_first_fragments_and_recovers() {
+fn a_full_fragment_table_forgets_the_oldest_first_fragment_and_empties_in_time() {
     let mut gateway = Setup::new().capacity(64, 64, 4).build();
     let first = |id| PacketBuilder::udp(h1(), e1()).id(id).more_fragments(true).payload_len(40);
-    for id in 0..4 {
+    let later = |id| PacketBuilder::raw(h1().address, e1().address, 17).id(id).offset(6).payload_len(40);
+    for id in 0..5 {
         gateway.inside(&first(id)).forwarded();
     }
-    gateway.inside(&first(9)).is_dropped(DropReason::FragmentsFull);
     assert_eq!(gateway.nat.gauges().fragments, 4);
-    gateway.wait(seconds(16));
+    (1..5).for_each(|id| drop(gateway.inside(&later(id)).forwarded()));
+    assert!(matches!(gateway.inside(&later(0)).verdict, Verdict::AwaitFirst(_)), "as if it had not come");
+    gateway.wait(seconds(17));
     assert_eq!(gateway.nat.gauges().fragments, 0);
-    gateway.inside(&first(9)).forwarded();
+    assert_eq!(gateway.dropped(DropReason::FragmentWithoutFirst), 1);
 }
 
 #[test]
@@ -311,7 +313,7 @@ fn a_first_packet_that_is_refused_leaves_nothing_behind() {
         PacketBuilder::udp(h1(), endpoint("172.16.0.1:9")),
         PacketBuilder::udp(h1(), endpoint("10.7.0.2:9")),
         PacketBuilder::udp(endpoint("10.9.9.9:1"), e1()),
-        PacketBuilder::udp(h1(), endpoint("203.0.113.10:9")),
+        PacketBuilder::tcp(h1(), endpoint("203.0.113.10:9"), ACK),
     ];
     for packet in packets {
         gateway.inside(&packet);
@@ -319,6 +321,16 @@ fn a_first_packet_that_is_refused_leaves_nothing_behind() {
     gateway.outside(&PacketBuilder::udp(e1(), endpoint("203.0.113.10:9")));
     gateway.assert_empty();
     assert_eq!(gateway.count(Counter::SessionsCreated), 0);
+}
+
+/// But for a hairpin, whose first half is kept: its receiver might be behind another NAT (docs/adr/0006).
+#[test]
+fn a_hairpin_that_nobody_wants_leaves_the_senders_session_behind() {
+    let mut gateway = Setup::new().build();
+    gateway.inside(&PacketBuilder::udp(h1(), endpoint("203.0.113.10:9"))).is_dropped(DropReason::NoMapping);
+    assert_eq!((gateway.sessions().len(), gateway.mappings().len()), (1, 1));
+    gateway.wait(seconds(300) + SWEEP_ROUND + 1000);
+    gateway.assert_empty();
 }
 
 /// A packet for which there is no room to be tagged is refused before a session is made.

@@ -5,6 +5,7 @@
 //! RFCs, so that the two can disagree. Tests: in each file, and `tests/oracle.rs` for the NAT itself.
 
 pub mod builder;
+pub mod fleet;
 pub mod generate;
 pub mod memory_wire;
 pub mod pcap;

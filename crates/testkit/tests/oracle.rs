@@ -14,14 +14,14 @@ use portcullis_steering::{Owners, WorkerId};
 use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
 use portcullis_testkit::generate::resolve::answered;
 use portcullis_testkit::generate::world::{MACS, POOL};
-use portcullis_testkit::generate::{Plan, Received, scenario};
+use portcullis_testkit::generate::{Plan, Received, scaled, scenario};
 use portcullis_testkit::reference::Outcome;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 mod bench;
 
-use bench::{Bench, CANARY, STEPS, datagram, gateway, hold, mappings, process, scaled, sessions};
+use bench::{Bench, CANARY, STEPS, datagram, gateway, hold, mappings, process, sessions};
 
 #[test]
 fn the_nat_and_the_reference_agree_about_every_packet() {

@@ -40,7 +40,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script { bytes };
     let mut setup = setup(script.byte().unwrap_or(0));
     setup.capacity.externals = 2;
-    let mut memory = vec![0; setup.capacity.bytes()];
+    let mut memory = Vec::new();
     let mut gateway = setup.build_in(&mut memory);
     while let Some(action) = script.byte() {
         if play(&mut gateway, &mut script, action).is_none() {
@@ -53,7 +53,8 @@ pub(crate) fn run(bytes: &[u8]) {
 /// Small tables and few ports, so that they run out.
 fn setup(choice: u8) -> Setup {
     let filtering = [Filtering::EndpointIndependent, Filtering::AddressDependent, Filtering::AddressAndPortDependent];
-    Setup::new().capacity(12, 20, 4).policy(|policy| {
+    let workers = if choice & 0x20 == 0 { 1 } else { 4 };
+    Setup::new().workers(workers).capacity(12, 20, 4).policy(|policy| {
         policy.filtering_udp = filtering[usize::from(choice) % 3];
         policy.filtering_tcp = filtering[usize::from(choice / 3) % 3];
         policy.externals = vec![external(X1), external(X2)];
@@ -77,7 +78,7 @@ fn play(gateway: &mut Gateway<'_>, script: &mut Script<'_>, action: u8) -> Optio
             let up = script.byte()? & 1 == 1;
             gateway.adopt_network(|network| network.interfaces[1].up = up);
         }
-        14 => gateway.nat.expire_all(gateway.now),
+        14 => drop(gateway.nat.expire_all(gateway.now)),
         15..=50 => {
             let device = DeviceId(script.byte()? % 4);
             let len = usize::from(script.word()? % 1600);

@@ -15,9 +15,10 @@ use portcullis_nat::policy::{
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_nat::view::{MappingView, SessionView};
-use portcullis_nat::{Capacity, Nat, Packet, Seeds};
-use portcullis_steering::{Owners, WorkerId};
+use portcullis_nat::{Capacity, Seeds};
+use portcullis_steering::Owners;
 use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
+use portcullis_testkit::fleet::{self, Done, Fleet};
 
 pub(crate) mod bytes;
 mod seen;
@@ -94,7 +95,9 @@ pub(crate) struct Setup {
     pub(crate) network: Network,
     pub(crate) capacity: Capacity,
     pub(crate) start: Tick,
-    pub(crate) me: WorkerId,
+    /// How many workers share it.
+    pub(crate) workers: u16,
+    pub(crate) seeds: [u64; 4],
 }
 
 impl Setup {
@@ -108,7 +111,8 @@ impl Setup {
             network: network(),
             capacity: Capacity { mappings: 4096, sessions: 8192, externals: 4, fragments: 64 },
             start: Tick(u32::MAX - 10_000),
-            me: WorkerId(0),
+            workers: 1,
+            seeds: [1, 2, 3, 4],
         }
     }
 
@@ -130,18 +134,24 @@ impl Setup {
         self
     }
 
-    /// A gateway whose tables live as long as the test's process.
-    pub(crate) fn build(self) -> Gateway<'static> {
-        let memory = vec![0; self.capacity.bytes()].leak();
-        self.build_in(memory)
+    /// With so many workers; each packet comes to any of them.
+    #[must_use]
+    pub(crate) fn workers(mut self, workers: u16) -> Self {
+        self.workers = workers;
+        self
     }
 
-    pub(crate) fn build_in(self, memory: &mut [u8]) -> Gateway<'_> {
-        let nat = Nat::new(memory, self.capacity, Seeds([1, 2, 3, 4]), Owners::single(), self.me, self.start);
-        let mut nat = nat.expect("the memory suffices");
-        nat.adopt_policy(Arc::new(self.policy.clone()), self.start);
-        nat.adopt_network(Arc::new(self.network.clone()));
-        Gateway { nat, now: self.start, policy: self.policy, network: self.network, offered: 0 }
+    /// A gateway whose tables live as long as the test's process.
+    pub(crate) fn build(self) -> Gateway<'static> {
+        self.build_in(Box::leak(Box::default()))
+    }
+
+    pub(crate) fn build_in(self, memory: &mut Vec<u8>) -> Gateway<'_> {
+        let owners = fleet::owners(self.workers, 0x5EED);
+        let mut nat = Fleet::new(memory, self.capacity, Seeds(self.seeds), &owners, 0xD1CE, self.start);
+        nat.adopt_policy(&Arc::new(self.policy.clone()), self.start);
+        nat.adopt_network(&Arc::new(self.network.clone()));
+        Gateway { nat, owners, now: self.start, policy: self.policy, network: self.network, offered: 0, late: Vec::new() }
     }
 }
 
@@ -217,17 +227,20 @@ fn network() -> Network {
 
 /// The gateway.
 pub(crate) struct Gateway<'m> {
-    pub(crate) nat: Nat<'m>,
+    pub(crate) nat: Fleet<'m>,
+    pub(crate) owners: Owners,
     pub(crate) now: Tick,
     pub(crate) policy: Policy,
     pub(crate) network: Network,
     /// Packets sent into it.
     pub(crate) offered: u64,
+    /// What became of fragments that waited, since it was last taken.
+    pub(crate) late: Vec<Out>,
 }
 
 /// The bytes behind a packet that no one may touch.
 const GUARD: u8 = 0xA5;
-/// What a frame has at least behind its packet: room for an ICMP error's headers and a tag.
+/// What a frame has behind its packet: room for an ICMP error's headers and a tag.
 const ROOM: usize = 64;
 
 impl Gateway<'_> {
@@ -266,32 +279,32 @@ impl Gateway<'_> {
 
     /// Any bytes, in a frame with `room` bytes behind them.
     pub(crate) fn frame_with_room(&mut self, device: DeviceId, frame: &[u8], room: usize) -> Out {
-        let mut memory = vec![GUARD; frame.len() + room + 2 * ROOM];
-        let (start, end) = (ROOM, ROOM + frame.len() + room);
-        memory[start..start + frame.len()].copy_from_slice(frame);
-        let mut verdicts = Vec::new();
-        let mut packets = [Packet::received(&mut memory[start..end], frame.len())];
-        self.nat.process(&mut packets, device, self.now, &mut verdicts);
-        let len = packets[0].len;
-        assert!(len <= end - start, "the packet lies within its frame");
-        assert_eq!(verdicts.len(), 1, "one verdict for each packet");
-        let untouched = memory[..start].iter().chain(&memory[end..]).all(|&byte| byte == GUARD);
-        assert!(untouched, "nothing is written outside of the frame");
+        let mut memory = frame.to_vec();
+        memory.resize(frame.len() + room, GUARD);
+        let worker = self.nat.any_worker();
+        let number = self.nat.receive(worker, device, memory, frame.len());
         self.offered += 1;
-        assert_eq!(self.accounted(), self.offered, "every packet is counted once");
-        Out { verdict: verdicts[0], frame: memory[start..start + len].to_vec(), was_right: verify(frame).is_ok() }
+        let mut done = self.nat.run(self.now);
+        let at = done.iter().position(|done| done.number == number).expect("one verdict for each packet");
+        let out = Out::of(&done.remove(at), frame);
+        self.note_late(done);
+        let counted = self.accounted() + self.nat.waiting() as u64;
+        assert_eq!(counted, self.offered, "every packet is counted once, or waits");
+        out
+    }
+
+    fn note_late(&mut self, done: Vec<Done>) {
+        self.late.extend(done.iter().map(|done| Out::of(done, &[])));
+    }
+
+    /// What became of the fragments that waited.
+    pub(crate) fn take_late(&mut self) -> Vec<Out> {
+        std::mem::take(&mut self.late)
     }
 
     /// The packets that have been counted with an outcome. An answered one counts as dropped.
     pub(crate) fn accounted(&self) -> u64 {
-        let ways = [
-            Counter::Outbound,
-            Counter::Inbound,
-            Counter::Hairpin,
-            Counter::Punted,
-            Counter::HandedOffMisplaced,
-            Counter::HandedOffIcmpError,
-        ];
+        let ways = [Counter::Outbound, Counter::Inbound, Counter::Hairpin, Counter::Punted];
         let counters = self.nat.counters();
         ways.iter().map(|&way| counters.get(way)).sum::<u64>() + counters.dropped_in_all()
     }
@@ -310,7 +323,8 @@ impl Gateway<'_> {
         while left > 0 {
             let step = left.min(500);
             self.now = self.now.after(step);
-            self.nat.expire(self.now);
+            let given_up = self.nat.expire(self.now);
+            self.note_late(given_up);
             left -= step;
         }
     }
@@ -321,21 +335,11 @@ impl Gateway<'_> {
     }
 
     pub(crate) fn sessions(&self) -> Vec<SessionView> {
-        let mut sessions = Vec::new();
-        let mut cursor = Some(0);
-        while let Some(from) = cursor {
-            cursor = self.nat.sessions(from, 100, self.now, &mut sessions);
-        }
-        sessions
+        self.nat.sessions(self.now)
     }
 
     pub(crate) fn mappings(&self) -> Vec<MappingView> {
-        let mut mappings = Vec::new();
-        let mut cursor = Some(0);
-        while let Some(from) = cursor {
-            cursor = self.nat.mappings(from, 100, &mut mappings);
-        }
-        mappings
+        self.nat.mappings()
     }
 
     /// Ports taken, of all addresses and protocols.
@@ -345,12 +349,13 @@ impl Gateway<'_> {
 
     pub(crate) fn adopt(&mut self, change: impl FnOnce(&mut Policy)) {
         change(&mut self.policy);
-        self.nat.adopt_policy(Arc::new(self.policy.clone()), self.now);
+        let given_up = self.nat.adopt_policy(&Arc::new(self.policy.clone()), self.now);
+        self.note_late(given_up);
     }
 
     pub(crate) fn adopt_network(&mut self, change: impl FnOnce(&mut Network)) {
         change(&mut self.network);
-        self.nat.adopt_network(Arc::new(self.network.clone()));
+        self.nat.adopt_network(&Arc::new(self.network.clone()));
     }
 
     /// Sends a UDP packet from inside and gives the external endpoint that it left with.
@@ -383,6 +388,12 @@ pub(crate) struct Out {
 }
 
 impl Out {
+    fn of(done: &Done, received: &[u8]) -> Self {
+        let spare = &done.memory[received.len().max(done.len)..];
+        assert!(spare.iter().all(|&byte| byte == GUARD) || received.is_empty(), "nothing is written behind the packet");
+        Self { verdict: done.verdict, frame: done.bytes().to_vec(), was_right: verify(received).is_ok() }
+    }
+
     /// The packet, which was transmitted on `device`, with right checksums if it came with such.
     #[track_caller]
     pub(crate) fn on(&self, device: DeviceId) -> Seen {

@@ -82,6 +82,9 @@ enum Command {
         /// Also what is zero
         #[arg(long)]
         all: bool,
+        /// One row for each worker instead; with --json one value a line for each
+        #[arg(long)]
+        workers: bool,
     },
     /// Tell the versions of this program and of the running gateway
     Version,
@@ -151,13 +154,14 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
             let shown = client.mappings(&list.filter(), |entry| show(&mut out, &entry, list.json, MappingLine(&entry)))?;
             remark(&mut out, format_args!("portcullis: {shown} mappings have been shown."))?;
         }
-        Command::Stats { json, all } => {
+        Command::Stats { json, all, workers } => {
             let stats = client.stats()?;
             let zeroes = if all { Zeroes::Shown } else { Zeroes::Hidden };
-            if json {
-                print_json(&mut out, &stats)?;
-            } else {
-                out.write_all(tables::stats(&stats, zeroes, terminal_width()).as_bytes()).map_err(Failure::Output)?;
+            let table = if workers { tables::workers } else { tables::stats };
+            match (json, workers) {
+                (true, true) => stats.workers.iter().try_for_each(|worker| print_json(&mut out, worker))?,
+                (true, false) => print_json(&mut out, &stats)?,
+                (false, _) => out.write_all(table(&stats, zeroes, terminal_width()).as_bytes()).map_err(Failure::Output)?,
             }
         }
         Command::Version => version(&mut out, &client)?,

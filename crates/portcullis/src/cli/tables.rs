@@ -35,6 +35,14 @@ pub(super) fn stats(stats: &api::Stats, zeroes: Zeroes, width: Option<u16>) -> S
     page.text
 }
 
+/// One row for each worker, and what each has handed off.
+pub(super) fn workers(stats: &api::Stats, zeroes: Zeroes, width: Option<u16>) -> String {
+    let mut page = Page { text: String::new(), zeroes, width };
+    page.each_worker(stats);
+    page.handed_off(&stats.workers);
+    page.text
+}
+
 struct Page {
     text: String,
     zeroes: Zeroes,
@@ -102,7 +110,7 @@ impl Page {
         rows.push(share("frames of packet memory", frames.total.saturating_sub(frames.pool), frames.total));
         self.table("In use", &["what", "used", "limit", ""], &[1, 2, 3], rows);
         self.line(format_args!(
-            "{} subscribers; {} fragmented packets followed; {} packets wait for a next hop; {} frames missing",
+            "{} subscribers; {} fragmented packets followed; {} packets wait; {} frames missing",
             gauges.subscribers, gauges.fragments, frames.held, frames.missing
         ));
     }
@@ -156,6 +164,59 @@ impl Page {
         self.table("Workers", &header, &[1, 2, 3, 4, 5, 6, 7, 8, 9], rows.collect());
     }
 
+    fn each_worker(&mut self, stats: &api::Stats) {
+        let header = [
+            "worker",
+            "queues",
+            "packets",
+            "share",
+            "busy",
+            "ns a packet: p50",
+            "p99",
+            "handed off",
+            "handed in",
+            "refused",
+            "mappings",
+            "sessions",
+            "frames",
+            "drops",
+        ];
+        let all: u64 = stats.workers.iter().map(|worker| worker.packets).sum();
+        let rows = stats.workers.iter().map(|each| {
+            let handed_off: u64 = each.handed_off.iter().map(|cause| cause.value).sum();
+            vec![
+                each.worker.to_string(),
+                queue_names(&each.queues),
+                each.packets.to_string(),
+                percent(each.packets, all),
+                percent((each.busy_seconds * 1e6) as u64, (stats.uptime_seconds * 1e6) as u64),
+                each.packet_times.p50.to_string(),
+                each.packet_times.p99.to_string(),
+                handed_off.to_string(),
+                each.handed_in.to_string(),
+                each.hand_off_refused.to_string(),
+                each.gauges.mappings.to_string(),
+                each.gauges.sessions.to_string(),
+                each.frames.total.to_string(),
+                each.drops.to_string(),
+            ]
+        });
+        self.table("Workers", &header, &[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], rows.collect());
+    }
+
+    fn handed_off(&mut self, workers: &[api::Worker]) {
+        let rows = workers.iter().flat_map(|worker| worker.handed_off.iter().map(move |cause| (worker.worker, cause)));
+        let rows = rows.filter(|(_, cause)| self.shows(&[cause.value]));
+        let rows: Vec<_> = rows
+            .map(|(worker, cause)| vec![worker.to_string(), cause.name.clone(), cause.value.to_string(), cause.meaning.clone()])
+            .collect();
+        if rows.is_empty() {
+            self.line(format_args!("\nHanded off, and why: nothing"));
+        } else {
+            self.table("Handed off, and why", &["worker", "cause", "packets", "meaning"], &[2], rows);
+        }
+    }
+
     fn shows(&self, numbers: &[u64]) -> bool {
         self.zeroes == Zeroes::Shown || numbers.iter().any(|&number| number != 0)
     }
@@ -184,9 +245,24 @@ impl Page {
 }
 
 fn share(what: &str, used: u64, limit: u64) -> Vec<String> {
-    // In tenths of a percent, so that a single port of many is not nothing.
-    let tenths = (used.saturating_mul(1000)).checked_div(limit).unwrap_or(0);
-    vec![what.to_owned(), used.to_string(), limit.to_string(), format!("{}.{} %", tenths / 10, tenths % 10)]
+    vec![what.to_owned(), used.to_string(), limit.to_string(), percent(used, limit)]
+}
+
+/// In tenths of a percent, so that a single port of many is not nothing.
+fn percent(part: u64, of: u64) -> String {
+    let tenths = part.saturating_mul(1000).checked_div(of).unwrap_or(0);
+    format!("{}.{} %", tenths / 10, tenths % 10)
+}
+
+/// The queues of each interface: `eth0 0,2 eth1 0,2`.
+fn queue_names(queues: &[api::QueueName]) -> String {
+    let mut text = String::new();
+    for group in queues.chunk_by(|one, next| one.interface == next.interface) {
+        let numbers: Vec<_> = group.iter().map(|queue| queue.queue.to_string()).collect();
+        let space = if text.is_empty() { "" } else { " " };
+        let _ = write!(text, "{space}{} {}", group[0].interface, numbers.join(","));
+    }
+    text
 }
 
 /// With one decimal; a dash for nothing.
@@ -250,7 +326,7 @@ mod tests {
             ],
             xdp: Vec::new(),
             queues: vec![api::Queue { interface: "eth0".to_owned(), rx_ring_full: 7, ..Default::default() }],
-            frames: api::Frames { total: 8192, pool: 4096, in_flight: 4096, held: 0, missing: 0 },
+            frames: api::Frames { total: 8192, pool: 4096, in_flight: 4096, ..Default::default() },
             workers: vec![api::Worker {
                 bursts: 1000,
                 packets: 12_345,
@@ -266,6 +342,32 @@ mod tests {
         let expected = include_str!("golden/stats.txt");
         let page = stats(&sample(), Zeroes::Hidden, None);
         assert_eq!(page, expected, "\n{page}");
+    }
+
+    /// Two workers, of which the second gets nearly all of its packets from the first.
+    fn two_workers() -> api::Stats {
+        let queue = |interface: &str, queue| api::QueueName { interface: interface.to_owned(), queue };
+        let cause = |name: &str, value| api::Named { name: name.to_owned(), meaning: "What.".to_owned(), value };
+        let mut stats = sample();
+        stats.workers[0].queues = vec![queue("eth0", 0), queue("eth0", 2), queue("eth1", 0)];
+        stats.workers[0].handed_off = vec![cause("misplaced", 12_000), cause("hairpin", 5)];
+        stats.workers[0].gauges = api::Gauges { mappings: 4, sessions: 5, ..Default::default() };
+        let mut second = api::Worker { worker: 1, packets: 12_005, handed_in: 12_000, hand_off_refused: 5, ..Default::default() };
+        second.queues = vec![queue("eth0", 1), queue("eth1", 1)];
+        second.handed_off = vec![cause("misplaced", 0), cause("hairpin", 0)];
+        second.frames.total = 4101;
+        second.busy_seconds = 372.35;
+        stats.workers.push(second);
+        stats
+    }
+
+    #[test]
+    fn each_worker_has_its_row_and_its_causes() {
+        let expected = include_str!("golden/workers.txt");
+        let page = workers(&two_workers(), Zeroes::Hidden, None);
+        assert_eq!(page, expected, "\n{page}");
+        let shown = workers(&two_workers(), Zeroes::Shown, None);
+        assert_eq!(shown.lines().filter(|line| line.contains("hairpin")).count(), 2);
     }
 
     #[test]

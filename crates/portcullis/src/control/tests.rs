@@ -95,7 +95,7 @@ pub(crate) fn small() -> (Arc<Policy>, Arc<Network>) {
 pub(crate) fn small_doors() -> (WorkerDoors, ControlDoors) {
     let (policy, network) = small();
     let queues = vec![QueueName { interface: "eth0".to_owned(), queue: 0 }];
-    doors::open(Shape { queues, externals: 4 }, policy, network)
+    doors::open(vec![Shape { queues, externals: 4 }], policy, network).pop().expect("a worker's doors")
 }
 
 /// The window on a gateway with these doors.
@@ -115,8 +115,10 @@ pub(crate) fn publish(worker: &mut WorkerDoors, now: Tick) {
     let report = Report {
         counters: &[&counters],
         gauges: Gauges { mappings: 5, mappings_limit: 100, sessions: 7, sessions_limit: 200, subscribers: 2, fragments: 0 },
-        frames: FrameFigures { total: 8192, pool: 4000, in_flight: 4190, held: 2 },
+        frames: FrameFigures { total: 8192, got: 10, sent: 10, pool: 4000, in_flight: 4190, held: 2 },
         queues: &[QueueFigures { rx_ring_full: 3, ..QueueFigures::default() }],
+        handed_in: 20,
+        refused: 3,
         generation: worker.policy.seen(),
     };
     worker.counters.burst(4, 1000);

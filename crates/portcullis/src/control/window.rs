@@ -3,6 +3,7 @@
 //! Knows the control plane's side of the doors and what start-up was granted; turns them into [`api::Stats`] and into health. Knows
 //! no HTTP. Built by `run.rs`. Invariant: command line and metrics show the same numbers, since both come from here.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,10 +12,11 @@ use hdrhistogram::Histogram;
 use portcullis_api as api;
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{DeviceId, Interface, Network, Policy};
-use portcullis_nat::verdict::DropReason;
+use portcullis_nat::verdict::{DropReason, HandOffCause};
+use portcullis_nat::view::Gauges;
 
 use super::convert;
-use crate::doors::counters::{Published, QueueFigures, QueueName};
+use crate::doors::counters::{FrameFigures, Published, QueueFigures, QueueName};
 use crate::doors::{ControlDoors, commands, counters, events, policy};
 
 /// A worker that has published nothing for this long makes no progress: it publishes ten times a second, busy or idle.
@@ -199,15 +201,18 @@ impl Window {
             let external = policy.externals.iter().find(|external| external.address == Some(address));
             external.map_or_else(String::new, |external| external.pool.clone())
         };
-        let uses = self.workers.iter().flat_map(|worker| worker.counters.port_use());
-        uses.map(|each| api::PortUse {
-            pool: pool(each.address),
-            address: each.address,
-            protocol: convert::protocol(each.protocol),
-            used: u64::from(each.used),
-            limit: u64::from(each.limit),
-        })
-        .collect()
+        // Each worker has its own ports of every address.
+        let mut sums = BTreeMap::<_, (u64, u64)>::new();
+        for each in self.workers.iter().flat_map(|worker| worker.counters.port_use()) {
+            let (used, limit) = sums.entry((each.address, each.protocol)).or_default();
+            *used += u64::from(each.used);
+            *limit += u64::from(each.limit);
+        }
+        let port_use = |((address, protocol), (used, limit))| {
+            let (pool, protocol) = (pool(address), convert::protocol(protocol));
+            api::PortUse { pool, address, protocol, used, limit }
+        };
+        sums.into_iter().map(port_use).collect()
     }
 
     fn xdp(&self) -> Vec<api::Named> {
@@ -242,25 +247,65 @@ fn named(name: &str, meaning: &str, published: &[Published], value: impl Fn(&Pub
 }
 
 fn gauges(published: &[Published]) -> api::Gauges {
-    let sum = |of: fn(&Published) -> u32| published.iter().map(|worker| u64::from(of(worker))).sum();
+    published.iter().map(worker_gauges).fold(api::Gauges::default(), |sum, gauges| api::Gauges {
+        mappings: sum.mappings + gauges.mappings,
+        mappings_limit: sum.mappings_limit + gauges.mappings_limit,
+        sessions: sum.sessions + gauges.sessions,
+        sessions_limit: sum.sessions_limit + gauges.sessions_limit,
+        subscribers: sum.subscribers + gauges.subscribers,
+        fragments: sum.fragments + gauges.fragments,
+    })
+}
+
+fn worker_gauges(worker: &Published) -> api::Gauges {
+    let Gauges { mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments } = worker.gauges;
     api::Gauges {
-        mappings: sum(|worker| worker.gauges.mappings),
-        mappings_limit: sum(|worker| worker.gauges.mappings_limit),
-        sessions: sum(|worker| worker.gauges.sessions),
-        sessions_limit: sum(|worker| worker.gauges.sessions_limit),
-        subscribers: sum(|worker| worker.gauges.subscribers),
-        fragments: sum(|worker| worker.gauges.fragments),
+        mappings: u64::from(mappings),
+        mappings_limit: u64::from(mappings_limit),
+        sessions: u64::from(sessions),
+        sessions_limit: u64::from(sessions_limit),
+        subscribers: u64::from(subscribers),
+        fragments: u64::from(fragments),
     }
 }
 
 fn frames(published: &[Published]) -> api::Frames {
-    published.iter().map(|worker| worker.frames).fold(api::Frames::default(), |sum, frames| api::Frames {
-        total: sum.total + frames.total,
-        pool: sum.pool + frames.pool,
-        in_flight: sum.in_flight + frames.in_flight,
-        held: sum.held + frames.held,
-        missing: sum.missing + frames.missing(),
-    })
+    let (mut sent, mut got) = (0_u64, 0);
+    let mut sum = api::Frames::default();
+    for FrameFigures { total, got: its_got, sent: its_sent, pool, in_flight, held } in published.iter().map(|worker| worker.frames)
+    {
+        (sent, got) = (sent + its_sent, got + its_got);
+        sum.total += total;
+        sum.pool += pool;
+        sum.in_flight += in_flight;
+        sum.held += held;
+    }
+    sum.handed_over = sent.saturating_sub(got);
+    sum.missing = published.iter().map(|worker| worker.frames.missing()).sum();
+    sum
+}
+
+fn worker_frames(frames: &FrameFigures) -> api::Frames {
+    let &FrameFigures { pool, in_flight, held, .. } = frames;
+    api::Frames { total: frames.owned(), pool, in_flight, held, handed_over: 0, missing: frames.missing() }
+}
+
+/// The causes of hand-offs, with their names in metrics and tables.
+const CAUSES: [(HandOffCause, &str); 6] = [
+    (HandOffCause::Misplaced, "misplaced"),
+    (HandOffCause::IcmpError, "icmp_error"),
+    (HandOffCause::IcmpQuery, "icmp_query"),
+    (HandOffCause::Fragment, "fragment"),
+    (HandOffCause::Hairpin, "hairpin"),
+    (HandOffCause::Forward, "forward"),
+];
+
+fn handed_off(worker: &Published) -> Vec<api::Named> {
+    let one = |&(cause, name): &(HandOffCause, &str)| {
+        let counter = Counter::handed_off(cause);
+        api::Named { name: name.to_owned(), meaning: counter.meaning().trim().to_owned(), value: worker.get(counter) }
+    };
+    CAUSES.iter().map(one).collect()
 }
 
 fn queue((name, figures): &(QueueName, QueueFigures)) -> api::Queue {
@@ -295,7 +340,18 @@ fn worker((number, (window, published)): (usize, (&WorkerWindow, &Published))) -
             p999: times.value_at_quantile(0.999),
             max: times.max(),
         },
+        queues: published.queues.iter().map(|(name, _)| queue_name(name)).collect(),
+        handed_off: handed_off(published),
+        handed_in: figures.handed_in,
+        hand_off_refused: figures.refused,
+        drops: DropReason::ALL.iter().map(|&reason| published.dropped(reason)).sum(),
+        gauges: worker_gauges(published),
+        frames: worker_frames(&published.frames),
     }
+}
+
+fn queue_name(name: &QueueName) -> api::QueueName {
+    api::QueueName { interface: name.interface.clone(), queue: name.queue }
 }
 
 fn interface(interface: &Interface, granted: Option<&Granted>) -> api::Interface {

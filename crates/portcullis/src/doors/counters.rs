@@ -94,31 +94,41 @@ impl QueueFigures {
 /// Where the frames of the packet memory are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FrameFigures {
-    /// All there are.
+    /// The worker's share: those that it had at the start.
     pub(crate) total: u64,
+    /// Got from other workers, with packets or empty.
+    pub(crate) got: u64,
+    /// Sent to other workers, with packets or empty.
+    pub(crate) sent: u64,
     /// Free.
     pub(crate) pool: u64,
     /// In rings or in the kernel's hands.
     pub(crate) in_flight: u64,
-    /// With packets that wait for a next hop.
+    /// With packets that wait for a next hop, or for the first fragment of their datagram.
     pub(crate) held: u64,
 }
 
 impl FrameFigures {
-    const WORDS: usize = 4;
+    const WORDS: usize = 6;
 
-    /// Frames that are nowhere: zero, or a leak (positive) or a frame in two places (negative).
-    pub(crate) fn missing(&self) -> i64 {
-        self.total.cast_signed() - (self.pool + self.in_flight + self.held).cast_signed()
+    /// Frames that the worker has now.
+    pub(crate) const fn owned(&self) -> u64 {
+        (self.total + self.got).saturating_sub(self.sent)
     }
 
-    fn words(&self) -> [u64; Self::WORDS] {
-        [self.total, self.pool, self.in_flight, self.held]
+    /// Frames that are nowhere: zero, or a leak (positive) or a frame in two places (negative). The worker itself counts what it gets and
+    /// sends, so this is exact whatever is under way between workers.
+    pub(crate) const fn missing(&self) -> i64 {
+        (self.total + self.got).cast_signed() - (self.sent + self.pool + self.in_flight + self.held).cast_signed()
     }
 
-    fn from_words(words: &[u64; Self::WORDS]) -> Self {
-        let &[total, pool, in_flight, held] = words;
-        Self { total, pool, in_flight, held }
+    const fn words(&self) -> [u64; Self::WORDS] {
+        [self.total, self.got, self.sent, self.pool, self.in_flight, self.held]
+    }
+
+    const fn from_words(words: &[u64; Self::WORDS]) -> Self {
+        let &[total, got, sent, pool, in_flight, held] = words;
+        Self { total, got, sent, pool, in_flight, held }
     }
 }
 
@@ -129,8 +139,12 @@ pub(crate) struct WorkerFigures {
     pub(crate) bursts: u64,
     /// Rounds without any.
     pub(crate) idle_loops: u64,
-    /// Packets in all bursts.
+    /// Packets in all bursts, from queues and from other workers.
     pub(crate) packets: u64,
+    /// Packets that other workers handed over.
+    pub(crate) handed_in: u64,
+    /// Packets that other workers could not hand over, because this one was too far behind.
+    pub(crate) refused: u64,
     /// Time spent on bursts. **Units:** nanoseconds.
     pub(crate) busy_nanoseconds: u64,
     /// Bursts by size: class `i` from 2^i packets on.
@@ -142,17 +156,16 @@ pub(crate) struct WorkerFigures {
 }
 
 impl WorkerFigures {
-    const WORDS: usize = 6 + BURST_CLASSES;
+    const WORDS: usize = 8 + BURST_CLASSES;
 
     fn words(&self) -> impl Iterator<Item = u64> + use<> {
-        [self.bursts, self.idle_loops, self.packets, self.busy_nanoseconds, self.generation, self.published]
-            .into_iter()
-            .chain(self.burst_sizes)
+        let Self { bursts, idle_loops, packets, handed_in, refused, busy_nanoseconds, burst_sizes, generation, published } = *self;
+        [bursts, idle_loops, packets, handed_in, refused, busy_nanoseconds, generation, published].into_iter().chain(burst_sizes)
     }
 
-    fn from_words(words: &[u64; Self::WORDS]) -> Self {
-        let &[bursts, idle_loops, packets, busy_nanoseconds, generation, published, ref burst_sizes @ ..] = words;
-        Self { bursts, idle_loops, packets, busy_nanoseconds, burst_sizes: *burst_sizes, generation, published }
+    const fn from_words(words: &[u64; Self::WORDS]) -> Self {
+        let &[bursts, idle_loops, packets, handed_in, refused, busy_nanoseconds, generation, published, burst_sizes @ ..] = words;
+        Self { bursts, idle_loops, packets, handed_in, refused, busy_nanoseconds, burst_sizes, generation, published }
     }
 }
 
@@ -167,6 +180,10 @@ pub(crate) struct Report<'w> {
     pub(crate) frames: FrameFigures,
     /// The queues' statistics, in the order of [`Shape::queues`].
     pub(crate) queues: &'w [QueueFigures],
+    /// Packets that other workers handed over.
+    pub(crate) handed_in: u64,
+    /// Packets that other workers could not hand over to this one.
+    pub(crate) refused: u64,
     /// The generation of policy and network that the worker goes by.
     pub(crate) generation: u64,
 }
@@ -296,6 +313,7 @@ impl Writer {
         self.last = Some(now);
         self.figures.published += 1;
         self.figures.generation = report.generation;
+        (self.figures.handed_in, self.figures.refused) = (report.handed_in, report.refused);
         let sum = |of: &dyn Fn(&Counters) -> u64| report.counters.iter().map(|&counters| of(counters)).sum::<u64>();
         let counts = Counter::ALL.iter().map(|&counter| sum(&|counters| counters.get(counter)));
         let drops = DropReason::ALL.iter().map(|&reason| sum(&|counters| counters.dropped(reason)));
@@ -416,8 +434,8 @@ mod tests {
 
     fn report<'w>(counters: &'w [&'w Counters], queues: &'w [QueueFigures]) -> Report<'w> {
         let gauges = Gauges { mappings: 1, mappings_limit: 2, sessions: 3, sessions_limit: 4, subscribers: 5, fragments: u32::MAX };
-        let frames = FrameFigures { total: 10, pool: 4, in_flight: 5, held: 1 };
-        Report { counters, gauges, frames, queues, generation: 7 }
+        let frames = FrameFigures { total: 10, got: 7, sent: 4, pool: 6, in_flight: 5, held: 2 };
+        Report { counters, gauges, frames, queues, handed_in: 8, refused: 9, generation: 7 }
     }
 
     #[test]
@@ -447,9 +465,10 @@ mod tests {
             }
             assert_eq!(read.gauges, report.gauges);
             assert_eq!(read.frames, report.frames);
-            assert_eq!(read.frames.missing(), 0);
+            assert_eq!((read.frames.owned(), read.frames.missing()), (13, 0));
             assert_eq!(read.queues, [(shape().queues[0].clone(), queues[0])]);
             assert_eq!((read.worker.published, read.worker.generation), (1, 7));
+            assert_eq!((read.worker.handed_in, read.worker.refused), (8, 9));
         });
     }
 

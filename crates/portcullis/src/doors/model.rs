@@ -4,6 +4,8 @@
 
 #![allow(clippy::duplicate_mod, dead_code, unused_imports, reason = "the model runs the tests, not the gateway")]
 
+#[path = "bell.rs"]
+mod bell;
 #[path = "board.rs"]
 mod board;
 #[path = "commands.rs"]
@@ -12,6 +14,8 @@ mod commands;
 mod counters;
 #[path = "events.rs"]
 mod events;
+#[path = "handoff.rs"]
+mod handoff;
 #[path = "policy.rs"]
 mod policy;
 #[path = "sync_loom.rs"]

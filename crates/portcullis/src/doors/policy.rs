@@ -1,6 +1,6 @@
-//! The door "policy in": the rules and the network, as immutable snapshots, from the control plane to the worker.
+//! The door "policy in": the rules and the network, as immutable snapshots, from the control plane to all workers.
 //!
-//! The worker asks between bursts; the answer "nothing new" costs one atomic load. Publishers lock among themselves only.
+//! A worker asks between bursts; the answer "nothing new" costs one atomic load. Publishers lock among themselves only.
 //! Invariants: a generation that the worker has seen is never followed by an older one; the worker never frees a snapshot (a full
 //! routing table takes milliseconds to drop), the publisher's retired list does. Called by `worker.rs`, `run.rs`, netlink, reload.
 
@@ -37,7 +37,7 @@ struct Shared<P, N> {
     retired: Mutex<Retired<P, N>>,
 }
 
-/// The control plane's side. Clones publish to the same worker.
+/// The control plane's side. Clones publish to the same workers.
 #[derive(Debug)]
 pub(crate) struct Publisher<P = Policy, N = Network> {
     shared: Arc<Shared<P, N>>,
@@ -64,10 +64,17 @@ pub(crate) fn door<P, N>(policy: Arc<P>, network: Arc<N>) -> (Publisher<P, N>, R
         current: Slot::new(first),
         retired: Mutex::new(Retired { policies: Vec::new(), networks: Vec::new() }),
     });
-    (Publisher { shared: Arc::clone(&shared) }, Reader { shared, seen: 0 })
+    let publisher = Publisher { shared };
+    let reader = publisher.reader();
+    (publisher, reader)
 }
 
 impl<P, N> Publisher<P, N> {
+    /// One more worker's side, to which the newest snapshot is news.
+    pub(crate) fn reader(&self) -> Reader<P, N> {
+        Reader { shared: Arc::clone(&self.shared), seen: 0 }
+    }
+
     /// Publishes new rules with the network as it is. Returns the generation.
     pub(crate) fn publish_policy(&self, policy: Arc<P>) -> u64 {
         let mut retired = self.lock();
@@ -155,6 +162,24 @@ mod tests {
             let newest = reader.newer().map_or(last, |snapshot| snapshot.generation);
             assert_eq!(newest, 3, "what was published before is seen afterwards");
             assert!(reader.newer().is_none(), "and is news only once");
+        });
+    }
+
+    #[test]
+    fn every_worker_sees_the_newest_snapshot_at_its_own_time() {
+        model(|| {
+            let (publisher, mut first) = door(Arc::new(10), Arc::new(20));
+            let mut second = publisher.reader();
+            let working = thread::spawn(move || {
+                let early = first.newer().map(|snapshot| snapshot.generation);
+                (first, early)
+            });
+            publisher.publish_policy(Arc::new(11));
+            let seen = second.newer().expect("something newer");
+            assert_eq!((*seen.policy, seen.generation), (11, 2));
+            let (mut first, early) = working.join().expect("the worker ends");
+            assert!(matches!(early, Some(1 | 2)), "{early:?}");
+            assert_eq!(first.newer().map(|snapshot| snapshot.generation), (early == Some(1)).then_some(2));
         });
     }
 

@@ -58,6 +58,43 @@ impl<T> Slot<T> {
     }
 }
 
+/// What a thread can wait for. A wake-up that is lost is a deadlock here, and loom reports it.
+#[derive(Debug)]
+pub(super) struct Signal {
+    raised: Mutex<bool>,
+    changed: loom::sync::Condvar,
+}
+
+impl Signal {
+    pub(super) fn open() -> std::io::Result<Self> {
+        Ok(Self { raised: Mutex::new(false), changed: loom::sync::Condvar::new() })
+    }
+
+    pub(super) fn raise(&self) {
+        *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_one();
+    }
+
+    pub(super) fn take_down(&self) {
+        *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    pub(super) fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        unreachable!("the model has no descriptors")
+    }
+
+    pub(super) fn wait(&self) {
+        let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*raised {
+            raised = self.changed.wait(raised).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn is_raised(&self) -> bool {
+        *self.raised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Runs `test` over the interleavings of its threads, with at most three preemptions in each.
 pub(super) fn model(test: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();

@@ -150,7 +150,9 @@ impl Page {
     }
 
     fn frames(&mut self, frames: &api::Frames) {
-        for (state, value) in [("pool", frames.pool), ("in_flight", frames.in_flight), ("held", frames.held)] {
+        let states =
+            [("pool", frames.pool), ("in_flight", frames.in_flight), ("held", frames.held), ("handed_over", frames.handed_over)];
+        for (state, value) in states {
             self.gauge(names::FRAMES, &[("state", state)], value as f64);
         }
         self.gauge(names::FRAMES_LIMIT, &[], frames.total as f64);
@@ -164,6 +166,15 @@ impl Page {
             self.counter(names::WORKER_BURSTS, &labels, worker.bursts);
             self.counter(names::WORKER_IDLE, &labels, worker.idle_loops);
             self.counter_f64(names::WORKER_BUSY, &labels, worker.busy_seconds);
+            for each in &worker.handed_off {
+                self.counter(names::WORKER_HANDED_OFF, &[("worker", &number), ("cause", &each.name)], each.value);
+            }
+            self.counter(names::WORKER_HANDED_IN, &labels, worker.handed_in);
+            self.counter(names::WORKER_REFUSED, &labels, worker.hand_off_refused);
+            self.counter(names::WORKER_DROPS, &labels, worker.drops);
+            self.gauge(names::WORKER_MAPPINGS, &labels, worker.gauges.mappings as f64);
+            self.gauge(names::WORKER_SESSIONS, &labels, worker.gauges.sessions as f64);
+            self.gauge(names::WORKER_FRAMES, &labels, worker.frames.total as f64);
             self.gauge(names::WORKER_GENERATION, &labels, worker.generation as f64);
             self.counter(names::EVENTS_LOST, &labels, worker.events_lost);
             self.histogram(names::BURST_PACKETS, &labels, burst_packets(worker));

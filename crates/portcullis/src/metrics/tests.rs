@@ -106,7 +106,14 @@ fn the_numbers_are_the_published_ones() {
         ("portcullis_ports_limit{pool=\"default\",address=\"203.0.113.10\",protocol=\"udp\"}", 64512.0),
         ("portcullis_xsk_rx_ring_full_total{interface=\"eth0\",queue=\"0\"}", 3.0),
         ("portcullis_frames{state=\"in_flight\"}", 4190.0),
+        ("portcullis_frames{state=\"handed_over\"}", 0.0),
         ("portcullis_frames_missing", 0.0),
+        ("portcullis_worker_handed_off_packets_total{worker=\"0\",cause=\"hairpin\"}", 0.0),
+        ("portcullis_worker_handed_in_packets_total{worker=\"0\"}", 20.0),
+        ("portcullis_worker_hand_off_refused_packets_total{worker=\"0\"}", 3.0),
+        ("portcullis_worker_drops_total{worker=\"0\"}", 1.0),
+        ("portcullis_worker_sessions{worker=\"0\"}", 7.0),
+        ("portcullis_worker_frames{worker=\"0\"}", 8192.0),
         ("portcullis_interface_up{interface=\"eth1\"}", 1.0),
         ("portcullis_config_last_reload_successful", 1.0),
         ("portcullis_healthy", 1.0),
@@ -134,7 +141,8 @@ fn many_addresses_are_summed_by_pool() {
     };
     let policy = Policy { externals: addresses.iter().map(external).collect(), ..Policy::default() };
     let shape = crate::doors::counters::Shape { queues: Vec::new(), externals: 64 };
-    let (mut worker, doors) = crate::doors::open(shape, Arc::new(policy), Arc::new(Network::default()));
+    let doors = crate::doors::open(vec![shape], Arc::new(policy), Arc::new(Network::default())).pop();
+    let (mut worker, doors) = doors.expect("a worker's doors");
     let one = |&address| PortUse { address, protocol: Protocol::Udp, used: 2, limit: 10 };
     worker.counters.publish_ports(Tick(0), &addresses.iter().map(one).collect::<Vec<_>>());
     let samples = Page::of(&window(&doors)).samples;

@@ -91,6 +91,11 @@ impl Devices {
         self.interfaces.iter().map(|interface| interface.configured.clone()).collect()
     }
 
+    /// The devices with their numbers of queues.
+    pub(super) fn queue_counts(&self) -> Vec<(&str, u32)> {
+        self.used.iter().map(|used| (used.device.name.as_str(), used.queues)).collect()
+    }
+
     /// All queues to bind, with their devices.
     pub(super) fn queues(&self) -> impl Iterator<Item = (DeviceId, Queue)> + '_ {
         self.used.iter().flat_map(|used| (0..used.queues).map(|queue| (used.id, Queue { device: used.device.name.clone(), queue })))

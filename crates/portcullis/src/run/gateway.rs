@@ -7,10 +7,8 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use portcullis_config::{Config, HostAddresses, PortRange, Warning};
 use portcullis_nat::policy::{Network, Policy, Side};
 use portcullis_xsk::socket::Opened;
@@ -18,28 +16,19 @@ use portcullis_xsk::steer::Steer;
 use tokio::sync::watch;
 
 use super::devices::{self, Devices};
-use super::parts::{self, Attached, Memory, SocketWorker, lock};
-use super::punter::KernelPunter;
-use super::steering;
+use super::parts::{self, Attached, Memory, lock};
+use super::workers::{Made, Material, Queues, Workers, close};
+use super::{cores, division, steering};
 use crate::cli::exit::Failure;
 use crate::control::window::{Window, XdpCount, XdpCounters};
-use crate::doors::commands::Phase;
-use crate::doors::counters::{QueueName, Shape};
+use crate::doors;
 use crate::doors::events::Event;
-use crate::doors::{self, ControlDoors};
+use crate::doors::policy::Publisher;
 use crate::kernel::{self, Claims, KernelState, Mirror, Requests, Resolver, Wanted};
-use crate::worker::thread::{self, Rules};
-use crate::worker::{Queue, Worker};
 use crate::{control, metrics};
 
 /// How long the servers have for their last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-
-/// A worker that does not run yet. Where start-up ends here, the memory hears of it before the worker's frames go.
-struct Engine {
-    memory: Memory,
-    worker: SocketWorker,
-}
 
 /// See the room card.
 pub(super) struct Gateway {
@@ -50,11 +39,8 @@ pub(super) struct Gateway {
     devices: Devices,
     steer: Arc<Mutex<Steer>>,
     attached: Attached,
-    /// Dropped after the worker's frames.
-    memory: Memory,
-    control: ControlDoors,
-    /// None once it was joined.
-    worker: Option<JoinHandle<SocketWorker>>,
+    workers: Workers,
+    publisher: Publisher,
     policy: Arc<Policy>,
     local_ports: PortRange,
     window: Arc<Window>,
@@ -73,9 +59,12 @@ impl Gateway {
         warn(&devices::check(rules, &state)?);
         let devices = Devices::prepare(rules, &state)?;
         rules.summary().iter().for_each(|line| tracing::info!("{line}"));
+        let count = division::workers(&rules.worker, &devices.queue_counts(), cores::allowed().len())?;
+        let queues = Queues::divide(&devices, count);
+        let ring = division::ring(rules.limits.frames, devices.queues().count() as u32, count)?;
 
         // The sockets first: they are refused while another gateway has the queues, before anything of it is replaced.
-        let (Opened { umem, sockets, frames }, polls) = parts::open_sockets(rules, &devices)?;
+        let (Opened { umem, sockets, frames }, polls) = parts::open_sockets(rules, &devices, ring)?;
         let memory = Memory { umem };
         let local_ports = parts::local_ports();
         let policy = Arc::new(rules.policy(&host_addresses(rules, &devices, &state, local_ports)));
@@ -83,37 +72,25 @@ impl Gateway {
         let mut steer = parts::load(&rules.control.socket)?;
         write_tables(&mut steer, &devices, rules, &state, &policy, &network)?;
         parts::guard(&steer, &devices, &names)?;
-        let queues: Vec<_> = devices.queues().collect();
-        for ((device, queue), socket) in queues.iter().zip(&sockets) {
+        for ((device, queue), socket) in devices.queues().zip(&sockets) {
             steer.set_socket(u32::from(device.0), queue.queue, socket.fd()).map_err(anyhow::Error::from)?;
         }
-
-        let shape = Shape {
-            queues: queues.iter().map(|(_, queue)| QueueName { interface: queue.device.clone(), queue: queue.queue }).collect(),
-            externals: rules.slot_count(),
-        };
-        let (worker_doors, control) = doors::open(shape, Arc::clone(&policy), network);
-        let wakers = sockets.iter().map(|socket| socket.fd().try_clone_to_owned()).collect::<Result<_, _>>();
-        let wakers = wakers.context("cannot duplicate a socket's descriptor")?;
         let copy_modes: Vec<_> = sockets.iter().map(|socket| (socket.queue().device.clone(), socket.mode())).collect();
-        let punter = KernelPunter {
-            kernel: steer.punter().map_err(anyhow::Error::from)?,
-            devices: devices.used.iter().map(|used| used.device.ifindex).collect(),
-        };
-        let ports = queues.iter().zip(sockets).map(|((device, _), port)| Queue { device: *device, port }).collect();
-        // The worker fills the rings before the program is attached.
-        let nat = parts::nat(rules)?;
-        let engine =
-            Engine { memory, worker: Worker::new(nat, ports, frames, usize::from(rules.worker.burst), punter, worker_doors) };
-        let how = Rules { core: parts::core(rules)?, busy_poll: rules.worker.busy_poll, wakers };
+
+        let doors = doors::open(queues.shapes(rules.slot_count()), Arc::clone(&policy), network);
+        let (doors, control): (Vec<_>, Vec<_>) = doors.into_iter().unzip();
+        // The workers fill the rings before the program is attached.
+        let material = Material { rules, devices: &devices, steer: &steer, queues: &queues, sockets, frames, ring, doors };
+        let made = Made::of(memory, material)?;
 
         let steer = Arc::new(Mutex::new(steer));
         let mut attached = Attached { steer: Arc::clone(&steer), devices: Vec::new() };
         let modes = parts::attach(&mut attached, &devices)?;
-        let granted = parts::granted(&devices, &modes, &copy_modes, polls, &engine.memory.umem);
-        let worker = thread::start(engine.worker, how).context("cannot start the worker's thread")?;
+        let granted = parts::granted(&devices, &modes, &copy_modes, polls, &made.memory.umem);
+        let publisher = control[0].policy.clone();
+        let workers = made.start(control)?;
 
-        let window = Window::new(&path.display().to_string(), [&control], control.policy.clone(), xdp_counters(&steer));
+        let window = Window::new(&path.display().to_string(), workers.doors(), publisher.clone(), xdp_counters(&steer));
         window.set_granted(granted);
         let (stop_servers, stopped) = watch::channel(false);
         let window = Arc::new(window);
@@ -131,9 +108,8 @@ impl Gateway {
             devices,
             steer,
             attached,
-            memory: engine.memory,
-            control,
-            worker: Some(worker),
+            workers,
+            publisher,
             policy,
             local_ports,
             window,
@@ -152,17 +128,17 @@ impl Gateway {
         &self.resolver
     }
 
-    /// The worker's next piece of news.
+    /// The workers' next piece of news.
     pub(super) fn next_event(&mut self) -> Option<Event> {
-        self.control.events.next()
+        self.workers.next_event()
     }
 
-    /// Whether the worker's thread is gone: it panicked.
+    /// Whether a worker's thread is gone: it panicked.
     pub(super) fn worker_has_ended(&self) -> bool {
-        self.worker.as_ref().is_none_or(JoinHandle::is_finished)
+        self.workers.one_has_ended()
     }
 
-    /// Brings the worker and the XDP program in step with the kernel. **Errors:** a device is gone, or came back as another one.
+    /// Brings the workers and the XDP program in step with the kernel. **Errors:** a device is gone, or came back as another one.
     pub(super) fn follow(&mut self, state: &Arc<KernelState>) -> Result<(), Failure> {
         self.check_devices(state)?;
         let network = Arc::new(kernel::network(state, &self.devices.configured()));
@@ -172,12 +148,12 @@ impl Gateway {
             report_externals(&self.policy, &policy);
             self.policy = Arc::new(policy);
         }
-        // The program first: what it redirects too early the worker refuses; what it leaves to the kernel too long the guard stops.
+        // The program first: what it redirects too early the workers refuse; what it leaves to the kernel too long the guard stops.
         write_tables(&mut lock(&self.steer), &self.devices, &self.rules, state, &self.policy, &network)?;
         if changed {
-            self.control.policy.publish_policy(Arc::clone(&self.policy));
+            self.publisher.publish_policy(Arc::clone(&self.policy));
         }
-        self.control.policy.publish_network(network);
+        self.publisher.publish_network(network);
         Ok(())
     }
 
@@ -217,17 +193,15 @@ impl Gateway {
         Ok(())
     }
 
-    /// Takes the gateway down: the worker ends, the XDP program is detached, claimed addresses are removed. The guard stays.
-    pub(super) async fn take_down(mut self) {
-        self.control.commands.set_phase(Phase::Stopping);
-        self.memory.umem.retire();
-        let worker = self.worker.take();
-        let joined = tokio::task::spawn_blocking(move || worker.map(JoinHandle::join)).await;
+    /// Takes the gateway down: the workers end, the XDP program is detached, claimed addresses are removed. The guard stays.
+    pub(super) async fn take_down(self) {
+        let mut workers = self.workers;
+        let ended = tokio::task::spawn_blocking(move || workers.end()).await;
         drop(self.attached);
-        if let Ok(Some(Ok(worker))) = joined {
-            close(worker);
-        } else {
-            tracing::error!("the worker did not end in order");
+        let (workers, all) = ended.unwrap_or_default();
+        close(workers);
+        if !all {
+            tracing::error!("a worker did not end in order");
         }
         let _ = self.stop_servers.send(true);
         for server in self.servers {
@@ -258,14 +232,6 @@ fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
         ("the number of external addresses, beyond what it was at start,", after.slot_count() > before.slot_count()),
     ];
     parts.into_iter().find_map(|(part, differs)| differs.then_some(part))
-}
-
-/// Gives the worker's frames back before the memory goes.
-fn close(worker: SocketWorker) {
-    let (queues, mut frames) = worker.into_parts();
-    for queue in queues {
-        frames.extend(queue.port.close());
-    }
 }
 
 fn write_tables(

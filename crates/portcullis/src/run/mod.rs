@@ -4,7 +4,9 @@
 //! Invariants: the guard is attached before anything may be translated and stays afterwards; the XDP program is attached after its
 //! tables are written; what start-up took, the end gives back. Called by `cli`. Tests: the end-to-end tests.
 
+mod cores;
 mod devices;
+mod division;
 mod gateway;
 mod outlook;
 mod parts;
@@ -12,6 +14,7 @@ mod placement;
 mod punter;
 mod spread;
 mod steering;
+mod workers;
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,7 +31,7 @@ pub(crate) use outlook::outlook;
 pub(crate) use parts::{local_ports, noted_program};
 pub(crate) use spread::WayFound;
 
-/// How often the worker's news are looked at: a packet waits so long for the question about its next hop.
+/// How often the workers' news are looked at: a packet waits so long for the question about its next hop.
 const NEWS_EVERY: Duration = Duration::from_millis(5);
 
 /// Is the gateway with the configuration at `config` until it is told to stop. `socket` overrides the configuration's.
@@ -110,7 +113,7 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>) -> Result<(),
                     }
                 }
                 if gateway.worker_has_ended() {
-                    break Err(Failure::Other(anyhow::anyhow!("the worker has ended; see the log above for its last words")));
+                    break Err(Failure::Other(anyhow::anyhow!("a worker has ended; see the log above for its last words")));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! The parts that start-up makes, one by one: sockets, program, guard, tables, keys, core.
+//! The parts that start-up makes, one by one: sockets, program, guard, tables, keys.
 //!
 //! Knows how each part is made and what it says of itself; the order is `gateway`'s. Invariant: a part that is dropped is taken back, but
 //! for the guard.
@@ -12,6 +12,7 @@ use portcullis_config::{BusyPoll, Config, HostAddresses, PortRange};
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::time::Tick;
 use portcullis_nat::{Capacity, Nat, Seeds};
+use portcullis_steering::toeplitz::Key;
 use portcullis_steering::{Owners, WorkerId};
 use portcullis_xsk::memory::{self, Pages};
 use portcullis_xsk::socket::{BusyPolling, Mode, Opened, Socket, open_all};
@@ -28,9 +29,6 @@ use crate::worker::{QueuePort, Worker};
 
 /// How the sockets ask to be polled, where the driver has a NAPI for them.
 const BUSY_POLLING: BusyPolling = BusyPolling { time_us: 20, budget: 64 };
-
-/// The rings of a queue hold so many frames at most and at least.
-const RINGS: [u32; 4] = [2048, 1024, 512, 256];
 
 pub(super) type SocketWorker = Worker<Socket, KernelPunter>;
 
@@ -136,14 +134,8 @@ pub(super) fn attach(attached: &mut Attached, devices: &Devices) -> Result<Vec<(
 }
 
 /// The packet memory and a socket for each queue, and whether the sockets are polled by preference.
-pub(super) fn open_sockets(rules: &Config, devices: &Devices) -> Result<(Opened, bool), Failure> {
+pub(super) fn open_sockets(rules: &Config, devices: &Devices, ring: u32) -> Result<(Opened, bool), Failure> {
     let queues: Vec<_> = devices.queues().map(|(_, queue)| queue).collect();
-    let sockets = queues.len() as u32;
-    let fits = |ring: &u32| UmemOptions::frames_for(sockets, *ring) <= rules.limits.frames;
-    let ring = RINGS.into_iter().find(fits).ok_or_else(|| {
-        let least = UmemOptions::frames_for(sockets, RINGS[RINGS.len() - 1]).next_power_of_two();
-        Failure::Config(format!("limits.frames is {}: {sockets} queues need at least {least}", rules.limits.frames))
-    })?;
     let zero_copy = devices.used.iter().all(|used| portcullis_xsk::steer::claims_zero_copy(used.device.ifindex));
     let options = UmemOptions { frames: rules.limits.frames, frame_size: devices.frame_size, ring, huge_pages: true, zero_copy };
     let mut opened = open_all(options, &queues).map_err(|error| Failure::Other(error.into()))?;
@@ -192,46 +184,37 @@ pub(super) fn granted(
     all
 }
 
-/// The NAT with its tables, on huge pages where there are any.
-pub(super) fn nat(rules: &Config) -> Result<Nat<'static>, Failure> {
-    let limits = &rules.limits;
-    let capacity = Capacity {
-        mappings: limits.mappings,
-        sessions: limits.sessions,
-        externals: rules.slot_count(),
-        fragments: limits.fragments,
-    };
+/// A worker's NAT with its tables, on huge pages where there are any.
+pub(super) fn nat(capacity: Capacity, seeds: Seeds, owners: Owners, me: WorkerId) -> Result<Nat<'static>, Failure> {
     let region = memory::region(capacity.bytes()).map_err(anyhow::Error::from)?;
-    tracing::info!(
-        "tables: {} MiB for {} mappings, {} sessions and {} external addresses",
-        capacity.bytes() >> 20,
-        limits.mappings,
-        limits.sessions,
-        capacity.externals
-    );
-    let nat = Nat::new(region.leak(), capacity, seeds()?, Owners::single(), WorkerId(0), Tick(0));
-    nat.map_err(|error| Failure::Other(error.into()))
+    Nat::new(region.leak(), capacity, seeds, owners, me, Tick(0)).map_err(|error| Failure::Other(error.into()))
+}
+
+/// Entries of the table of owners: as many as the indirection tables of common devices have.
+const OWNERS: usize = 128;
+
+/// Who owns what: random keys over a table that no device knows.
+pub(super) fn owners(workers: usize) -> Result<Owners, Failure> {
+    if workers == 1 {
+        return Ok(Owners::single());
+    }
+    let table = (0..OWNERS).map(|entry| WorkerId((entry % workers) as u16)).collect();
+    Ok(Owners::new(&Key::new(random()?), &Key::new(random()?), table))
 }
 
 /// Keys from the kernel's random numbers.
-fn seeds() -> Result<Seeds, Failure> {
-    use std::io::Read as _;
-    let mut bytes = [0; 32];
-    let mut random = std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
-    random.read_exact(&mut bytes).context("cannot read /dev/urandom")?;
+pub(super) fn seeds() -> Result<Seeds, Failure> {
+    let bytes: [u8; 32] = random()?;
     let word = |position: usize| bytes[position * 8..].first_chunk().map_or(0, |&chunk| u64::from_ne_bytes(chunk));
     Ok(Seeds([word(0), word(1), word(2), word(3)]))
 }
 
-/// The worker's core: the configured one, else the last that the process may run on, which interrupts use least.
-pub(super) fn core(rules: &Config) -> Result<Option<core_affinity::CoreId>, Failure> {
-    let allowed = core_affinity::get_core_ids().unwrap_or_default();
-    let Some(&wanted) = rules.worker.cores.first() else { return Ok(allowed.last().copied()) };
-    let core = allowed.iter().find(|core| core.id == usize::from(wanted));
-    core.copied().map(Some).ok_or_else(|| {
-        let ids: Vec<_> = allowed.iter().map(|core| core.id.to_string()).collect();
-        Failure::Config(format!("worker.cores: the gateway may not run on core {wanted}; it may on {}", ids.join(", ")))
-    })
+fn random<const N: usize>() -> Result<[u8; N], Failure> {
+    use std::io::Read as _;
+    let mut bytes = [0; N];
+    let mut random = std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
+    random.read_exact(&mut bytes).context("cannot read /dev/urandom")?;
+    Ok(bytes)
 }
 
 /// Cores that the process may run on.

@@ -1,7 +1,7 @@
 //! The worker's thread: its core, its clock, and when it sleeps.
 //!
 //! Knows time and descriptors to wait on; no packets. Called by `run`. Invariants: the clock is read once a round; a worker that sleeps
-//! is woken by the first frame, and in any case before its counters are due.
+//! is woken by the first frame, also by one that another worker hands over, and in any case before its counters are due.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
@@ -27,7 +27,9 @@ pub(crate) struct Rules {
     pub(crate) core: Option<core_affinity::CoreId>,
     /// When it polls.
     pub(crate) busy_poll: BusyPoll,
-    /// What wakes it: its sockets.
+    /// Its number.
+    pub(crate) number: usize,
+    /// What wakes it, beside other workers: its sockets.
     pub(crate) wakers: Vec<OwnedFd>,
 }
 
@@ -40,14 +42,14 @@ where
     P::Frame: Send,
     K: Punter + Send + 'static,
 {
-    std::thread::Builder::new().name("worker-0".into()).spawn(move || run(worker, &rules))
+    std::thread::Builder::new().name(format!("worker-{}", rules.number)).spawn(move || run(worker, &rules))
 }
 
 fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Worker<P, K> {
     if let Some(core) = rules.core
         && !core_affinity::set_for_current(core)
     {
-        tracing::warn!(core = core.id, "cannot pin the worker: it runs where the kernel puts it");
+        tracing::warn!(worker = rules.number, core = core.id, "cannot pin the worker: it runs where the kernel puts it");
     }
     let started = Instant::now();
     let mut clock = Duration::ZERO;
@@ -61,7 +63,7 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
         } else if worker.has_outgoing() || !is_idle(rules.busy_poll, after.saturating_sub(last_packet)) {
             std::thread::yield_now();
         } else {
-            sleep(&rules.wakers);
+            sleep(&worker, &rules.wakers);
         }
         clock = if received > 0 { after } else { started.elapsed() };
     }
@@ -82,8 +84,14 @@ fn is_idle(busy_poll: BusyPoll, since_last_packet: Duration) -> bool {
     }
 }
 
-/// Sleeps until a frame comes. An interrupted or failed wait is only a shorter one: the round that follows finds out what there is.
-fn sleep(wakers: &[OwnedFd]) {
-    let mut wanted: Vec<_> = wakers.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
-    let _ = poll(&mut wanted, PollTimeout::from(LONGEST_SLEEP));
+/// Sleeps until a frame comes, from a queue or from another worker. An interrupted or failed wait is only a shorter one: the round that
+/// follows finds out what there is.
+fn sleep<P: QueuePort, K: Punter>(worker: &Worker<P, K>, wakers: &[OwnedFd]) {
+    if worker.lie_down() {
+        let sockets = wakers.iter().map(AsFd::as_fd);
+        let mut wanted: Vec<_> =
+            sockets.chain([worker.waker()]).map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
+        let _ = poll(&mut wanted, PollTimeout::from(LONGEST_SLEEP));
+    }
+    worker.get_up();
 }

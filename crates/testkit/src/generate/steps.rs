@@ -2,6 +2,7 @@
 //!
 //! Knows no bytes: see `resolve`. An index means "one of those so far", whatever their number. Shrinks towards fewer and plainer steps.
 
+use portcullis_nat::policy::Timeouts;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -154,6 +155,24 @@ pub enum Wait {
     For(u32),
     /// A timeout of the policy, give or take a millisecond.
     About(Timeout, i8),
+}
+
+impl Wait {
+    /// How long that is. **Units:** milliseconds.
+    pub fn milliseconds(self, times: &Timeouts) -> u32 {
+        let (timeout, by) = match self {
+            Self::For(milliseconds) => return milliseconds,
+            Self::About(timeout, by) => (timeout, by),
+        };
+        let time = match timeout {
+            Timeout::Udp => times.udp,
+            Timeout::Established => times.tcp_established,
+            Timeout::Transitory => times.tcp_transitory,
+            Timeout::Icmp => times.icmp,
+            Timeout::Fragment => times.fragment,
+        };
+        (time.as_millis() as u32).saturating_add_signed(i32::from(by))
+    }
 }
 
 /// One of the policy's timeouts.
@@ -334,4 +353,10 @@ pub fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
         seeds,
         steps,
     })
+}
+
+/// A number of cases, scaled by `PROPTEST_CASES`, of which 256 is the default.
+pub fn scaled(cases: u32) -> u32 {
+    let wanted = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse::<u64>().ok());
+    wanted.map_or(cases, |wanted| (u64::from(cases) * wanted / 256).max(1) as u32)
 }

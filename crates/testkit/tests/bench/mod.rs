@@ -13,9 +13,8 @@ use portcullis_nat::view::{MappingView, SessionView};
 use portcullis_nat::{Capacity, Nat, Packet, Seeds};
 use portcullis_steering::{Owners, WorkerId};
 use portcullis_testkit::builder::describe;
-use portcullis_testkit::generate::steps::{Timeout, Wait};
 use portcullis_testkit::generate::world::{POOL, mac_of, next_hops};
-use portcullis_testkit::generate::{Forwarded, Plan, Received, Scenario, Stage, Step, scenario};
+use portcullis_testkit::generate::{Forwarded, Plan, Received, Scenario, Stage, Step, scaled, scenario};
 use portcullis_testkit::pcap::{Record, write_failure};
 use portcullis_testkit::reference::{Limits, Outcome, ReferenceNat};
 use proptest::prelude::*;
@@ -142,7 +141,7 @@ impl<'m> Bench<'m> {
 
     pub(crate) fn step(&mut self, step: &Step) -> Result<(), String> {
         match step {
-            Step::Wait(wait) => self.now = self.now.after(self.milliseconds(*wait)),
+            Step::Wait(wait) => self.now = self.now.after(wait.milliseconds(&self.policy.timeouts)),
             Step::Sweep => self.sweep(),
             Step::Mtu(index, mtu) => {
                 index.get_mut(&mut self.network.interfaces).mtu = *mtu;
@@ -163,7 +162,7 @@ impl<'m> Bench<'m> {
             Step::Address(index) => self.flip_address(index.index(self.policy.externals.len())),
             _ => {
                 if let Step::Again { after: Some(wait), .. } = step {
-                    self.now = self.now.after(self.milliseconds(*wait));
+                    self.now = self.now.after(wait.milliseconds(&self.policy.timeouts));
                 }
                 let frames = self.stage.frames(step);
                 if !frames.is_empty() {
@@ -180,23 +179,6 @@ impl<'m> Bench<'m> {
     /// A step, as a check of its own.
     pub(crate) fn checked(bench: &mut Bench<'_>, step: &Step) -> Result<(), String> {
         bench.step(step)
-    }
-
-    fn milliseconds(&self, wait: Wait) -> u32 {
-        let times = self.policy.timeouts;
-        match wait {
-            Wait::For(milliseconds) => milliseconds,
-            Wait::About(timeout, by) => {
-                let time = match timeout {
-                    Timeout::Udp => times.udp,
-                    Timeout::Established => times.tcp_established,
-                    Timeout::Transitory => times.tcp_transitory,
-                    Timeout::Icmp => times.icmp,
-                    Timeout::Fragment => times.fragment,
-                };
-                (time.as_millis() as u32).saturating_add_signed(i32::from(by))
-            }
-        }
     }
 
     pub(crate) fn sweep(&mut self) {
@@ -339,10 +321,4 @@ pub(crate) fn hold(name: &str, cases: u32, steps: usize, check: Check) {
         }
         Err(TestError::Abort(why)) => panic!("given up: {why}"),
     }
-}
-
-/// `PROPTEST_CASES` counts for 256 of the default.
-pub(crate) fn scaled(cases: u32) -> u32 {
-    let wanted = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse::<u64>().ok());
-    wanted.map_or(cases, |wanted| (u64::from(cases) * wanted / 256).max(1) as u32)
 }

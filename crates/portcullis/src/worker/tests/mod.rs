@@ -1,5 +1,7 @@
 //! The worker over the in-memory wire: frames in equal frames out plus frames held, whatever happens.
 
+mod crew;
+
 use core::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -9,14 +11,15 @@ use portcullis_nat::policy::{
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::DropReason;
-use portcullis_nat::{Capacity, Nat, Seeds};
+use portcullis_nat::{Capacity, Seeds};
 use portcullis_steering::{Owners, WorkerId};
 use portcullis_testkit::builder::{PacketBuilder, verify};
-use portcullis_testkit::memory_wire::{FarEnd, MemoryPort, RingSizes, Slab, pair};
+use portcullis_testkit::memory_wire::{FarEnd, MemoryFrame, MemoryPort, RingSizes, Slab, pair};
 
 use super::*;
 use crate::doors::counters::Shape;
-use crate::doors::{self, ControlDoors};
+use crate::doors::events::Event;
+use crate::doors::{self, ControlDoors, handoff};
 
 impl QueuePort for MemoryPort {
     fn figures(&self) -> QueueFigures {
@@ -87,6 +90,37 @@ fn network(server_is_known: bool) -> Network {
     network
 }
 
+/// A worker on the bench, with the far ends of its two queues.
+struct Seat {
+    worker: Worker<MemoryPort, Noted>,
+    control: ControlDoors,
+    inside: FarEnd,
+    outside: FarEnd,
+}
+
+/// What all workers of a bench have alike.
+struct Kit {
+    frames: Vec<MemoryFrame>,
+    rings: RingSizes,
+    capacity: Capacity,
+    owners: Owners,
+    now: Tick,
+}
+
+impl Kit {
+    /// A worker with its doors and so many of the kit's frames.
+    fn seat(&mut self, me: usize, frames: usize, doors: (WorkerDoors, ControlDoors), handoff: Hatch<MemoryFrame>) -> Seat {
+        let memory = vec![0; self.capacity.bytes()].leak();
+        let nat = Nat::new(memory, self.capacity, Seeds([1, 2, 3, 4]), self.owners.clone(), WorkerId(me as u16), self.now);
+        let ((inside_port, inside), (outside_port, outside)) = (pair(self.rings), pair(self.rings));
+        let queues = vec![Queue { device: INSIDE, port: inside_port }, Queue { device: OUTSIDE, port: outside_port }];
+        let pool = self.frames.split_off(self.frames.len() - frames);
+        let (nat, punter) = (nat.expect("enough memory"), Noted::default());
+        let worker = Worker::new(Parts { nat, queues, pool, most: BURST, punter, doors: doors.0, handoff });
+        Seat { worker, control: doors.1, inside, outside }
+    }
+}
+
 struct Bench {
     worker: Worker<MemoryPort, Noted>,
     control: ControlDoors,
@@ -98,16 +132,14 @@ struct Bench {
 
 impl Bench {
     fn new(policy: Policy, network: Network) -> Self {
-        let capacity = Capacity { mappings: 64, sessions: 64, externals: 1, fragments: 8 };
-        let memory = vec![0; capacity.bytes()].leak();
-        let now = Tick(u32::MAX - 500);
-        let nat = Nat::new(memory, capacity, Seeds([1, 2, 3, 4]), Owners::single(), WorkerId(0), now).expect("enough memory");
-        let shape = Shape { queues: Vec::new(), externals: 1 };
-        let (doors, control) = doors::open(shape, Arc::new(policy), Arc::new(network));
+        let shapes = vec![Shape { queues: Vec::new(), externals: 1 }];
+        let doors = doors::open(shapes, Arc::new(policy), Arc::new(network)).pop().expect("a worker's doors");
+        let hatch = handoff::open(1, 0).expect("a descriptor").pop().expect("a hatch");
         let (slab, frames) = Slab::new(FRAMES, 2048);
-        let ((inside_port, inside), (outside_port, outside)) = (pair(RingSizes::default()), pair(RingSizes::default()));
-        let queues = vec![Queue { device: INSIDE, port: inside_port }, Queue { device: OUTSIDE, port: outside_port }];
-        let worker = Worker::new(nat, queues, frames, BURST, Noted::default(), doors);
+        let capacity = Capacity { mappings: 64, sessions: 64, externals: 1, fragments: 8 };
+        let now = Tick(u32::MAX - 500);
+        let mut kit = Kit { frames, rings: RingSizes::default(), capacity, owners: Owners::single(), now };
+        let Seat { worker, control, inside, outside } = kit.seat(0, FRAMES, doors, hatch);
         Self { worker, control, inside, outside, slab, now }
     }
 

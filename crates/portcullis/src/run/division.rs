@@ -1,0 +1,154 @@
+//! How the work is divided: how many workers, which queues are whose, how many frames each has, and how many it may lend.
+//!
+//! Arithmetic over the configuration and what the devices have; changes nothing. Called at start. Invariants: each worker has at least
+//! one queue of every device; each has frames for all its rings, whatever it lends.
+
+use portcullis_config::WorkerRules;
+use portcullis_xsk::umem::UmemOptions;
+
+use crate::cli::exit::Failure;
+use crate::worker::{BURST, KEEP};
+
+/// The rings of a queue hold so many frames at most and at least.
+const RINGS: [u32; 4] = [2048, 1024, 512, 256];
+
+/// A socket's frames, counted in rings: rx and tx ring, and the fill ring of two.
+const RINGS_OF_A_SOCKET: usize = 4;
+
+/// Frames that one worker lends another at least: two bursts. At most: chosen, some milliseconds of a worker's work.
+const LENT: [usize; 2] = [2 * BURST, 2048];
+
+/// How many workers there are, for devices with so many queues each and a process with so many cores.
+///
+/// **Errors:** [`Failure::Config`] when more are configured than a device has queues.
+pub(super) fn workers(rules: &WorkerRules, devices: &[(&str, u32)], cores: usize) -> Result<usize, Failure> {
+    let Some(&(name, queues)) = devices.iter().min_by_key(|(_, queues)| queues) else { return Ok(1) };
+    let queues = queues.max(1) as usize;
+    match rules.count.map(usize::from) {
+        Some(wanted) if wanted > queues => Err(Failure::Config(format!(
+            "worker: {wanted} workers are configured, but interface {name} has {queues} of the queues that each worker needs one of: \
+             give it more with `ethtool -L {name} combined {wanted}`, or lower `worker.count`"
+        ))),
+        Some(wanted) => Ok(wanted),
+        None => {
+            if queues < cores {
+                tracing::info!(
+                    "workers: {queues}, since device {name} has no more queues; up to {cores} with `ethtool -L {name} combined {cores}`"
+                );
+            }
+            Ok(queues.min(cores).max(1))
+        }
+    }
+}
+
+/// The worker that has a queue of a device, of whatever device.
+pub(super) const fn worker_of(queue: u32, workers: usize) -> usize {
+    queue as usize % workers
+}
+
+/// The largest rings that `frames` suffice for. **Errors:** [`Failure::Config`] with the frames that the smallest need.
+pub(super) fn ring(frames: u32, sockets: u32, workers: usize) -> Result<u32, Failure> {
+    RINGS.into_iter().find(|&ring| least_frames(sockets, ring, workers) <= u64::from(frames)).ok_or_else(|| {
+        let least = least_frames(sockets, RINGS[RINGS.len() - 1], workers).next_power_of_two();
+        Failure::Config(format!("limits.frames is {frames}: {sockets} queues and {workers} workers need at least {least}"))
+    })
+}
+
+fn least_frames(sockets: u32, ring: u32, workers: usize) -> u64 {
+    let between = if workers > 1 { workers * (KEEP + (workers - 1) * LENT[0]) } else { 0 };
+    u64::from(UmemOptions::frames_for(sockets, ring)) + between as u64
+}
+
+/// How many frames each worker has, and how many it lends each other at most.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// By worker.
+    pub(super) frames: Vec<usize>,
+    /// The same for all.
+    pub(super) lent: usize,
+}
+
+/// Divides `frames` among workers with so many sockets each: what fills their rings, and of the rest an equal part.
+pub(super) fn shares(frames: usize, sockets: &[usize], ring: u32) -> Shares {
+    let in_rings = |sockets: usize| sockets * RINGS_OF_A_SOCKET * ring as usize;
+    let workers = sockets.len().max(1);
+    let rest = frames.saturating_sub(sockets.iter().copied().map(in_rings).sum());
+    let each = rest / workers;
+    let mut shares: Vec<_> = sockets.iter().map(|&sockets| in_rings(sockets) + each).collect();
+    if let Some(first) = shares.first_mut() {
+        *first += rest % workers;
+    }
+    let lent = each.saturating_sub(KEEP) / (workers - 1).max(1);
+    Shares { frames: shares, lent: lent.clamp(LENT[0], LENT[1]) }
+}
+
+/// A worker's part of a limit that is configured for all.
+pub(super) fn part(limit: u32, workers: usize) -> u32 {
+    limit.div_ceil(workers as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(count: Option<u16>) -> WorkerRules {
+        WorkerRules { count, ..WorkerRules::default() }
+    }
+
+    #[test]
+    fn queues_and_cores_say_how_many_workers_there_are() {
+        let devices = [("eth0", 4), ("eth1", 3)];
+        let count = |count, cores| workers(&rules(count), &devices, cores);
+        assert_eq!((count(None, 2).ok(), count(None, 8).ok(), count(None, 0).ok()), (Some(2), Some(3), Some(1)));
+        assert_eq!((count(Some(1), 8).ok(), count(Some(3), 1).ok()), (Some(1), Some(3)));
+        let refused = count(Some(4), 8).expect_err("eth1 has three").to_string();
+        assert!(refused.contains("interface eth1 has 3") && refused.contains("ethtool -L eth1 combined 4"), "{refused}");
+    }
+
+    #[test]
+    fn every_worker_has_a_queue_of_every_device() {
+        for workers in 1..=8 {
+            for queues in workers..=9 {
+                let mut seen = vec![0; workers];
+                (0..queues as u32).for_each(|queue| seen[worker_of(queue, workers)] += 1);
+                assert!(seen.iter().all(|&queues| queues > 0), "{queues} queues of {workers} workers");
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_frames_are_enough_for_a_few_workers_and_too_few_are_refused_with_the_number() {
+        assert_eq!(
+            (ring(32_768, 2, 1).ok(), ring(32_768, 4, 2).ok(), ring(32_768, 16, 8).ok()),
+            (Some(2048), Some(1024), Some(256))
+        );
+        let refused = ring(32_768, 64, 32).expect_err("too few").to_string();
+        let least: u32 = refused.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("a number");
+        assert!(ring(least, 64, 32).is_ok() && ring(least / 2, 64, 32).is_err(), "{refused}");
+    }
+
+    #[test]
+    fn all_frames_are_shared_out_and_what_is_lent_leaves_every_ring_its_own() {
+        for (frames, ring, sockets) in [
+            (32_768, 1024, vec![2, 2]),
+            (40_960, 1024, vec![3, 2]),
+            (32_768, 256, vec![2; 8]),
+            (36_865, 2048, vec![2]),
+            (131_072, 512, vec![2; 16]),
+        ] {
+            let all: usize = sockets.iter().sum();
+            assert!(least_frames(all as u32, ring, sockets.len()) <= frames as u64, "a legal configuration");
+            let shares = shares(frames, &sockets, ring);
+            assert_eq!(shares.frames.iter().sum::<usize>(), frames);
+            for (&share, &sockets) in shares.frames.iter().zip(&sockets) {
+                let lent = shares.lent * (shares.frames.len() - 1);
+                assert!(share - lent >= sockets * RINGS_OF_A_SOCKET * ring as usize, "{shares:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_limit_are_no_less_than_the_limit() {
+        assert_eq!((part(100, 1), part(100, 3), part(64, 64)), (100, 34, 1));
+    }
+}

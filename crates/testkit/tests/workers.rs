@@ -1,0 +1,348 @@
+//! The property of ownership: the same packets on one worker, on two and on eight give the same bytes, mappings, sessions and counters.
+//!
+//! Random traffic with fragments in any order, ICMP errors, queries, hairpins, forwards and time passing goes to eight workers, each
+//! frame to any of them; the others get the same frames and the same choices of ports. Knows `Nat`'s public face only. `PROPTEST_CASES`
+//! scales it. Blind spots: exhaustion (a share is smaller than the whole), changes of forwards, workers that adopt rules one after
+//! the other, full rings between workers.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use portcullis_nat::counters::{Counter, Counters};
+use portcullis_nat::policy::{Network, Policy};
+use portcullis_nat::time::Tick;
+use portcullis_nat::verdict::{DropReason, HandOffCause, Verdict};
+use portcullis_nat::view::MappingView;
+use portcullis_nat::{Capacity, Seeds};
+use portcullis_testkit::builder::describe;
+use portcullis_testkit::fleet::{Done, Fleet, owners};
+use portcullis_testkit::generate::steps::Trim;
+use portcullis_testkit::generate::world::{POOL, mac_of, next_hops};
+use portcullis_testkit::generate::{Forwarded, Received, Scenario, Stage, Step, scaled, scenario};
+use portcullis_testkit::pcap::{Record, write_failure};
+use proptest::prelude::*;
+use proptest::test_runner::{TestCaseError, TestError, TestRunner};
+
+/// The fleets; the first one leads.
+const WORKERS: [u16; 3] = [8, 2, 1];
+
+/// Steps of a scenario at most.
+const STEPS: usize = 60;
+
+/// The most hand-offs that any packet needs: to the worker that orders its fragments or owns its sender, and on to its receiver's.
+const MOST_HANDS: u8 = 2;
+
+/// A frame's memory, with room for what the NAT may add.
+const FRAME: usize = 2048;
+
+/// Enough for everything: what runs out does so earlier where it is shared out.
+const CAPACITY: Capacity = Capacity { mappings: 512, sessions: 1024, externals: POOL.len() as u16, fragments: 1024 };
+
+const CAUSES: [HandOffCause; 6] = [
+    HandOffCause::Misplaced,
+    HandOffCause::IcmpError,
+    HandOffCause::IcmpQuery,
+    HandOffCause::Fragment,
+    HandOffCause::Hairpin,
+    HandOffCause::Forward,
+];
+
+/// What became of each frame, by number.
+type Ends = BTreeMap<u64, (Verdict, Vec<u8>)>;
+
+struct Bench<'m> {
+    fleets: Vec<Fleet<'m>>,
+    policy: Policy,
+    network: Network,
+    stage: Stage,
+    now: Tick,
+    start: u32,
+    records: Vec<Record>,
+    /// The next identification of a datagram whose fragments come all at once.
+    fresh: u16,
+    ends: Ends,
+    inputs: BTreeMap<u64, Received>,
+}
+
+impl<'m> Bench<'m> {
+    fn new(memories: &'m mut [Vec<u8>; 3], scenario: &Scenario) -> Self {
+        let mut plan = scenario.plan.clone();
+        plan.slots.iter_mut().for_each(|slot| slot.ports = 0);
+        let (policy, network, now) = (plan.policy(), plan.network(), Tick(plan.start));
+        let [seed, ..] = scenario.seeds;
+        let fleet = |(memory, workers): (&'m mut Vec<u8>, u16)| {
+            let mut fleet = Fleet::new(memory, CAPACITY, Seeds(scenario.seeds), &owners(workers, seed), seed ^ 0xF00D, now);
+            fleet.adopt_policy(&Arc::new(policy.clone()), now);
+            fleet.adopt_network(&Arc::new(network.clone()));
+            fleet
+        };
+        let fleets = memories.iter_mut().zip(WORKERS).map(fleet).collect();
+        let stage = Stage { tagged: plan.tagged, ..Stage::default() };
+        let (ends, inputs) = (Ends::new(), BTreeMap::new());
+        Self { fleets, policy, network, stage, now, start: plan.start, records: Vec::new(), fresh: 1000, ends, inputs }
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::Wait(wait) => self.now = self.now.after(wait.milliseconds(&self.policy.timeouts)),
+            Step::Sweep => {}
+            Step::Mtu(index, mtu) => {
+                index.get_mut(&mut self.network.interfaces).mtu = *mtu;
+                self.rewire();
+            }
+            Step::Flip(index) => {
+                let interface = index.get_mut(&mut self.network.interfaces);
+                interface.up = !interface.up;
+                self.rewire();
+            }
+            Step::Neighbour(index) => {
+                let hop = *index.get(&next_hops());
+                if self.network.neighbours.remove(&hop).is_none() {
+                    self.network.neighbours.insert(hop, mac_of(hop.1));
+                }
+                self.rewire();
+            }
+            Step::Address(index) => {
+                self.sweep()?;
+                let slot = index.index(self.policy.externals.len());
+                let external = &mut self.policy.externals[slot];
+                external.address = if external.address.is_none() { Some(POOL[slot]) } else { None };
+                let (policy, now) = (Arc::new(self.policy.clone()), self.now);
+                self.each(|fleet| fleet.adopt_policy(&policy, now))?;
+            }
+            _ => {
+                if let Step::Again { after: Some(wait), .. } = step {
+                    self.now = self.now.after(wait.milliseconds(&self.policy.timeouts));
+                    self.sweep()?;
+                }
+                self.traffic(step)?;
+            }
+        }
+        self.sweep()?;
+        self.compare()
+    }
+
+    fn rewire(&mut self) {
+        let network = Arc::new(self.network.clone());
+        self.fleets.iter_mut().for_each(|fleet| fleet.adopt_network(&network));
+    }
+
+    fn sweep(&mut self) -> Result<(), String> {
+        let now = self.now;
+        self.each(|fleet| fleet.expire_all(now))
+    }
+
+    /// What every fleet does by itself: the same frames have to end in the same way.
+    fn each(&mut self, mut change: impl FnMut(&mut Fleet<'m>) -> Vec<Done>) -> Result<(), String> {
+        let ends: Vec<_> = self.fleets.iter_mut().map(|fleet| ends(&change(fleet))).collect();
+        self.agree(ends)
+    }
+
+    /// The pieces of a datagram come all at once, in any order and interleaving, if no other may have its identification; or else one
+    /// after the other.
+    fn traffic(&mut self, step: &Step) -> Result<(), String> {
+        let mut step = step.clone();
+        let at_once = match &mut step {
+            Step::Send { trim: Trim { pieces: Some((_, rotation)), id, .. }, .. }
+            | Step::Answer(_, _, Trim { pieces: Some((_, rotation)), id, .. })
+                if *rotation > 0 =>
+            {
+                (self.fresh, *id) = (self.fresh.wrapping_add(1), self.fresh);
+                true
+            }
+            _ => false,
+        };
+        let frames = self.stage.frames(&step);
+        if at_once {
+            return self.send(&frames);
+        }
+        frames.iter().try_for_each(|frame| self.send(std::slice::from_ref(frame)))
+    }
+
+    fn send(&mut self, frames: &[Received]) -> Result<(), String> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        for frame in frames {
+            let milliseconds = u64::from(self.now.0.wrapping_sub(self.start));
+            self.records.push(Record { milliseconds, bytes: frame.bytes.clone() });
+            self.stage.received.push(frame.clone());
+        }
+        let before: BTreeSet<_> = self.fleets[0].mappings().iter().map(name).collect();
+        let mut all = Vec::new();
+        for number in 0..self.fleets.len() {
+            let script = if number == 0 { Vec::new() } else { self.choice(&before) };
+            let fleet = &mut self.fleets[number];
+            for worker in 0..fleet.workers() {
+                fleet.nat(worker).script_draws(script.iter().copied());
+            }
+            for frame in frames {
+                let mut memory = frame.bytes.clone();
+                memory.resize(FRAME.max(memory.len()), 0);
+                let worker = fleet.any_worker();
+                let id = fleet.receive(worker, frame.device, memory, frame.bytes.len());
+                self.inputs.insert(id, frame.clone());
+            }
+            let done = fleet.run(self.now);
+            if let Some(much) = done.iter().find(|done| done.handed > MOST_HANDS) {
+                return Err(format!("handed over {} times: {}", much.handed, describe(much.bytes())));
+            }
+            all.push(ends(&done));
+        }
+        self.agree(all)
+    }
+
+    /// The draws that lead the others to the external endpoint that the first fleet chose: the same number for the address (modulo the
+    /// slots) and for the port (modulo 65,536).
+    fn choice(&self, before: &BTreeSet<String>) -> Vec<u64> {
+        let made = self.fleets[0].mappings();
+        let Some(made) = made.iter().find(|mapping| !before.contains(&name(mapping))) else { return Vec::new() };
+        let slot = self.policy.externals.iter().position(|external| external.address == Some(made.external.address));
+        let slot = slot.expect("a pool's address") as u64;
+        let number = (0..POOL.len() as u64).map(|times| times * 0x1_0000 + u64::from(made.external.port));
+        let number =
+            number.into_iter().find(|number| number % POOL.len() as u64 == slot).expect("3 and 65,536 have no common factor");
+        vec![number; 2]
+    }
+
+    /// Takes down what became of the frames, if all fleets say the same.
+    fn agree(&mut self, ends: Vec<Ends>) -> Result<(), String> {
+        for (other, workers) in ends.iter().zip(WORKERS).skip(1) {
+            for number in ends[0].keys().chain(other.keys()) {
+                let (one, two) = (ends[0].get(number), other.get(number));
+                if one != two {
+                    let shown = |end: Option<&(Verdict, Vec<u8>)>| end.map(|(verdict, bytes)| (*verdict, describe(bytes)));
+                    let input = self.inputs.get(number).map(|input| describe(&input.bytes));
+                    return Err(format!("{input:?}\n  on 8: {:?}\n  on {workers}: {:?}", shown(one), shown(two)));
+                }
+            }
+        }
+        let first = ends.into_iter().next().unwrap_or_default();
+        for (number, (verdict, bytes)) in first {
+            if let (Verdict::Transmit(device) | Verdict::Fragment { device, .. }, Some(input)) = (verdict, self.inputs.get(&number))
+            {
+                self.stage.forwarded.push(Forwarded { device, bytes: bytes.clone(), input: input.clone() });
+            }
+            if self.ends.insert(number, (verdict, bytes)).is_some() {
+                return Err(format!("frame {number} ended twice"));
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self) -> Result<(), String> {
+        let views: Vec<_> = self.fleets.iter().map(|fleet| views(fleet, self.now)).collect();
+        for (other, workers) in views.iter().zip(WORKERS).skip(1) {
+            if let Some((one, two)) = views[0].iter().zip(other).find(|(one, two)| one != two) {
+                return Err(format!("on 8 and on {workers} workers:\n  {one}\n  {two}"));
+            }
+            if views[0].len() != other.len() {
+                return Err(format!("{} lines on 8 workers, {} on {workers}", views[0].len(), other.len()));
+            }
+        }
+        self.stage.externals = self.fleets[2].sessions(self.now).iter().map(|view| view.external).collect();
+        self.check_ownership()
+    }
+
+    /// Each mapping's external endpoint is its own, and its subscriber's owner's.
+    fn check_ownership(&mut self) -> Result<(), String> {
+        let mut taken = BTreeSet::new();
+        for worker in 0..self.fleets[0].workers() {
+            let (mut mappings, mut cursor) = (Vec::new(), Some(0));
+            while let Some(from) = cursor {
+                cursor = self.fleets[0].nat(worker).mappings(from, 64, &mut mappings);
+            }
+            for mapping in mappings {
+                let owner = self.fleets[0].owners().of_external(mapping.external.address, mapping.external.port);
+                if usize::from(owner.0) != worker || self.fleets[0].owners().of_subscriber(mapping.internal.address) != owner {
+                    return Err(format!("worker {worker} has {mapping:?}, whose answers come to {owner:?}"));
+                }
+                if !taken.insert((mapping.protocol, mapping.external)) {
+                    return Err(format!("two mappings have {:?}", mapping.external));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A mapping by what no other has.
+fn name(mapping: &MappingView) -> String {
+    format!("{:?} {:?} {:?} {:?}", mapping.protocol, mapping.internal, mapping.external, mapping.scope)
+}
+
+/// What has ended: of a fragment that waited, what became of it in the end.
+fn ends(done: &[Done]) -> Ends {
+    let mut ends: Ends = done.iter().map(|done| (done.number, (done.verdict, done.bytes().to_vec()))).collect();
+    ends.retain(|_, (verdict, _)| !matches!(verdict, Verdict::AwaitFirst(_)));
+    ends
+}
+
+/// Everything that has to be the same whatever the number of workers, line by line.
+fn views(fleet: &Fleet<'_>, now: Tick) -> Vec<String> {
+    let mut lines: Vec<_> = fleet.sessions(now).iter().map(|view| format!("{view:?}")).collect();
+    lines.extend(fleet.mappings().iter().map(|view| format!("{view:?}")));
+    lines.sort();
+    let counters = fleet.counters();
+    // How many fragments overtook their first depends on the interleaving.
+    let varies = CAUSES.map(Counter::handed_off).into_iter().chain([Counter::EarlyFragments]).collect::<Vec<_>>();
+    let counted = Counter::ALL.iter().filter(|counter| !varies.contains(counter));
+    lines.extend(counted.map(|&counter| format!("{counter:?}: {}", counters.get(counter))));
+    lines.extend(DropReason::ALL.iter().map(|&reason| format!("{reason:?}: {}", counters.dropped(reason))));
+    lines.push(format!("subscribers: {}", fleet.gauges().subscribers));
+    lines.push(format!("waiting: {}", fleet.waiting()));
+    lines.extend(fleet.port_use().iter().map(|usage| format!("{usage:?}")));
+    lines
+}
+
+/// Plays a scenario, and adds what eight workers counted to `seen`.
+fn play(scenario: &Scenario, seen: &RefCell<Counters>) -> Result<(), (String, Vec<Record>)> {
+    let mut memories = [const { Vec::new() }; 3];
+    let mut bench = Bench::new(&mut memories, scenario);
+    for (number, step) in scenario.steps.iter().enumerate() {
+        let checked = catch_unwind(AssertUnwindSafe(|| bench.step(step)));
+        if let Err(why) = checked.unwrap_or_else(|_| Err("it panicked".to_owned())) {
+            let steps: Vec<_> = scenario.steps[..=number].iter().map(|step| format!("{step:?}")).collect();
+            return Err((format!("{}\n{:?}\nstep {number}: {why}", steps.join("\n"), scenario.plan), bench.records));
+        }
+    }
+    let counters = bench.fleets[0].counters();
+    Counter::ALL.iter().for_each(|&counter| seen.borrow_mut().add(counter, counters.get(counter)));
+    Ok(())
+}
+
+/// What the traffic has to contain, or else agreement says little.
+fn check_traffic(seen: &Counters) {
+    let wanted = CAUSES.map(Counter::handed_off).into_iter().chain([
+        Counter::EarlyFragments,
+        Counter::Fragments,
+        Counter::Outbound,
+        Counter::Inbound,
+        Counter::Hairpin,
+        Counter::IcmpErrorsTranslated,
+        Counter::IcmpErrorsSent,
+        Counter::Punted,
+        Counter::SessionsRemoved,
+    ]);
+    let counts: Vec<_> = wanted.map(|counter| (counter, seen.get(counter))).collect();
+    assert!(counts.iter().all(|&(_, count)| count >= 20), "{counts:?}");
+}
+
+#[test]
+fn one_two_and_eight_workers_do_the_same() {
+    let seen = RefCell::new(Counters::default());
+    let config =
+        ProptestConfig { cases: scaled(400), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
+    let outcome = TestRunner::new(config)
+        .run(&scenario(STEPS), |scenario| play(&scenario, &seen).map_err(|(why, _)| TestCaseError::fail(why)));
+    match outcome {
+        Ok(()) => check_traffic(&seen.borrow()),
+        Err(TestError::Fail(_, minimal)) => {
+            let (why, records) = play(&minimal, &seen).expect_err("a shrunk scenario fails again");
+            panic!("{why}\n{}", write_failure("one_two_and_eight_workers_do_the_same", &records));
+        }
+        Err(TestError::Abort(why)) => panic!("given up: {why}"),
+    }
+}
