@@ -13,7 +13,8 @@ mod stats;
 pub use entry::{Direction, Endpoint, MappingEntry, Protocol, SessionEntry, SessionState};
 pub use filter::{EndpointFilter, FilterError, SessionFilter};
 pub use stats::{
-    Config, CopyMode, Frames, Gauges, Interface, Named, PacketTimes, PortUse, Queue, QueueName, Side, Stats, Worker, XdpMode,
+    Config, CopyMode, Frames, Gauges, Interface, Named, PacketTimes, PortUse, Queue, QueueName, Side, Stats, Steering, Worker,
+    XdpMode,
 };
 
 use serde::{Deserialize, Serialize};

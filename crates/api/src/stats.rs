@@ -125,8 +125,22 @@ pub enum CopyMode {
     Copy,
 }
 
+/// How a device's frames come to the workers that own them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Steering {
+    /// The way: `key synthesis`, `field selection`, `flow rules`, `software`, or `one worker`.
+    pub way: String,
+    /// The part of TCP and UDP packets that is expected to be handed over, 0 to 1.
+    pub expected_share: f64,
+    /// Why no better way.
+    pub why: String,
+    /// Whether frames come where they are expected; none where nothing is expected of the device. A device that is not trusted costs
+    /// hand-offs and loses nothing.
+    pub trusted: Option<bool>,
+}
+
 /// An interface, with what the driver granted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interface {
     /// The kernel's name.
     pub name: String,
@@ -152,9 +166,12 @@ pub struct Interface {
     pub huge_pages: bool,
     /// Whether the kernel lets the worker drive the device (preferred busy polling).
     pub busy_poll: bool,
+    /// How its frames come to their owners.
+    #[serde(default)]
+    pub steering: Option<Steering>,
 }
 
-/// An `AF_XDP` queue's statistics as the kernel keeps them.
+/// An `AF_XDP` queue's statistics as the kernel keeps them, and what its worker counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Queue {
     /// The interface.
@@ -173,6 +190,12 @@ pub struct Queue {
     pub rx_fill_ring_empty: u64,
     /// Times that the tx ring had nothing to send.
     pub tx_ring_empty: u64,
+    /// Frames received.
+    #[serde(default)]
+    pub received: u64,
+    /// Those that another worker owns.
+    #[serde(default)]
+    pub misplaced: u64,
 }
 
 /// Where the packet memory's frames are.

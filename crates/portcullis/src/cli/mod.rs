@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::control::socket;
 use crate::doctor;
+use crate::run::NicTouch;
 pub(crate) use check::load as load_config;
 use client::Client;
 use exit::Failure;
@@ -48,6 +49,9 @@ enum Command {
         /// The configuration
         #[arg(long, value_name = "PATH", default_value = "/etc/portcullis/portcullis.toml")]
         config: PathBuf,
+        /// Leave queues, RSS key and table, hashed fields and flow rules of the devices as they are
+        #[arg(long)]
+        no_nic_setup: bool,
     },
     /// Tell whether a configuration is legal and fits this box; changes nothing
     Check {
@@ -126,9 +130,10 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
     let client = Client::new(socket.as_deref().unwrap_or(socket::DEFAULT_PATH.as_ref()));
     let mut out = BufWriter::new(io::stdout().lock());
     match command {
-        Command::Run { config } => {
+        Command::Run { config, no_nic_setup } => {
             drop(out);
-            return crate::run::run(&config, socket.as_deref());
+            let touch = if no_nic_setup { NicTouch::LeaveAlone } else { NicTouch::SetUp };
+            return crate::run::run(&config, socket.as_deref(), touch);
         }
         Command::Check { file, offline } => {
             let rules = load_config(&file)?;

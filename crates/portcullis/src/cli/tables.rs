@@ -93,6 +93,17 @@ impl Page {
             ]
         });
         self.table("Interfaces", &header, &[4, 7], rows.collect());
+        for each in interfaces {
+            let Some(steering) = &each.steering else { continue };
+            let seen = match steering.trusted {
+                None => "",
+                Some(true) => ", as it is seen to be",
+                Some(false) => ", but it IS NOT so: frames are handed over in software",
+            };
+            let (name, way, share) = (&each.name, &steering.way, steering.expected_share * 100.0);
+            let expected = format!("{share:.0} % of TCP and UDP are expected to be handed over{seen}");
+            self.line(format_args!("{name} steering: {way} ({}); {expected}", steering.why));
+        }
     }
 
     fn tables(&mut self, stats: &api::Stats) {
@@ -126,9 +137,21 @@ impl Page {
     }
 
     fn queues(&mut self, queues: &[api::Queue]) {
-        let header = ["queue", "rx dropped", "rx ring full", "fill ring empty", "tx ring empty", "rx invalid", "tx invalid"];
+        let header = [
+            "queue",
+            "received",
+            "misplaced",
+            "rx dropped",
+            "rx ring full",
+            "fill ring empty",
+            "tx ring empty",
+            "rx invalid",
+            "tx invalid",
+        ];
         let rows = queues.iter().map(|each| {
             let numbers = [
+                each.received,
+                each.misplaced,
                 each.rx_dropped,
                 each.rx_ring_full,
                 each.rx_fill_ring_empty,
@@ -140,7 +163,7 @@ impl Page {
             (numbers, std::iter::once(name).chain(numbers.map(|number| number.to_string())).collect::<Vec<_>>())
         });
         let rows = rows.filter(|(numbers, _)| self.shows(numbers)).map(|(_, row)| row).collect();
-        self.table("AF_XDP queues", &header, &[1, 2, 3, 4, 5, 6], rows);
+        self.table("AF_XDP queues", &header, &[1, 2, 3, 4, 5, 6, 7, 8], rows);
     }
 
     fn workers(&mut self, workers: &[api::Worker]) {
@@ -300,6 +323,12 @@ mod tests {
                 queues: 1,
                 huge_pages: false,
                 busy_poll: true,
+                steering: Some(api::Steering {
+                    way: "key synthesis".to_owned(),
+                    expected_share: 0.0,
+                    why: "the best way that there is".to_owned(),
+                    trusted: Some(false),
+                }),
             }],
             gauges: api::Gauges {
                 mappings: 12,

@@ -104,6 +104,8 @@ pub(crate) fn window(doors: &ControlDoors) -> Arc<Window> {
     let window = Window::new("/etc/portcullis/portcullis.toml", [doors], doors.policy.clone(), Box::new(xdp));
     let granted = Granted { mode: api::XdpMode::Native, copy: api::CopyMode::Copy, queues: 1, huge_pages: true, busy_poll: true };
     window.set_granted(vec![(DeviceId(0), granted), (DeviceId(1), granted)]);
+    let steering = api::Steering { way: "key synthesis".to_owned(), trusted: Some(true), ..api::Steering::default() };
+    window.set_steering(vec![(DeviceId(0), steering.clone()), (DeviceId(1), steering)]);
     Arc::new(window)
 }
 

@@ -77,6 +77,7 @@ pub(crate) struct Window {
     workers: Vec<WorkerWindow>,
     policy: policy::Publisher,
     granted: ArcSwap<Vec<(DeviceId, Granted)>>,
+    steering: ArcSwap<Vec<(DeviceId, api::Steering)>>,
     xdp: XdpCounters,
 }
 
@@ -110,6 +111,7 @@ impl Window {
             workers: workers.collect(),
             policy,
             granted: ArcSwap::default(),
+            steering: ArcSwap::default(),
             xdp,
         }
     }
@@ -117,6 +119,24 @@ impl Window {
     /// Says what the devices were granted.
     pub(crate) fn set_granted(&self, granted: Vec<(DeviceId, Granted)>) {
         self.granted.store(Arc::new(granted));
+    }
+
+    /// Says how the devices' frames come to their owners.
+    pub(crate) fn set_steering(&self, steering: Vec<(DeviceId, api::Steering)>) {
+        self.steering.store(Arc::new(steering));
+    }
+
+    /// Frames received and frames misplaced since the start, by device, all workers together.
+    pub(crate) fn placed(&self) -> BTreeMap<String, (u64, u64)> {
+        let mut placed = BTreeMap::<_, (u64, u64)>::new();
+        for worker in &self.workers {
+            for (name, figures) in worker.counters.read().queues {
+                let (received, misplaced) = placed.entry(name.interface).or_default();
+                *received += figures.received;
+                *misplaced += figures.misplaced;
+            }
+        }
+        placed
     }
 
     /// Says how an attempt to load the configuration ended.
@@ -192,8 +212,10 @@ impl Window {
 
     fn interfaces(&self, network: &Network) -> Vec<api::Interface> {
         let granted = self.granted.load();
-        let of = |device| granted.iter().find(|(of, _)| *of == device).map(|(_, granted)| granted);
-        network.interfaces.iter().map(|each| interface(each, of(each.device))).collect()
+        let steering = self.steering.load();
+        let granted = |device| granted.iter().find(|(of, _)| *of == device).map(|(_, granted)| granted);
+        let steering = |device| steering.iter().find(|(of, _)| *of == device).map(|(_, steering)| steering);
+        network.interfaces.iter().map(|each| interface(each, granted(each.device), steering(each.device))).collect()
     }
 
     fn ports(&self, policy: &Policy) -> Vec<api::PortUse> {
@@ -318,6 +340,8 @@ fn queue((name, figures): &(QueueName, QueueFigures)) -> api::Queue {
         rx_ring_full: figures.rx_ring_full,
         rx_fill_ring_empty: figures.rx_fill_ring_empty,
         tx_ring_empty: figures.tx_ring_empty,
+        received: figures.received,
+        misplaced: figures.misplaced,
     }
 }
 
@@ -354,7 +378,7 @@ fn queue_name(name: &QueueName) -> api::QueueName {
     api::QueueName { interface: name.interface.clone(), queue: name.queue }
 }
 
-fn interface(interface: &Interface, granted: Option<&Granted>) -> api::Interface {
+fn interface(interface: &Interface, granted: Option<&Granted>, steering: Option<&api::Steering>) -> api::Interface {
     let mac: Vec<_> = interface.mac.iter().map(|byte| format!("{byte:02x}")).collect();
     api::Interface {
         name: interface.name.clone(),
@@ -369,5 +393,6 @@ fn interface(interface: &Interface, granted: Option<&Granted>) -> api::Interface
         queues: granted.map_or(0, |granted| granted.queues),
         huge_pages: granted.is_some_and(|granted| granted.huge_pages),
         busy_poll: granted.is_some_and(|granted| granted.busy_poll),
+        steering: steering.cloned(),
     }
 }

@@ -54,7 +54,7 @@ pub(crate) struct QueueName {
     pub(crate) queue: u32,
 }
 
-/// A queue's statistics as the kernel keeps them (`XDP_STATISTICS`).
+/// A queue's statistics as the kernel keeps them (`XDP_STATISTICS`), and what its worker counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct QueueFigures {
     /// Frames dropped for other reasons than a full ring.
@@ -69,10 +69,14 @@ pub(crate) struct QueueFigures {
     pub(crate) rx_fill_ring_empty: u64,
     /// Times that the tx ring had nothing to send.
     pub(crate) tx_ring_empty: u64,
+    /// Frames received.
+    pub(crate) received: u64,
+    /// Those that another worker owns, though a device that knows the owners would not have put them here.
+    pub(crate) misplaced: u64,
 }
 
 impl QueueFigures {
-    const WORDS: usize = 6;
+    const WORDS: usize = 8;
 
     fn words(&self) -> [u64; Self::WORDS] {
         [
@@ -82,12 +86,24 @@ impl QueueFigures {
             self.rx_ring_full,
             self.rx_fill_ring_empty,
             self.tx_ring_empty,
+            self.received,
+            self.misplaced,
         ]
     }
 
     fn from_words(words: &[u64; Self::WORDS]) -> Self {
-        let &[rx_dropped, rx_invalid_descs, tx_invalid_descs, rx_ring_full, rx_fill_ring_empty, tx_ring_empty] = words;
-        Self { rx_dropped, rx_invalid_descs, tx_invalid_descs, rx_ring_full, rx_fill_ring_empty, tx_ring_empty }
+        let &[rx_dropped, rx_invalid_descs, tx_invalid_descs, rx_ring_full, rx_fill_ring_empty, tx_ring_empty, received, misplaced] =
+            words;
+        Self {
+            rx_dropped,
+            rx_invalid_descs,
+            tx_invalid_descs,
+            rx_ring_full,
+            rx_fill_ring_empty,
+            tx_ring_empty,
+            received,
+            misplaced,
+        }
     }
 }
 
@@ -452,7 +468,7 @@ mod tests {
         }
         model(move || {
             let (mut writer, reader) = door(shape());
-            let queues = [QueueFigures::from_words(&[1, 2, 3, 4, 5, 6])];
+            let queues = [QueueFigures::from_words(&[1, 2, 3, 4, 5, 6, 7, 8])];
             let counters = [&nat, &own];
             let report = report(&counters, &queues);
             writer.publish(Tick(5), &report);

@@ -133,6 +133,7 @@ impl Page {
                 ("busy_poll", if each.busy_poll { "yes" } else { "no" }),
             ];
             self.gauge(names::INTERFACE_INFO, &labels, 1.0);
+            self.steering(each);
         }
         for queue in &stats.queues {
             let number = queue.queue.to_string();
@@ -143,9 +144,21 @@ impl Page {
                 (names::XSK_RX_FULL, queue.rx_ring_full),
                 (names::XSK_FILL_EMPTY, queue.rx_fill_ring_empty),
                 (names::XSK_TX_EMPTY, queue.tx_ring_empty),
+                (names::QUEUE_RECEIVED, queue.received),
+                (names::QUEUE_MISPLACED, queue.misplaced),
             ] {
                 self.counter(name, &[("interface", &queue.interface), ("queue", &number)], value);
             }
+        }
+    }
+
+    fn steering(&mut self, interface: &api::Interface) {
+        let Some(steering) = &interface.steering else { return };
+        let label = ("interface", interface.name.as_str());
+        self.gauge(names::STEERING_INFO, &[label, ("way", &steering.way)], 1.0);
+        self.gauge(names::STEERING_SHARE, &[label], steering.expected_share);
+        if let Some(trusted) = steering.trusted {
+            self.gauge(names::STEERING_TRUSTED, &[label], f64::from(u8::from(trusted)));
         }
     }
 

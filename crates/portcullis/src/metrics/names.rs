@@ -45,6 +45,13 @@ names! {
     PORTS_LIMIT = "ports_limit": "External ports that mappings may take; by address where the pools are small.",
     INTERFACE_UP = "interface_up": "Whether frames can be sent through the interface: 1 or 0.",
     INTERFACE_INFO = "interface_info": "What the interface was granted, as labels; the value is always 1.",
+    STEERING_INFO = "interface_steering_info": "How the interface's frames come to their owners, as a label; the value is always 1.",
+    STEERING_SHARE = "interface_steering_expected_share":
+        "The part of the interface's TCP and UDP packets that is expected to be handed over, 0 to 1.",
+    STEERING_TRUSTED = "interface_steering_trusted":
+        "Whether the device puts frames where their owners look, as it was told: 1 or 0; absent where nothing is expected of it.",
+    QUEUE_RECEIVED = "queue_received_frames_total": "Frames received, by queue.",
+    QUEUE_MISPLACED = "queue_misplaced_frames_total": "Frames of other workers, by the queue that they came on.",
     XSK_RX_DROPPED = "xsk_rx_dropped_total": "Frames that the kernel dropped for other reasons than a full ring.",
     XSK_RX_INVALID = "xsk_rx_invalid_descriptors_total": "Fill-ring descriptors that the kernel did not accept.",
     XSK_TX_INVALID = "xsk_tx_invalid_descriptors_total": "Transmit descriptors that the kernel did not accept.",

@@ -9,9 +9,12 @@ use ipnet::Ipv4Net;
 use portcullis_config::{Config, Interface, SystemInterface, Warning};
 use portcullis_nat::policy::DeviceId;
 use portcullis_xsk::device::{self, Device, Offloads};
+use portcullis_xsk::nic;
 use portcullis_xsk::socket::Queue;
 use portcullis_xsk::umem::FrameBytes;
 
+use super::nics::{NicChange, Notes};
+use super::spread::{NicTouch, Spreading};
 use crate::cli::exit::Failure;
 use crate::kernel::{self, ConfiguredInterface, KernelState};
 
@@ -25,6 +28,8 @@ pub(super) struct UsedDevice {
     /// Queues that are bound: all that the device receives on.
     pub(super) queues: u32,
     offloads: Option<Offloads>,
+    /// Its number of queues, where that was changed.
+    _queues_set: Option<NicChange>,
 }
 
 /// A configured interface with its place in the kernel.
@@ -40,6 +45,8 @@ pub(super) struct PlacedInterface {
 /// What the configuration comes to on this box.
 pub(super) struct Devices {
     pub(super) interfaces: Vec<PlacedInterface>,
+    /// How the devices were told to spread frames. Put back before the queues are.
+    pub(super) spread: Vec<NicChange>,
     pub(super) used: Vec<UsedDevice>,
     pub(super) frame_size: FrameBytes,
 }
@@ -63,9 +70,9 @@ pub(super) fn place(state: &KernelState, interface: &Interface) -> Result<kernel
 }
 
 impl Devices {
-    /// Finds the devices and switches off what hides packets from XDP. **Errors:** a device that cannot carry the gateway, with what to
+    /// Finds the devices, gives them as many queues as are configured, and switches off what hides packets from XDP. **Errors:** a device that cannot carry the gateway, with what to
     /// do about it.
-    pub(super) fn prepare(rules: &Config, state: &KernelState) -> Result<Self, Failure> {
+    pub(super) fn prepare(rules: &Config, state: &KernelState, touch: NicTouch) -> Result<Self, Failure> {
         let mut ids: BTreeMap<String, DeviceId> = BTreeMap::new();
         let mut interfaces = Vec::new();
         for interface in &rules.interfaces {
@@ -80,10 +87,11 @@ impl Devices {
         if ids.len() > MOST_DEVICES {
             return Err(Failure::Config(format!("{} devices: the gateway takes at most {MOST_DEVICES}", ids.len())));
         }
-        let mut used = ids.into_iter().map(|(name, id)| open(&name, id, rules)).collect::<Result<Vec<_>, _>>()?;
+        let notes = Notes::beside(&rules.control.socket);
+        let mut used = ids.into_iter().map(|(name, id)| open(&name, id, rules, touch, &notes)).collect::<Result<Vec<_>, _>>()?;
         used.sort_by_key(|device| device.id.0);
         let frame_size = frame_size(&used)?;
-        Ok(Self { interfaces, used, frame_size })
+        Ok(Self { interfaces, spread: Vec::new(), used, frame_size })
     }
 
     /// The configured interfaces, as the kernel's mirror wants them.
@@ -94,6 +102,14 @@ impl Devices {
     /// The devices with their numbers of queues.
     pub(super) fn queue_counts(&self) -> Vec<(&str, u32)> {
         self.used.iter().map(|used| (used.device.name.as_str(), used.queues)).collect()
+    }
+
+    /// The devices, for the choice of how they spread frames; in their order.
+    pub(super) fn spreading(&self) -> Vec<Spreading> {
+        let sides = |id| self.interfaces.iter().filter(move |it| it.configured.device == id).map(|it| it.configured.side);
+        let one =
+            |used: &UsedDevice| Spreading { name: used.device.name.clone(), queues: used.queues, sides: sides(used.id).collect() };
+        self.used.iter().map(one).collect()
     }
 
     /// All queues to bind, with their devices.
@@ -111,24 +127,42 @@ impl Drop for UsedDevice {
     }
 }
 
-fn open(name: &str, id: DeviceId, rules: &Config) -> Result<UsedDevice, Failure> {
-    let device = Device::by_name(name).map_err(anyhow::Error::from)?;
-    let queues = device.rx_queues();
+fn open(name: &str, id: DeviceId, rules: &Config, touch: NicTouch, notes: &Notes) -> Result<UsedDevice, Failure> {
+    notes.settle(name);
+    let mut device = Device::by_name(name).map_err(anyhow::Error::from)?;
     let wanted = rules.interfaces.iter().filter(|interface| interface.name == name).find_map(|interface| interface.queues);
-    match wanted.map(u32::from) {
-        Some(wanted) if wanted > queues => Err(Failure::Config(format!(
-            "interface {name}: `queues = {wanted}`, but the device has {queues}: give it more with `ethtool -L {name} combined \
-             {wanted}` or lower the number"
-        ))),
-        Some(wanted) if wanted < queues => Err(Failure::Config(format!(
-            "interface {name}: `queues = {wanted}`, but the device receives on {queues}, and traffic on the others would be lost: \
-             lower them with `ethtool -L {name} combined {wanted}` or leave `queues` out"
-        ))),
-        _ => {
-            let offloads = switch_off(name);
-            Ok(UsedDevice { id, device, queues, offloads })
+    let queues_set = match queues_to_set(&device, wanted, rules.worker.count) {
+        None => None,
+        Some(queues) if touch == NicTouch::SetUp => {
+            let plan = nic::Plan { queues: Some(queues), ..nic::Plan::default() };
+            let change = NicChange::make(name, "queues", &plan, notes)?;
+            tracing::info!("device {name}: {queues} queues instead of {}, until the gateway ends", device.rx_queues());
+            device = Device::by_name(name).map_err(anyhow::Error::from)?;
+            Some(change)
         }
-    }
+        Some(queues) => {
+            return Err(Failure::Config(format!(
+                "interface {name}: {queues} queues are configured, and it has {}: traffic on queues that are not configured would be \
+                 lost; set them with `ethtool -L {name} combined {queues}`, or start without --no-nic-setup",
+                device.rx_queues()
+            )));
+        }
+    };
+    let (queues, offloads) = (device.rx_queues(), switch_off(name));
+    Ok(UsedDevice { id, device, queues, offloads, _queues_set: queues_set })
+}
+
+/// The number of queues that a device is to be given: the interface's, or one for each configured worker where it has fewer.
+fn queues_to_set(device: &Device, interface: Option<u16>, workers: Option<u16>) -> Option<u32> {
+    let now = device.rx_queues();
+    let most = device.channels.map_or(now, |channels| channels.max_combined.max(channels.max_rx));
+    let wanted = match (interface.map(u32::from), workers.map(u32::from)) {
+        (Some(queues), _) => queues,
+        // More workers than queues can be had is refused with the reason later.
+        (None, Some(workers)) if workers > now && workers <= most => workers,
+        (None, _) => now,
+    };
+    (wanted != now).then_some(wanted)
 }
 
 /// Offloads that merge frames or hide tags from XDP. A driver that refuses is told of, not fatal: it may never use them.

@@ -16,7 +16,10 @@ use portcullis_xsk::steer::Steer;
 use tokio::sync::watch;
 
 use super::devices::{self, Devices};
+use super::nics::{NicChange, Notes};
 use super::parts::{self, Attached, Memory, lock};
+use super::placement::Watches;
+use super::spread::{NicTouch, Spread};
 use super::workers::{Made, Material, Queues, Workers, close};
 use super::{cores, division, steering};
 use crate::cli::exit::Failure;
@@ -41,6 +44,7 @@ pub(super) struct Gateway {
     attached: Attached,
     workers: Workers,
     publisher: Publisher,
+    watches: Watches,
     policy: Arc<Policy>,
     local_ports: PortRange,
     window: Arc<Window>,
@@ -50,22 +54,24 @@ pub(super) struct Gateway {
 
 impl Gateway {
     /// Brings the gateway up. **Errors:** [`Failure`] with what to do; what had been brought up is taken down, but for the guard.
-    pub(super) async fn bring_up(rules: &Config, path: &Path) -> Result<Self, Failure> {
+    pub(super) async fn bring_up(rules: &Config, path: &Path, touch: NicTouch) -> Result<Self, Failure> {
         let control_socket = control::socket::bind(&rules.control.socket).map_err(anyhow::Error::from)?;
         let metrics_socket = rules.metrics.listen.map(metrics::bind).transpose().map_err(anyhow::Error::from)?;
         let names: Vec<_> = rules.interfaces.iter().map(|interface| interface.name.clone()).collect();
         let mirror = Mirror::start(names.clone()).await.map_err(anyhow::Error::from)?;
         let state = mirror.state();
         warn(&devices::check(rules, &state)?);
-        let devices = Devices::prepare(rules, &state)?;
+        let mut devices = Devices::prepare(rules, &state, touch)?;
         rules.summary().iter().for_each(|line| tracing::info!("{line}"));
         let count = division::workers(&rules.worker, &devices.queue_counts(), cores::allowed().len())?;
         let queues = Queues::divide(&devices, count);
         let ring = division::ring(rules.limits.frames, devices.queues().count() as u32, count)?;
+        let spread = Spread::choose(devices.spreading(), count as u16, touch)?;
 
         // The sockets first: they are refused while another gateway has the queues, before anything of it is replaced.
         let (Opened { umem, sockets, frames }, polls) = parts::open_sockets(rules, &devices, ring)?;
         let memory = Memory { umem };
+        devices.spread = spread.set_up(&Notes::beside(&rules.control.socket))?;
         let local_ports = parts::local_ports();
         let policy = Arc::new(rules.policy(&host_addresses(rules, &devices, &state, local_ports)));
         let network = Arc::new(kernel::network(&state, &devices.configured()));
@@ -80,18 +86,22 @@ impl Gateway {
         let doors = doors::open(queues.shapes(rules.slot_count()), Arc::clone(&policy), network);
         let (doors, control): (Vec<_>, Vec<_>) = doors.into_iter().unzip();
         // The workers fill the rings before the program is attached.
-        let material = Material { rules, devices: &devices, steer: &steer, queues: &queues, sockets, frames, ring, doors };
+        let owners = spread.choice.owners.clone();
+        let material = Material { rules, devices: &devices, steer: &steer, queues: &queues, owners, sockets, frames, ring, doors };
         let made = Made::of(memory, material)?;
 
         let steer = Arc::new(Mutex::new(steer));
         let mut attached = Attached { steer: Arc::clone(&steer), devices: Vec::new() };
         let modes = parts::attach(&mut attached, &devices)?;
+        devices.spread.iter().for_each(NicChange::reapply);
         let granted = parts::granted(&devices, &modes, &copy_modes, polls, &made.memory.umem);
         let publisher = control[0].policy.clone();
         let workers = made.start(control)?;
 
         let window = Window::new(&path.display().to_string(), workers.doors(), publisher.clone(), xdp_counters(&steer));
         window.set_granted(granted);
+        let watches = Watches::over(&spread);
+        window.set_steering(watches.shown(&devices));
         let (stop_servers, stopped) = watch::channel(false);
         let window = Arc::new(window);
         let servers = serve(Arc::clone(&window), control_socket, metrics_socket, &stopped);
@@ -110,6 +120,7 @@ impl Gateway {
             attached,
             workers,
             publisher,
+            watches,
             policy,
             local_ports,
             window,
@@ -136,6 +147,13 @@ impl Gateway {
     /// Whether a worker's thread is gone: it panicked.
     pub(super) fn worker_has_ended(&self) -> bool {
         self.workers.one_has_ended()
+    }
+
+    /// Looks whether devices put frames where their owners look, and says so when that changes. To be called once a second.
+    pub(super) fn watch_placement(&mut self) {
+        if self.watches.look(&self.devices, &self.window.placed()) {
+            self.window.set_steering(self.watches.shown(&self.devices));
+        }
     }
 
     /// Brings the workers and the XDP program in step with the kernel. **Errors:** a device is gone, or came back as another one.

@@ -8,6 +8,7 @@ mod cores;
 mod devices;
 mod division;
 mod gateway;
+mod nics;
 mod outlook;
 mod parts;
 mod placement;
@@ -29,13 +30,16 @@ use crate::kernel::Mirror;
 use gateway::Gateway;
 pub(crate) use outlook::outlook;
 pub(crate) use parts::{local_ports, noted_program};
-pub(crate) use spread::WayFound;
+pub(crate) use spread::{NicTouch, WayFound};
 
 /// How often the workers' news are looked at: a packet waits so long for the question about its next hop.
 const NEWS_EVERY: Duration = Duration::from_millis(5);
 
+/// How often it is looked whether devices put frames where their owners look.
+const PLACEMENT_EVERY: Duration = Duration::from_secs(1);
+
 /// Is the gateway with the configuration at `config` until it is told to stop. `socket` overrides the configuration's.
-pub(crate) fn run(config: &Path, socket: Option<&Path>) -> Result<(), Failure> {
+pub(crate) fn run(config: &Path, socket: Option<&Path>, touch: NicTouch) -> Result<(), Failure> {
     let rules = load(config, socket)?;
     start_log(rules.log.level.as_str());
     let missing = capability::missing();
@@ -46,7 +50,7 @@ pub(crate) fn run(config: &Path, socket: Option<&Path>) -> Result<(), Failure> {
         )));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
-    runtime.block_on(serve(&rules, config, socket))
+    runtime.block_on(serve(&rules, config, socket, touch))
 }
 
 /// Compares a configuration with the box, as [`run`] does before it changes anything. **Errors:** [`Failure::Config`] with all that does
@@ -63,11 +67,6 @@ pub(crate) fn check(rules: &Config) -> Result<(), Failure> {
     })
 }
 
-/// The workers that a configuration comes to over devices with so many queues each.
-fn wanted_workers(_rules: &Config, _queues: &[(String, u32)]) -> u16 {
-    1
-}
-
 fn load(config: &Path, socket: Option<&Path>) -> Result<Config, Failure> {
     let mut rules = crate::cli::load_config(config)?;
     if let Some(socket) = socket {
@@ -76,17 +75,19 @@ fn load(config: &Path, socket: Option<&Path>) -> Result<Config, Failure> {
     Ok(rules)
 }
 
-async fn serve(rules: &Config, path: &Path, socket: Option<&Path>) -> Result<(), Failure> {
+async fn serve(rules: &Config, path: &Path, socket: Option<&Path>, touch: NicTouch) -> Result<(), Failure> {
     // From here on a signal ends the gateway in order, start-up included.
     let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(anyhow::Error::from)?;
-    let mut gateway = Gateway::bring_up(rules, path).await?;
+    let mut gateway = Gateway::bring_up(rules, path, touch).await?;
     // Outside of systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut snapshots = gateway.subscribe();
     let mut news = tokio::time::interval(NEWS_EVERY);
     news.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut placement = tokio::time::interval(PLACEMENT_EVERY);
+    placement.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let ended = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok("SIGTERM"),
@@ -105,6 +106,7 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>) -> Result<(),
                     break Err(failure);
                 }
             }
+            _ = placement.tick() => gateway.watch_placement(),
             _ = news.tick() => {
                 while let Some(event) = gateway.next_event() {
                     match event {

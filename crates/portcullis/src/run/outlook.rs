@@ -9,8 +9,8 @@ use portcullis_nat::Capacity;
 use portcullis_nat::policy::Side;
 use portcullis_xsk::device::Device;
 
-use super::devices;
 use super::spread::{NicTouch, Spread, Spreading, WayFound};
+use super::{cores, devices, division};
 use crate::cli::exit::Failure;
 use crate::kernel::Mirror;
 
@@ -47,8 +47,10 @@ pub(crate) fn outlook(rules: &Config) -> Result<Outlook, Failure> {
         Spreading { name: name.clone(), queues, sides: sides.clone() }
     };
     let spreading: Vec<_> = found.iter().map(spreading).collect();
-    let queues: Vec<_> = spreading.iter().map(|device| (device.name.clone(), device.queues)).collect();
-    let workers = super::wanted_workers(rules, &queues);
+    let queues: Vec<_> = spreading.iter().map(|device| (device.name.as_str(), device.queues)).collect();
+    // More workers than queues are what `doctor` finds; `run` refuses them.
+    let workers = division::workers(&rules.worker, &queues, cores::allowed().len());
+    let workers = workers.unwrap_or_else(|_| usize::from(rules.worker.count.unwrap_or(1))) as u16;
     let spread = Spread::choose(spreading, workers, NicTouch::LookOnly)?;
     let devices = found.into_iter().enumerate();
     let devices = devices.map(|(place, (name, (_, tagged)))| DeviceOutlook { name, tagged, way: spread.way(place) });

@@ -12,7 +12,6 @@ use portcullis_config::{BusyPoll, Config, HostAddresses, PortRange};
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::time::Tick;
 use portcullis_nat::{Capacity, Nat, Seeds};
-use portcullis_steering::toeplitz::Key;
 use portcullis_steering::{Owners, WorkerId};
 use portcullis_xsk::memory::{self, Pages};
 use portcullis_xsk::socket::{BusyPolling, Mode, Opened, Socket, open_all};
@@ -43,6 +42,7 @@ impl QueuePort for Socket {
             rx_ring_full: statistics.rx_ring_full,
             rx_fill_ring_empty: statistics.rx_fill_ring_empty_descs,
             tx_ring_empty: statistics.tx_ring_empty_descs,
+            ..QueueFigures::default()
         }
     }
 
@@ -188,18 +188,6 @@ pub(super) fn granted(
 pub(super) fn nat(capacity: Capacity, seeds: Seeds, owners: Owners, me: WorkerId) -> Result<Nat<'static>, Failure> {
     let region = memory::region(capacity.bytes()).map_err(anyhow::Error::from)?;
     Nat::new(region.leak(), capacity, seeds, owners, me, Tick(0)).map_err(|error| Failure::Other(error.into()))
-}
-
-/// Entries of the table of owners: as many as the indirection tables of common devices have.
-const OWNERS: usize = 128;
-
-/// Who owns what: random keys over a table that no device knows.
-pub(super) fn owners(workers: usize) -> Result<Owners, Failure> {
-    if workers == 1 {
-        return Ok(Owners::single());
-    }
-    let table = (0..OWNERS).map(|entry| WorkerId((entry % workers) as u16)).collect();
-    Ok(Owners::new(&Key::new(random()?), &Key::new(random()?), table))
 }
 
 /// Keys from the kernel's random numbers.

@@ -5,6 +5,14 @@
 //! and loses nothing. Invariant: one verdict changes only after a whole window of evidence, so that it does not flap.
 //! Tests: below.
 
+use std::collections::BTreeMap;
+
+use portcullis_api as api;
+use portcullis_nat::policy::DeviceId;
+
+use super::devices::{Devices, UsedDevice};
+use super::spread::{Spread, WayFound};
+
 /// Frames that a verdict needs at least.
 const EVIDENCE: u64 = 256;
 
@@ -76,6 +84,50 @@ impl Watch {
             }
             _ => None,
         }
+    }
+}
+
+/// All devices, those under watch and those of which nothing is expected. In the devices' order.
+#[derive(Debug)]
+pub(super) struct Watches {
+    all: Vec<(WayFound, Option<Watch>)>,
+}
+
+impl Watches {
+    /// Watches over the devices that were told how owners are found, all of whose TCP and UDP packets are expected at their owners.
+    pub(super) fn over(spread: &Spread) -> Self {
+        let one = |place| (spread.way(place), spread.is_exact(place).then(Watch::new));
+        Self { all: (0..spread.len()).map(one).collect() }
+    }
+
+    /// Looks at what was counted of each device, and tells the log of verdicts that have changed. Returns whether one has.
+    pub(super) fn look(&mut self, devices: &Devices, counted: &BTreeMap<String, (u64, u64)>) -> bool {
+        let mut changed = false;
+        for (used, (way, watch)) in devices.used.iter().zip(&mut self.all) {
+            let name = &used.device.name;
+            let (Some(watch), Some(&(received, misplaced))) = (watch, counted.get(name)) else { continue };
+            let change = watch.look(Placed { received, misplaced });
+            changed |= change.is_some();
+            match change {
+                Some(Change::Distrusted(Placed { received, misplaced })) => tracing::warn!(
+                    "device {name}: {misplaced} of {received} frames came to a worker that does not own them, though {} was set: from now \
+                     on its frames are handed over in software (has somebody run `ethtool -X {name}`?)",
+                    way.label
+                ),
+                Some(Change::TrustedAgain) => tracing::info!("device {name}: frames come to their owners again by {}", way.label),
+                None => {}
+            }
+        }
+        changed
+    }
+
+    /// For whoever asks.
+    pub(super) fn shown(&self, devices: &Devices) -> Vec<(DeviceId, api::Steering)> {
+        let one = |(used, (way, watch)): (&UsedDevice, &(WayFound, Option<Watch>))| {
+            let (way, share, why) = (way.label.clone(), way.share, way.why.clone());
+            (used.id, api::Steering { way, expected_share: share, why, trusted: watch.as_ref().map(Watch::is_trusted) })
+        };
+        devices.used.iter().zip(&self.all).map(one).collect()
     }
 }
 

@@ -5,7 +5,6 @@
 //! put back at the end, and by the next process after one that was killed. Tests: below; the guest test over a NIC that really hashes.
 
 use core::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 
 use portcullis_nat::policy::Side;
 use portcullis_steering::choose::{Choice, choose};
@@ -13,8 +12,9 @@ use portcullis_steering::fields::{HashFields, Layout, Side as Looks};
 use portcullis_steering::predict::Transport;
 use portcullis_steering::toeplitz::Key;
 use portcullis_steering::ways::{FieldChoice, FlowRule, Offer, Plan, Setting, Way};
-use portcullis_xsk::nic::{self, Capabilities, Fields, Flow, HashFunction, Nic, NicSetup, Settable, Transform};
+use portcullis_xsk::nic::{self, Capabilities, Fields, Flow, HashFunction, Nic, Settable, Transform};
 
+use super::nics::{NicChange, Notes};
 use crate::cli::exit::Failure;
 
 /// Flow rules that a driver is taken to have room for when it does not say. Chosen: the smallest table of the common ones.
@@ -24,9 +24,10 @@ const RULES_UNSAID: u32 = 8;
 const CHOICES: [Fields; 3] = [Fields::FOUR_TUPLE, Fields::SOURCE, Fields::DESTINATION_AND_PORT];
 
 /// Whether devices may be changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum NicTouch {
     /// Set up, and put back at the end.
+    #[default]
     SetUp,
     /// Only looked at: what could be set counts as if it may be, and nothing is tried that moves packets.
     LookOnly,
@@ -69,6 +70,11 @@ impl Spread {
         Ok(Self { choice, devices, offers })
     }
 
+    /// How many devices there are.
+    pub(super) fn len(&self) -> usize {
+        self.devices.len()
+    }
+
     /// The way of a device by its place.
     pub(super) fn way(&self, place: usize) -> WayFound {
         let plan = &self.choice.plans[place];
@@ -89,64 +95,17 @@ impl Spread {
         self.choice.owners.workers() > 1 && plan.placement.is_some() && plan.share.tcp == 0.0 && plan.share.udp == 0.0
     }
 
-    /// Sets the devices up. What a process before has left set is put back first. `notes` is where what has to be put back is noted.
-    /// **Errors:** a device that refuses; those before it are put back.
-    pub(super) fn set_up(&self, notes: &Notes) -> Result<Vec<NicSetup>, Failure> {
-        let mut setups = Vec::new();
+    /// Sets the devices up, each change noted in `notes`. **Errors:** a device that refuses; those before it are put back.
+    pub(super) fn set_up(&self, notes: &Notes) -> Result<Vec<NicChange>, Failure> {
+        let mut changes = Vec::new();
         for ((device, offer), plan) in self.devices.iter().zip(&self.offers).zip(&self.choice.plans) {
             let wanted = settings_of(plan, offer.key_length);
-            if wanted == nic::Plan::default() {
-                continue;
+            if wanted != nic::Plan::default() {
+                changes.push(NicChange::make(&device.name, "spread", &wanted, notes)?);
             }
-            let nic = Nic::open(&device.name).map_err(|error| Failure::Other(error.into()))?;
-            let path = notes.of(&device.name);
-            let keep = |note: &str| std::fs::write(&path, note);
-            let setup = NicSetup::apply_noting(nic, &wanted, keep).map_err(|error| {
-                Failure::Other(anyhow::Error::new(error).context("start with --no-nic-setup to leave the devices as they are"))
-            })?;
-            tracing::info!(device = %device.name, "set up for {}; it is put back at the end", plan.way);
-            setups.push(setup);
+            tracing::info!("device {}: steering by {plan}", device.name);
         }
-        Ok(setups)
-    }
-}
-
-/// Where what has to be put back on a device is noted for the next process.
-pub(super) struct Notes {
-    socket: PathBuf,
-}
-
-impl Notes {
-    /// Beside the control socket.
-    pub(super) fn beside(control_socket: &Path) -> Self {
-        Self { socket: control_socket.to_owned() }
-    }
-
-    fn of(&self, device: &str) -> PathBuf {
-        self.socket.with_extension(format!("nic-{device}"))
-    }
-
-    /// Puts back what a process that was killed has left set on a device. What cannot be put back is logged.
-    pub(super) fn settle(&self, device: &str) {
-        let path = self.of(device);
-        let Ok(note) = std::fs::read_to_string(&path) else { return };
-        let restored = Nic::open(device).and_then(|nic| NicSetup::from_note(nic, &note));
-        match restored.map(NicSetup::restore) {
-            Ok(Ok(())) => tracing::info!(device, "put back what a gateway that was killed had set"),
-            Ok(Err(errors)) => errors.iter().for_each(|error| tracing::warn!(device, %error, "a setting stays as it is")),
-            Err(error) => tracing::warn!(device, %error, "cannot put back what a gateway before has set"),
-        }
-        self.forget(device);
-    }
-
-    /// Nothing has to be put back any more.
-    pub(super) fn forget(&self, device: &str) {
-        match std::fs::remove_file(self.of(device)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(device, %error, "cannot remove the note of its settings");
-            }
-            _ => {}
-        }
+        Ok(changes)
     }
 }
 

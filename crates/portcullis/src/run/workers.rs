@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use portcullis_config::Config;
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::{Capacity, Nat};
-use portcullis_steering::WorkerId;
+use portcullis_steering::{Owners, WorkerId};
 use portcullis_xsk::frame::XskFrame;
 use portcullis_xsk::socket::{self, Socket};
 use portcullis_xsk::steer::Steer;
@@ -69,6 +69,7 @@ pub(super) struct Material<'m> {
     pub(super) devices: &'m Devices,
     pub(super) steer: &'m Steer,
     pub(super) queues: &'m Queues,
+    pub(super) owners: Owners,
     pub(super) sockets: Vec<Socket>,
     pub(super) frames: Vec<XskFrame>,
     pub(super) ring: u32,
@@ -78,7 +79,7 @@ pub(super) struct Material<'m> {
 impl Made {
     /// Makes the workers. **Errors:** [`Failure`]; everything handed in is gone then.
     pub(super) fn of(memory: Memory, material: Material<'_>) -> Result<Self, Failure> {
-        let Material { rules, devices, steer, queues, sockets, frames, ring, doors } = material;
+        let Material { rules, devices, steer, queues, owners, sockets, frames, ring, doors } = material;
         let mut made = Self { memory, workers: Vec::new(), frames };
         let count = queues.all.len();
         let sizes: Vec<_> = queues.all.iter().map(Vec::len).collect();
@@ -90,7 +91,7 @@ impl Made {
         for socket in sockets {
             ports[queues.of(&socket)].push(socket);
         }
-        let each = nats(rules, count)?.into_iter().zip(ports).zip(shares).zip(doors).zip(hatches).zip(cores).enumerate();
+        let each = nats(rules, &owners, count)?.into_iter().zip(ports).zip(shares).zip(doors).zip(hatches).zip(cores).enumerate();
         for (number, (((((nat, ports), share), doors), handoff), core)) in each {
             let wakers = ports.iter().map(|socket| socket.fd().try_clone_to_owned()).collect::<Result<_, _>>();
             let wakers = wakers.context("cannot duplicate a socket's descriptor")?;
@@ -130,7 +131,7 @@ impl Made {
 }
 
 /// The NATs: each with its part of the tables, on huge pages where there are any.
-fn nats(rules: &Config, workers: usize) -> Result<Vec<Nat<'static>>, Failure> {
+fn nats(rules: &Config, owners: &Owners, workers: usize) -> Result<Vec<Nat<'static>>, Failure> {
     let limits = &rules.limits;
     let capacity = Capacity {
         mappings: division::part(limits.mappings, workers),
@@ -146,7 +147,7 @@ fn nats(rules: &Config, workers: usize) -> Result<Vec<Nat<'static>>, Failure> {
         capacity.sessions,
         capacity.externals
     );
-    let (owners, seeds) = (parts::owners(workers)?, parts::seeds()?);
+    let seeds = parts::seeds()?;
     // The seeds are the same for all: each draws the same server of a forward for a remote.
     (0..workers).map(|worker| parts::nat(capacity, seeds, owners.clone(), WorkerId(worker as u16))).collect()
 }

@@ -18,7 +18,7 @@ use std::os::fd::BorrowedFd;
 use portcullis_nat::counters::Counters;
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::time::Tick;
-use portcullis_nat::verdict::{Errand, Verdict};
+use portcullis_nat::verdict::{Errand, HandOffCause, Verdict};
 use portcullis_nat::{Nat, Packet};
 use portcullis_xsk::port::{Frame, Port};
 
@@ -62,6 +62,22 @@ pub(crate) struct Queue<P> {
     pub(crate) port: P,
 }
 
+/// How a queue's frames were placed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Placed {
+    received: u64,
+    misplaced: u64,
+}
+
+impl Placed {
+    /// Counts a burst that came from the device.
+    fn note(&mut self, verdicts: &[Verdict]) {
+        let is_misplaced = |verdict: &&Verdict| matches!(verdict, Verdict::HandOff { cause: HandOffCause::Misplaced, .. });
+        self.received += verdicts.len() as u64;
+        self.misplaced += verdicts.iter().filter(is_misplaced).count() as u64;
+    }
+}
+
 /// What a worker is made of.
 pub(crate) struct Parts<P: QueuePort, K> {
     /// Its NAT.
@@ -86,6 +102,8 @@ pub(crate) struct Worker<P: QueuePort, K> {
     queues: Vec<Queue<P>>,
     /// Each queue's frames that wait for its transmit ring.
     outboxes: Vec<Vec<P::Frame>>,
+    /// How many frames each queue received, and how many of them are another worker's.
+    placed: Vec<Placed>,
     /// The queue that transmits for each device.
     transmitter: Vec<Option<usize>>,
     /// Packets taken from a queue at once.
@@ -120,11 +138,13 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             transmitter[usize::from(queue.device.0)].get_or_insert(position);
         }
         let outboxes = queues.iter().map(|_| Vec::with_capacity(OUTBOX)).collect();
+        let placed = vec![Placed::default(); queues.len()];
         let frames_total = pool.len();
         let mut worker = Self {
             nat,
             queues,
             outboxes,
+            placed,
             transmitter,
             most: most.clamp(1, BURST),
             pool,
@@ -222,6 +242,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         });
         let lengths = decide(&mut self.nat, packets, device, now, &mut self.verdicts);
         let (mut burst, mut verdicts) = (std::mem::take(&mut self.burst), std::mem::take(&mut self.verdicts));
+        self.placed[queue].note(&verdicts);
         for ((mut frame, verdict), length) in burst.drain(..).zip(verdicts.drain(..)).zip(lengths) {
             frame.set_packet_len(length);
             self.dispose(frame, verdict, Some(Origin { device, handed: 0 }), now);

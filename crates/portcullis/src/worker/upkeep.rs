@@ -11,7 +11,7 @@ use portcullis_xsk::port::Frame;
 use super::dispose::Origin;
 use super::holding::NextHop;
 use super::{Punter, QueuePort, Worker};
-use crate::doors::counters::{FrameFigures, Report};
+use crate::doors::counters::{FrameFigures, QueueFigures, Report};
 use crate::doors::events::Event;
 
 impl<P: QueuePort, K: Punter> Worker<P, K> {
@@ -67,7 +67,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             while let Some(mut waiting) = self.waiting.take(datagram) {
                 let len = waiting.frame.packet_len();
                 let mut packet = Packet::released(waiting.frame.buffer(), len, waiting.handed);
-                let verdict = self.nat.give_up(&mut packet, waiting.device);
+                let verdict = self.nat.give_up(&mut packet);
                 let len = packet.len;
                 waiting.frame.set_packet_len(len);
                 let from = Origin { device: waiting.device, handed: waiting.handed };
@@ -83,7 +83,10 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         self.dropped_by_devices = dropped;
         let frames = self.frames();
         debug_assert_eq!(frames.missing(), 0, "frames in = frames out + frames held: {frames:?}");
-        let queues: Vec<_> = self.queues.iter().map(|queue| queue.port.figures()).collect();
+        let figures = self.queues.iter().map(|queue| queue.port.figures()).zip(&self.placed);
+        let queues: Vec<_> = figures
+            .map(|(figures, placed)| QueueFigures { received: placed.received, misplaced: placed.misplaced, ..figures })
+            .collect();
         let handed = self.handoff.figures();
         let report = Report {
             counters: &[self.nat.counters(), &self.late],
