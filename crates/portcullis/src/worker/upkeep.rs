@@ -62,12 +62,12 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
     }
 
     /// Lets go of the fragments whose first one did not come.
-    fn give_up_fragments(&mut self, now: Tick) {
+    pub(super) fn give_up_fragments(&mut self, now: Tick) {
         while let Some(datagram) = self.nat.take_given_up() {
             while let Some(mut waiting) = self.waiting.take(datagram) {
                 let len = waiting.frame.packet_len();
                 let mut packet = Packet::released(waiting.frame.buffer(), len, waiting.handed);
-                let verdict = self.nat.give_up(&mut packet, waiting.device);
+                let verdict = self.nat.give_up(&mut packet);
                 let len = packet.len;
                 waiting.frame.set_packet_len(len);
                 let from = Origin { device: waiting.device, handed: waiting.handed };
