@@ -87,6 +87,8 @@ pub struct Topology {
     server: Namespace,
     switch: Namespace,
     vlan: bool,
+    /// Queues at either end of the gateway's wires.
+    queues: u32,
 }
 
 impl Topology {
@@ -94,6 +96,12 @@ impl Topology {
     ///
     /// **Errors:** not root, or a refused `ip` command; what was built until then is removed.
     pub fn build(prefix: &str) -> Result<Self> {
+        Self::build_with_queues(prefix, 1)
+    }
+
+    /// Builds it with that many queues at either end of the gateway's wires. Which queue a packet takes, the kernel's choice of a transmit
+    /// queue at the other end decides: it knows nothing of owners.
+    pub fn build_with_queues(prefix: &str, queues: u32) -> Result<Self> {
         static BUILT: AtomicU32 = AtomicU32::new(0);
         cleanup::arm();
         let number = BUILT.fetch_add(1, Ordering::Relaxed);
@@ -106,6 +114,7 @@ impl Topology {
             server: create("server")?,
             switch: create("switch")?,
             vlan: false,
+            queues,
         };
         topology.lay_wires().context("laying the wires")?;
         topology.number_hosts().context("numbering the hosts")?;
@@ -180,16 +189,17 @@ impl Topology {
 
     fn lay_wires(&self) -> Result<()> {
         let mut script = String::new();
-        let mut wire = |a: (&str, &Namespace), b: (&str, &Namespace)| {
+        let mut wire = |queues: u32, a: (&str, &Namespace), b: (&str, &Namespace)| {
             let (a_name, a_host, b_name, b_host) = (a.0, a.1.name(), b.0, b.1.name());
-            writeln!(script, "link add {a_name} netns {a_host} type veth peer name {b_name} netns {b_host}")
+            let queues = if queues > 1 { format!("numtxqueues {queues} numrxqueues {queues}") } else { String::new() };
+            writeln!(script, "link add {a_name} netns {a_host} {queues} type veth peer name {b_name} netns {b_host} {queues}")
         };
         for (number, client) in self.clients.iter().enumerate() {
-            wire(("eth0", client), (&format!("client{}", number + 1), &self.switch))?;
+            wire(1, ("eth0", client), (&format!("client{}", number + 1), &self.switch))?;
         }
-        wire(("inside0", &self.gateway), ("gateway", &self.switch))?;
-        wire(("outside0", &self.gateway), ("gateway", &self.router))?;
-        wire(("eth0", &self.server), ("server", &self.router))?;
+        wire(self.queues, ("inside0", &self.gateway), ("gateway", &self.switch))?;
+        wire(self.queues, ("outside0", &self.gateway), ("gateway", &self.router))?;
+        wire(1, ("eth0", &self.server), ("server", &self.router))?;
         Program::new("ip", ["-batch", "-"]).input(script).run()?.success()?;
         self.switch.ip_batch(
             "link add lan type bridge forward_delay 0 stp_state 0
@@ -260,8 +270,10 @@ impl Topology {
     fn spread_receiving(&self) -> Result<()> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from).min(32);
         let mask = u32::MAX >> (32 - processors);
-        for host in [&self.router, &self.switch] {
-            let line = format!("echo {mask:x} > /sys/class/net/gateway/queues/rx-0/rps_cpus");
+        for (host, queue) in
+            [&self.router, &self.switch].into_iter().flat_map(|host| (0..self.queues).map(move |queue| (host, queue)))
+        {
+            let line = format!("echo {mask:x} > /sys/class/net/gateway/queues/rx-{queue}/rps_cpus");
             host.program("sh", ["-c", &line]).run()?.success()?;
         }
         Ok(())

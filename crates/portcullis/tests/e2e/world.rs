@@ -86,6 +86,11 @@ fn kind() -> Gateway {
     }
 }
 
+/// Queues of the gateway's devices, and by default as many workers.
+fn queues() -> u32 {
+    std::env::var("PORTCULLIS_E2E_QUEUES").ok().and_then(|queues| queues.parse().ok()).unwrap_or(1)
+}
+
 /// The program under test: the one that was built with the tests, or another one, such as a release build.
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os("PORTCULLIS_E2E_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_portcullis").into(), PathBuf::from)
@@ -110,7 +115,7 @@ impl Drop for Scene {
 
 impl World {
     fn build(setup: Setup) -> Result<Self> {
-        let topology = Topology::build("pctest")?;
+        let topology = Topology::build_with_queues("pctest", queues())?;
         let services = Self::start_services(&topology)?;
         let kind = kind();
         let gateway = kind.start(topology.gateway(), &setup)?;
