@@ -188,6 +188,31 @@ fn json_is_one_value_a_line() {
 }
 
 #[test]
+fn workers_are_shown_one_a_row_and_as_json_one_a_line() {
+    let stats = concat!(
+        r#"{"api":1,"portcullis":"0.1.0","uptime_seconds":10.0,"unhealthy":null,"#,
+        r#""config":{"path":"x","last_reload_successful":true,"last_success_unix_seconds":0.0,"generation":1},"interfaces":[],"#,
+        r#""gauges":{"mappings":0,"mappings_limit":0,"sessions":0,"sessions_limit":0,"subscribers":0,"fragments":0},"#,
+        r#""ports":[],"counters":[],"drops":[],"xdp":[],"queues":[],"frames":{},"#,
+        r#""workers":[{"worker":0,"packets":30,"queues":[{"interface":"eth0","queue":0}]},{"worker":1,"packets":10}]}"#
+    );
+    let directory = Directory::new("workers");
+    for (arguments, first, second) in [
+        (&["stats", "--workers"][..], "0       eth0 0", "1"),
+        (&["stats", "--workers", "--json"], r#"{"worker":0,"#, r#"{"worker":1,"#),
+    ] {
+        let _ = fs::remove_file(directory.socket());
+        let gateway = answer(&directory.socket(), OK, stats.to_owned());
+        let output = portcullis(arguments).args(["--socket", text(&directory.socket())]).output().expect("the binary runs");
+        assert_eq!(gateway.join().expect("the gateway"), "GET /v1/stats HTTP/1.1");
+        let lines: Vec<_> = output.stdout.lines().map(|line| line.expect("text")).collect();
+        let row = lines.iter().position(|line| line.starts_with(first)).unwrap_or_else(|| panic!("{first} in {lines:#?}"));
+        assert!(lines[row + 1].starts_with(second), "{lines:#?}");
+        assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
 fn an_answer_that_is_cut_off_refused_or_nonsense_ends_with_1() {
     let refused = r#"{"kind":"busy","message":"the worker is busy"}"#.to_owned();
     for (name, head, body, says) in [

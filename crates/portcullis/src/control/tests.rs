@@ -294,6 +294,42 @@ fn stats_show_what_the_worker_published() {
 }
 
 #[test]
+fn what_two_workers_publish_is_summed_and_shown_apart() {
+    let (policy, network) = small();
+    let queue = |queue| QueueName { interface: "eth0".to_owned(), queue };
+    let shapes = (0..2).map(|number| Shape { queues: vec![queue(number)], externals: 4 }).collect();
+    let (mut workers, doors): (Vec<_>, Vec<_>) = doors::open(shapes, policy, network).into_iter().unzip();
+    workers.iter_mut().for_each(|worker| publish(worker, Tick(0)));
+    let mut counters = Counters::default();
+    counters.add(Counter::HandedOffFragment, 4);
+    let frames = FrameFigures { total: 100, got: 3, sent: 12, pool: 80, in_flight: 10, held: 1 };
+    let gauges = Gauges { sessions: 1, ..Gauges::default() };
+    let queues = [QueueFigures::default()];
+    let report = Report { counters: &[&counters], gauges, frames, queues: &queues, handed_in: 6, refused: 1, generation: 1 };
+    workers[1].counters.publish(Tick(0), &report);
+    let window = Window::new("x.toml", &doors, doors[0].policy.clone(), Box::new(Vec::new));
+    let stats = window.stats();
+
+    assert_eq!((stats.ports.len(), stats.ports[0].used, stats.ports[0].limit), (3, 10, 129_024), "each has its own ports");
+    assert_eq!((stats.gauges.sessions, stats.workers[0].gauges.sessions, stats.workers[1].gauges.sessions), (8, 7, 1));
+    let sum = api::Frames { total: 8292, pool: 4080, in_flight: 4200, held: 3, handed_over: 9, missing: 0 };
+    assert_eq!(stats.frames, sum);
+    assert_eq!(stats.frames.pool + stats.frames.in_flight + stats.frames.held + stats.frames.handed_over, stats.frames.total);
+    assert_eq!((stats.workers[1].frames.total, stats.workers[1].frames.missing), (91, 0));
+    let second = &stats.workers[1];
+    assert_eq!((second.handed_in, second.hand_off_refused, second.drops, stats.workers[0].drops), (6, 1, 0, 1));
+    let causes: Vec<_> = second.handed_off.iter().map(|cause| (cause.name.as_str(), cause.value)).collect();
+    let expected = [("misplaced", 0), ("icmp_error", 0), ("icmp_query", 0), ("fragment", 4), ("hairpin", 0), ("forward", 0)];
+    assert_eq!(causes, expected);
+    let names: Vec<_> = stats.workers.iter().flat_map(|worker| &worker.queues).map(|queue| queue.queue).collect();
+    assert_eq!((names, stats.queues.len()), (vec![0, 1], 2));
+    let late = Instant::now() + STUCK_AFTER + Duration::from_secs(2);
+    publish(&mut workers[0], Tick(0));
+    let stuck = window.unhealthy(late).expect("worker 1 has published nothing more");
+    assert!(stuck.contains("worker 1"), "{stuck}");
+}
+
+#[test]
 fn a_version_is_told() {
     let gateway = Gateway::start("version", 0);
     let version = gateway.client().version().expect("an answer");

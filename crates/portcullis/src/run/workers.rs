@@ -107,7 +107,8 @@ impl Made {
                 handoff,
             };
             tell(number, core, &queues.all[number]);
-            made.workers.push((Worker::new(parts), Rules { number, core, busy_poll: rules.worker.busy_poll, wakers }));
+            let (busy_poll, longest_sleep) = (rules.worker.busy_poll, thread::LONGEST_SLEEP);
+            made.workers.push((Worker::new(parts), Rules { number, core, busy_poll, wakers, longest_sleep }));
         }
         debug_assert!(made.frames.is_empty(), "all frames are shared out");
         Ok(made)

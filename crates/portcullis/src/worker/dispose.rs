@@ -49,7 +49,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             }
             (Verdict::AwaitFirst(datagram), Some(Origin { device, handed })) => {
                 if let Err(frame) = self.waiting.put(datagram, Waiting { frame, device, handed }) {
-                    self.drop_late(frame, DropReason::FragmentWithoutFirst);
+                    self.drop_late(frame, DropReason::FragmentsFull);
                 }
             }
             (Verdict::Drop(_), _) => self.pool.push(frame),

@@ -267,7 +267,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         count
     }
 
-    /// Processes the fragments whose first one has come, in the order in which they came.
+    /// Processes the fragments whose first one has come, in the order in which they came, and lets go of those that wait in vain.
     fn release_fragments(&mut self, now: Tick) {
         while let Some(datagram) = self.nat.take_released() {
             let mut parcels = std::mem::take(&mut self.parcels);
@@ -277,6 +277,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             self.process_parcels(&mut parcels, now);
             self.parcels = parcels;
         }
+        self.give_up_fragments(now);
     }
 
     /// Steps 2 to 8 for packets that were received before. Leaves `parcels` empty.

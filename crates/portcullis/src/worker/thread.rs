@@ -18,8 +18,8 @@ use crate::doors::commands::Phase;
 /// 20,000 packets a second.
 const LOOK_FOR: Duration = Duration::from_micros(50);
 
-/// The longest sleep, in milliseconds: counters are published, sessions swept and packets that wait given up without any packet coming in.
-const LONGEST_SLEEP: u8 = 20;
+/// The longest sleep of a running gateway's workers, in milliseconds: counters are published, sessions swept and packets that wait given up without any packet coming in.
+pub(crate) const LONGEST_SLEEP: u16 = 20;
 
 /// Where and how a worker's thread runs.
 pub(crate) struct Rules {
@@ -31,6 +31,8 @@ pub(crate) struct Rules {
     pub(crate) number: usize,
     /// What wakes it, beside other workers: its sockets.
     pub(crate) wakers: Vec<OwnedFd>,
+    /// The longest sleep. **Units:** milliseconds.
+    pub(crate) longest_sleep: u16,
 }
 
 /// Starts the worker in a thread of its own. Its value is the worker after the control plane has said [`Phase::Stopping`].
@@ -63,7 +65,7 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
         } else if worker.has_outgoing() || !is_idle(rules.busy_poll, after.saturating_sub(last_packet)) {
             std::thread::yield_now();
         } else {
-            sleep(&worker, &rules.wakers);
+            sleep(&worker, rules);
         }
         clock = if received > 0 { after } else { started.elapsed() };
     }
@@ -86,12 +88,12 @@ fn is_idle(busy_poll: BusyPoll, since_last_packet: Duration) -> bool {
 
 /// Sleeps until a frame comes, from a queue or from another worker. An interrupted or failed wait is only a shorter one: the round that
 /// follows finds out what there is.
-fn sleep<P: QueuePort, K: Punter>(worker: &Worker<P, K>, wakers: &[OwnedFd]) {
+fn sleep<P: QueuePort, K: Punter>(worker: &Worker<P, K>, rules: &Rules) {
     if worker.lie_down() {
-        let sockets = wakers.iter().map(AsFd::as_fd);
+        let sockets = rules.wakers.iter().map(AsFd::as_fd);
         let mut wanted: Vec<_> =
             sockets.chain([worker.waker()]).map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN)).collect();
-        let _ = poll(&mut wanted, PollTimeout::from(LONGEST_SLEEP));
+        let _ = poll(&mut wanted, PollTimeout::from(rules.longest_sleep));
     }
     worker.get_up();
 }

@@ -62,7 +62,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
     }
 
     /// Lets go of the fragments whose first one did not come.
-    fn give_up_fragments(&mut self, now: Tick) {
+    pub(super) fn give_up_fragments(&mut self, now: Tick) {
         while let Some(datagram) = self.nat.take_given_up() {
             while let Some(mut waiting) = self.waiting.take(datagram) {
                 let len = waiting.frame.packet_len();

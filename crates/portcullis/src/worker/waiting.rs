@@ -2,15 +2,15 @@
 //!
 //! Knows frames and tokens; which fragment waits and for how long, the NAT says. Called by the worker's dispose step, and when the NAT
 //! releases a datagram or gives it up. Invariants: the fragments of a datagram come out in the order in which they went in; at most
-//! [`MOST`] wait (the NAT's own bounds are tighter); nothing is allocated after the start.
+//! [`MOST`] wait; nothing is allocated after the start.
 
 use std::collections::HashMap;
 
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::verdict::DatagramToken;
 
-/// Fragments that wait at once. Chosen: a twentieth of a worker's packet memory by default.
-pub(super) const MOST: usize = 1024;
+/// Fragments that wait at once: as many as the NAT lets wait (1024), and a burst that was let in while those before it were let go.
+pub(super) const MOST: usize = 1024 + super::BURST;
 
 /// A fragment that waits.
 #[derive(Debug, PartialEq, Eq)]

@@ -90,6 +90,9 @@ fn network(server_is_known: bool) -> Network {
     network
 }
 
+/// Far ends take no more than this at once: the rings' default.
+const RING: usize = 64;
+
 /// A worker on the bench, with the far ends of its two queues.
 struct Seat {
     worker: Worker<MemoryPort, Noted>,
