@@ -218,7 +218,7 @@ impl ReferenceNat {
         };
         match judge(&legal, received, verdict, output) {
             Ok((outcome, effects)) => {
-                if effects.is_empty() && !legal.kept.is_empty() {
+                if !effects.iter().any(tables::Effect::is_of_sessions) && !legal.kept.is_empty() {
                     let interface = id.map(|id| &self.network.interfaces[usize::from(id.0)]);
                     let certain = is_after_first_half(&legal, &outcome, &self.tolerated(&reading, interface));
                     self.tables.commit_perhaps(&legal.perhaps, self.clock, self.policy.inbound_refresh);

@@ -18,7 +18,6 @@ use portcullis_nat::view::MappingView;
 use portcullis_nat::{Capacity, Seeds};
 use portcullis_testkit::builder::describe;
 use portcullis_testkit::fleet::{Done, Fleet, owners};
-use portcullis_testkit::generate::steps::Trim;
 use portcullis_testkit::generate::world::{POOL, mac_of, next_hops};
 use portcullis_testkit::generate::{Forwarded, Received, Scenario, Stage, Step, scaled, scenario};
 use portcullis_testkit::pcap::{Record, write_failure};
@@ -144,16 +143,11 @@ impl<'m> Bench<'m> {
     /// after the other.
     fn traffic(&mut self, step: &Step) -> Result<(), String> {
         let mut step = step.clone();
-        let at_once = match &mut step {
-            Step::Send { trim: Trim { pieces: Some((_, rotation)), id, .. }, .. }
-            | Step::Answer(_, _, Trim { pieces: Some((_, rotation)), id, .. })
-                if *rotation > 0 =>
-            {
-                (self.fresh, *id) = (self.fresh.wrapping_add(1), self.fresh);
-                true
-            }
-            _ => false,
-        };
+        let at_once = step.pieces().is_some_and(|(_, rotation)| rotation > 0);
+        if at_once {
+            step.set_id(self.fresh);
+            self.fresh = self.fresh.wrapping_add(1);
+        }
         let frames = self.stage.frames(&step);
         if at_once {
             return self.send(&frames);

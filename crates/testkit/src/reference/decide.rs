@@ -284,7 +284,7 @@ impl ReferenceNat {
         if first.makes_session() && self.sessions_room(1) != Room::Free {
             legal.drops.push(DropReason::SessionsFull);
         }
-        legal.kept.push(first.effect.clone());
+        legal.kept.push(first.effect.clone().perhaps_replied());
         match self.egress(received, flow.source.address, Side::Inside) {
             Err(failure) => self.add(legal, &failure, received),
             Ok(egress) => {
@@ -293,7 +293,10 @@ impl ReferenceNat {
                 let path = Path { outcome: Outcome::Hairpin, source, destination: flow.source };
                 let back = Effect::Advance { key: first.key, direction: Direction::Inbound, flags: flow.flags };
                 let sessions = vec![(first.key, Direction::Outbound)];
-                self.forward(legal, received, &egress, path, vec![first.effect.clone(), back], sessions);
+                // A query that comes back to who sent it has its own identifier again, and does not show the external one.
+                let hidden = icmp && first.makes_session();
+                let effects = if hidden { Vec::new() } else { vec![first.effect.clone(), back] };
+                self.forward(legal, received, &egress, path, effects, sessions);
             }
         }
     }

@@ -53,9 +53,8 @@ impl ReferenceNat {
     pub(super) fn later_fragment(&self, received: Received<'_>) -> Legal {
         let key = key_of(received.datagram);
         let known = self.tables.fragments.get(&key).filter(|entry| self.clock - entry.born <= self.fragment_timeout());
-        let displaced = |entry: &FragmentEntry| {
-            (self.tables.firsts - entry.order) as usize >= REMEMBERED.min(self.limits.fragments).max(1)
-        };
+        let displaced =
+            |entry: &FragmentEntry| (self.tables.firsts - entry.order) as usize >= REMEMBERED.min(self.limits.fragments).max(1);
         let live = |entry: &FragmentEntry| entry.sessions.iter().all(|(key, _)| self.tables.sessions.contains_key(key));
         let certain = known.is_some_and(|entry| entry.certain && !displaced(entry) && live(entry));
         let mut legal = if certain { Legal::default() } else { self.without_first(received.datagram, known.is_some()) };
@@ -79,7 +78,8 @@ impl ReferenceNat {
                 false => legal.drops.push(DropReason::FragmentWithoutFirst),
             }
         }
-        let of_one = self.tables.early.iter().filter(|early| early.key == key_of(datagram)).map(|early| early.frames).sum::<usize>();
+        let of_one =
+            self.tables.early.iter().filter(|early| early.key == key_of(datagram)).map(|early| early.frames).sum::<usize>();
         if of_one >= FRAMES.0 || self.waiting() >= FRAMES.1 {
             legal.drops.push(DropReason::FragmentsFull);
         }
@@ -144,7 +144,8 @@ impl ReferenceNat {
             Outcome::Dropped(reason) => self.tolerated(reading, interface).contains(reason),
             _ => false,
         };
-        let strange = matches!(datagram.transport, Transport::Unsupported(_) | Transport::Unreadable) || !reading.defects.is_empty();
+        let strange =
+            matches!(datagram.transport, Transport::Unsupported(_) | Transport::Unreadable) || !reading.defects.is_empty();
         !doubtful && !strange
     }
 

@@ -212,7 +212,9 @@ impl ReferenceNat {
     fn representatives(&self, flow: Flow, shown: Option<Endpoint>) -> Vec<Endpoint> {
         let known = self.tables.sessions.values().flat_map(|session| [session.remote.port, session.external.port]);
         let named: BTreeSet<u16> = known.chain(shown.map(|shown| shown.port)).chain([flow.destination.port]).collect();
-        let legal = |external: &Endpoint| self.tables.objection(&self.policy, &self.shares, flow.protocol, flow.source, *external).is_none();
+        let legal = |external: &Endpoint| {
+            self.tables.objection(&self.policy, &self.shares, flow.protocol, flow.source, *external).is_none()
+        };
         let mut found = Vec::new();
         for slot in &self.policy.externals {
             let Some(address) = slot.address else { continue };

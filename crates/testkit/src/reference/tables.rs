@@ -148,6 +148,24 @@ impl Effect {
         if let Self::Create { session, .. } = self { Some(session.key()) } else { None }
     }
 
+    /// The same, for a session of an ICMP query that may have been its own answer.
+    #[must_use]
+    pub(super) fn perhaps_replied(mut self) -> Self {
+        if let Self::Create { session, .. } = &mut self
+            && session.protocol == Protocol::Icmp
+        {
+            let replied = session.variants.iter().map(|variant| Variant { state: SessionState::Replied, ..*variant });
+            session.variants = session.variants.iter().copied().chain(replied).collect();
+            session.counted = false;
+        }
+        self
+    }
+
+    /// Whether it is about sessions.
+    pub(super) fn is_of_sessions(&self) -> bool {
+        !matches!(self, Self::Fragment { .. })
+    }
+
     pub(super) fn makes_mapping(&self) -> bool {
         matches!(self, Self::Create { mapping: Some(_), .. })
     }

@@ -370,10 +370,7 @@ fn cut(packet: PacketBuilder) -> Vec<Vec<u8>> {
 /// H1's packet to E1 in three fragments, and what becomes of them under X:40001.
 fn three() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let router = mac_of("198.51.100.1".parse().expect("an address"));
-    (
-        cut(PacketBuilder::udp(h1(), e1()).mac([6; 6], MACS[0])),
-        cut(PacketBuilder::udp(x(), e1()).ttl(63).mac(MACS[2], router)),
-    )
+    (cut(PacketBuilder::udp(h1(), e1()).mac([6; 6], MACS[0])), cut(PacketBuilder::udp(x(), e1()).ttl(63).mac(MACS[2], router)))
 }
 
 const WAITS: Verdict = Verdict::AwaitFirst(portcullis_nat::verdict::DatagramToken(1));

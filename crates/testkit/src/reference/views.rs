@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use portcullis_nat::policy::Policy;
+use portcullis_nat::policy::{Endpoint, Policy};
 use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionView};
 
 use super::tables::{Effect, Session, Unseen, Variant};
@@ -50,8 +50,12 @@ impl ReferenceNat {
             let why = format!("the NAT lacks the session {key:?} of a hairpin whose second half was refused");
             return if certain { Err(Disagreement::plain(why)) } else { Ok(()) };
         };
-        let known = |effect: &Effect| matches!(effect, Effect::Create { session, .. } if session.external == view.external);
-        let at = effects.iter().position(known).or_else(|| effects.iter().position(Effect::makes_mapping)).unwrap_or(0);
+        let is_at = |effect: &Effect, same: fn(Endpoint, Endpoint) -> bool| matches!(effect, Effect::Create { session, .. } if same(session.external, view.external));
+        let known = effects.iter().position(|effect| is_at(effect, |one, other| one == other));
+        let like =
+            || effects.iter().position(|effect| effect.makes_mapping() && is_at(effect, |one, other| one.address == other.address));
+        let any = || effects.iter().position(Effect::makes_mapping);
+        let at = known.or_else(like).or_else(any).unwrap_or(0);
         let mut effect = effects.swap_remove(at);
         if let Effect::Create { session, mapping: Some(mapping) } = &mut effect {
             let (protocol, internal, external) = (view.protocol, view.internal, view.external);
