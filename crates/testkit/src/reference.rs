@@ -133,7 +133,7 @@ impl ReferenceNat {
             self.tables.fragments.values_mut().for_each(|entry| entry.certain = false);
             self.tables.early.iter_mut().for_each(|early| early.over = true);
         }
-        self.shares = self.shares.under(&policy);
+        self.shares.adopt(&policy);
         self.policy = policy;
         self.tables.retire(|session| addresses.contains(&session.external.address));
     }

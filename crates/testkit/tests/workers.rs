@@ -28,7 +28,7 @@ use proptest::test_runner::{TestCaseError, TestError, TestRunner};
 const WORKERS: [u16; 3] = [8, 2, 1];
 
 /// Steps of a scenario at most.
-const STEPS: usize = 60;
+const STEPS: usize = 200;
 
 /// The most hand-offs that any packet needs: to the worker that orders its fragments or owns its sender, and on to its receiver's.
 const MOST_HANDS: u8 = 2;
@@ -328,7 +328,7 @@ fn check_traffic(seen: &Counters) {
 fn one_two_and_eight_workers_do_the_same() {
     let seen = RefCell::new(Counters::default());
     let config =
-        ProptestConfig { cases: scaled(400), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
+        ProptestConfig { cases: scaled(200), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
     let outcome = TestRunner::new(config)
         .run(&scenario(STEPS), |scenario| play(&scenario, &seen).map_err(|(why, _)| TestCaseError::fail(why)));
     match outcome {

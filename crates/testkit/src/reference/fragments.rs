@@ -160,9 +160,13 @@ impl ReferenceNat {
             (None, _) => {}
             (Some(fate), true) => self.tables.learn(key, FragmentEntry::of_first(datagram, fate, self.clock, true)),
             (Some(fate), false) => {
-                let clock = self.clock;
-                let entry = self.tables.fragments.entry(key);
-                entry.or_insert_with(|| FragmentEntry::of_first(datagram, fate, clock, false)).certain = false;
+                // Either it takes the place of what was known, or not.
+                let (clock, timeout) = (self.clock, self.fragment_timeout());
+                let mut entry = FragmentEntry::of_first(datagram, fate, clock, false);
+                if let Some(before) = self.tables.fragments.get(&key).filter(|before| clock - before.born <= timeout) {
+                    (entry.fate, entry.sessions) = (before.fate, before.sessions.clone());
+                }
+                self.tables.learn(key, entry);
                 return;
             }
         }
@@ -192,7 +196,7 @@ impl ReferenceNat {
         let Some(entry) = self.tables.fragments.get_mut(&key) else { return };
         entry.certain &= certain;
         entry.pass(datagram);
-        if entry.is_complete() {
+        if entry.certain && entry.is_complete() {
             self.tables.fragments.remove(&key);
         }
     }

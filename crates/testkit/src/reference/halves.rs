@@ -286,10 +286,11 @@ impl ReferenceNat {
 
     /// A mapping whose last session has ended may let in until it is swept.
     fn inbound_to_late_mapping(&self, flow: Flow, mapping: Mapping, made: usize, half: &mut Half) {
+        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
         let mut reasons = vec![DropReason::NoMapping, DropReason::Filtered];
+        reasons.extend(conflict.then_some(DropReason::SessionConflict));
         reasons.extend(flow.objection());
         half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
-        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
         let starts = flow.objection().is_none() || flow.protocol == Protocol::Icmp;
         let lets_in = match self.filtering(flow.protocol) {
             Filtering::EndpointIndependent => true,

@@ -219,6 +219,7 @@ impl<'m> Bench<'m> {
             self.inputs.insert(number, frame.clone());
             self.stage.received.push(frame.clone());
         }
+        self.reference.advance(self.now);
         let done = self.nat.run(self.now);
         done.into_iter().try_for_each(|done| self.judge(done))
     }
