@@ -30,11 +30,12 @@ reason=$(obstacle)
 [ -z "$reason" ] || skip "$reason"
 for program in ip ethtool ping curl; do command -v "$program" >/dev/null || skip "no $program"; done
 
-cargo build --release --locked -p portcullis -p portcullis-testkit --bins
+cargo build --release --locked -p portcullis -p portcullis-bench -p portcullis-testkit --bins
 code=0
 bench/vm/fetch.sh "$cache" "$kernel" || code=$?
 [ "$code" -ne 77 ] || skip "what it is made of is not to be had, see above"
 [ "$code" -eq 0 ] || exit "$code"
 mkdir -p "$(dirname "$image")"
-bench/vm/image.sh "$cache/tools" "$cache/kernel-$kernel" "$image" target/release/portcullis "$(command -v ethtool)"
+bench/vm/image.sh "$cache/tools" "$cache/kernel-$kernel" "$image" \
+    target/release/portcullis target/release/portcullis-bench "$(command -v ethtool)"
 exec timeout --foreground -k 30 840 nice -n 10 target/release/vm "$cache/tools" "$cache/kernel-$kernel" "$image" "$@"

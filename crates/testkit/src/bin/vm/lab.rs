@@ -163,15 +163,34 @@ impl Lab {
         Rss::from_ethtool(&self.guest.expect(&format!("ethtool -x {nic}"))?)
     }
 
-    /// The packets that each queue of a NIC has received, as the driver counts them.
+    /// Has a NIC's driver count the frames of each queue, which it does where an XDP program is attached: that of our own sink, which
+    /// passes everything. No gateway may run. Ends at [`Self::stop_counting`], and by itself after two minutes.
+    ///
+    /// **Errors:** the sink does not listen.
+    pub(crate) fn start_counting(&mut self, nic: &str) -> Result<()> {
+        let sink = format!("portcullis-bench sink --interface {nic} --accept-redirected --ring 1 --idle 120 --duration 120");
+        self.guest.expect(&format!("setsid {sink} >/run/sink.log 2>&1 & echo $! >/run/sink.pid"))?;
+        let listens = |guest: &mut Guest| guest.run("grep -q listening /run/sink.log").is_ok_and(|it| it.code == 0);
+        let counts = self.guest.wait_until(READY, listens);
+        ensure!(counts, "the sink does not listen: {}", self.guest.expect("cat /run/sink.log")?);
+        Ok(())
+    }
+
+    /// Ends [`Self::start_counting`].
+    pub(crate) fn stop_counting(&mut self) -> Result<()> {
+        self.guest.expect("kill $(cat /run/sink.pid)").map(drop)
+    }
+
+    /// The frames that each queue of a NIC has received, as the driver counts them while an XDP program is attached.
     pub(crate) fn received(&mut self, nic: &str) -> Result<Vec<u64>> {
         let printed = self.guest.expect(&format!("ethtool -S {nic}"))?;
+        let counters: Vec<_> = printed.lines().filter_map(|line| line.trim().split_once(": ")).collect();
         let count = |queue: usize| {
-            let value = printed.lines().filter_map(|line| line.trim().split_once(": ")).find_map(|(name, value)| {
-                let mine = name == format!("rx_queue_{queue}_packets") || name == format!("rx{queue}_packets");
-                mine.then_some(value)
-            });
-            value.with_context(|| format!("no counter of queue {queue}:\n{printed}"))?.parse().context("a counter")
+            // The names since Linux 6.8, and before.
+            let names = [format!("rx{queue}_xdp_packets"), format!("rx_queue_{queue}_xdp_packets")];
+            let found = counters.iter().find(|(name, _)| names.iter().any(|wanted| wanted == name));
+            let (_, value) = found.with_context(|| format!("no frames of queue {queue} counted:\n{printed}"))?;
+            value.parse().with_context(|| format!("a counter {value:?}"))
         };
         (0..QUEUES).map(count).collect()
     }
