@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use portcullis_testkit::topology::gateway::Setup;
 use portcullis_testkit::topology::namespace::Namespace;
 use portcullis_testkit::topology::{CLIENTS, GATEWAY_INSIDE, GATEWAY_OUTSIDE, ROUTER, SERVER};
@@ -116,35 +116,37 @@ impl Lab {
         self.guest.write("/run/portcullis.toml", &setup)?;
         // That the guest's kernel would forward too is the worst case on purpose, as in the end-to-end tests.
         self.guest.expect("sysctl -wq net.ipv4.ip_forward=1")?;
-        self.guest.expect(
-            "NO_COLOR=1 setsid portcullis run --config /run/portcullis.toml >/run/gateway.log 2>&1 & echo $! >/run/gateway.pid",
-        )?;
-        let answers =
-            |guest: &mut Guest| guest.run("portcullis version || ! kill -0 $(cat /run/gateway.pid)").is_ok_and(|it| it.code == 0);
-        let ready = self.guest.wait_until(READY, answers);
-        if !ready || !self.gateway_runs()? {
-            bail!("the gateway {}\n{}", if ready { "ended" } else { "was not ready" }, self.gateway_log()?);
-        }
+        // Its control socket is there before that, but nobody answers yet.
+        self.start("gateway", "portcullis run --config /run/portcullis.toml", "the gateway forwards")?;
         self.forwards = true;
         Ok(())
     }
 
     /// Sees to it that no gateway runs and the guest forwards nothing.
     ///
-    /// **Errors:** it did not end when asked to, or badly, with its log.
+    /// **Errors:** it did not end when asked to, with its log.
     pub(crate) fn stop_gateway(&mut self) -> Result<()> {
         self.guest.expect("sysctl -wq net.ipv4.ip_forward=0")?;
-        if !std::mem::take(&mut self.forwards) {
-            return Ok(());
-        }
-        self.guest.expect("kill $(cat /run/gateway.pid)")?;
-        let ended = self.guest.wait_until(READY, |guest| guest.run("kill -0 $(cat /run/gateway.pid)").is_ok_and(|it| it.code != 0));
-        ensure!(ended, "the gateway did not end\n{}", self.gateway_log()?);
+        if std::mem::take(&mut self.forwards) { self.end("gateway") } else { Ok(()) }
+    }
+
+    /// Starts a program in the guest's background and waits until its log has `sign`.
+    fn start(&mut self, name: &str, command: &str, sign: &str) -> Result<()> {
+        self.guest.expect(&format!("NO_COLOR=1 setsid {command} >/run/{name}.log 2>&1 & echo $! >/run/{name}.pid"))?;
+        let decided = format!("grep -q '{sign}' /run/{name}.log || ! kill -0 $(cat /run/{name}.pid)");
+        let in_time = self.guest.wait_until(READY, |guest| guest.run(&decided).is_ok_and(|it| it.code == 0));
+        let log = self.guest.expect(&format!("cat /run/{name}.log"))?;
+        ensure!(log.contains(sign), "`{command}` {}\n{log}", if in_time { "ended" } else { "was not ready in time" });
         Ok(())
     }
 
-    fn gateway_runs(&mut self) -> Result<bool> {
-        Ok(self.guest.run("kill -0 $(cat /run/gateway.pid)")?.code == 0)
+    /// Asks a program of [`Self::start`] to end, and waits.
+    fn end(&mut self, name: &str) -> Result<()> {
+        self.guest.expect(&format!("kill $(cat /run/{name}.pid)"))?;
+        let gone = format!("kill -0 $(cat /run/{name}.pid)");
+        let ended = self.guest.wait_until(READY, |guest| guest.run(&gone).is_ok_and(|it| it.code != 0));
+        ensure!(ended, "the {name} did not end\n{}", self.guest.expect(&format!("cat /run/{name}.log"))?);
+        Ok(())
     }
 
     /// What the gateway has logged.
@@ -169,16 +171,12 @@ impl Lab {
     /// **Errors:** the sink does not listen.
     pub(crate) fn start_counting(&mut self, nic: &str) -> Result<()> {
         let sink = format!("portcullis-bench sink --interface {nic} --accept-redirected --ring 1 --idle 120 --duration 120");
-        self.guest.expect(&format!("setsid {sink} >/run/sink.log 2>&1 & echo $! >/run/sink.pid"))?;
-        let listens = |guest: &mut Guest| guest.run("grep -q listening /run/sink.log").is_ok_and(|it| it.code == 0);
-        let counts = self.guest.wait_until(READY, listens);
-        ensure!(counts, "the sink does not listen: {}", self.guest.expect("cat /run/sink.log")?);
-        Ok(())
+        self.start("sink", &sink, "listening on")
     }
 
     /// Ends [`Self::start_counting`].
     pub(crate) fn stop_counting(&mut self) -> Result<()> {
-        self.guest.expect("kill $(cat /run/sink.pid)").map(drop)
+        self.end("sink")
     }
 
     /// The frames that each queue of a NIC has received, as the driver counts them while an XDP program is attached.
