@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use portcullis_testkit::topology::namespace::{Namespace, directory_of};
 use portcullis_testkit::topology::program::{Running, wait_until};
 
@@ -129,6 +130,14 @@ impl Guest {
                 Err(error) => return Err(error).context("the control port"),
             }
         }
+    }
+}
+
+impl Drop for Guest {
+    /// Ends QEMU by its own starter, which waits for it; killed together they would leave it to whoever waits for orphans.
+    fn drop(&mut self) {
+        let _ = self.machine.signal(Signal::SIGTERM);
+        wait_until(Duration::from_secs(10), || !self.machine.is_running());
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) const BEHIND: [u8; 2] = [100, 64];
 /// Room in a tap for what the guest has not taken yet. Chosen: a second of the checks' traffic.
 const TAP_QUEUE: usize = 10_000;
 /// How long the gateway may take to forward, or to end.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(120);
 
 /// Two hosts and the guest between them.
 pub(crate) struct Lab {
@@ -92,6 +92,7 @@ impl Lab {
             format!("ip address add {GATEWAY_OUTSIDE}/24 dev outside0"),
             "ip link set inside0 up && ip link set outside0 up".to_owned(),
             format!("ip route add default via {ROUTER}"),
+            format!("ip route add 10.0.0.0/8 via {}", CLIENTS[0]),
             "sysctl -wq net.ipv6.conf.all.disable_ipv6=1".to_owned(),
         ] {
             self.guest.expect(&command)?;
