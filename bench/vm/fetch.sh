@@ -4,7 +4,7 @@
 # Usage: fetch.sh CACHE KERNEL. Nothing is installed: apt reads lists of its own and downloads, dpkg unpacks below CACHE. The mirror is
 # the one that this machine's Debian comes from. What is there already is not fetched again. KERNEL is a version such as
 # 6.18.15+deb13-cloud-amd64; when the lists do not have it, the newest of the cloud flavour comes instead. Leaves CACHE/tools and
-# CACHE/kernel-KERNEL. Exits 77 with the reason when something is not to be had.
+# CACHE/kernel-KERNEL. Exits 77, and prints why, when they are not to be had.
 set -eu
 cache=$1 kernel=$2
 tools="qemu-system-x86 qemu-system-common qemu-system-data seabios busybox-static zstd"
@@ -13,7 +13,8 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 oldest=6.18
 
 say() { echo "vm: $*" >&2; }
-give_up() { say "$*"; exit 77; }
+# Ends everything, also from within $( ).
+give_up() { echo "$*" >&3; exit 77; }
 
 # apt-get and apt-cache with our lists, bounded in time; as root they would else complain that _apt cannot write here.
 our_apt() {
@@ -42,7 +43,7 @@ read_lists() {
         echo "deb [signed-by=$keyring] $uri $suite main"
     done | sort -u >"$cache/apt/sources.list"
     say "reading the package lists"
-    our_apt apt-get update >"$cache/apt/log" 2>&1 || { tail -n 5 "$cache/apt/log" >&2; give_up "the package lists are not to be had"; }
+    our_apt apt-get -o APT::Update::Error-Mode=any update >"$cache/apt/log" 2>&1 || { tail -n 5 "$cache/apt/log" >&2; give_up "the package lists are not to be had"; }
     lists_read=yes
 }
 
@@ -110,7 +111,8 @@ fetch_kernel() {
     [ "$version" = "$kernel" ] || say "no kernel $kernel any more: taking $version"
     say "downloading Linux $version, about 50 MB"
     unpack_into "$target" $packages
-    uncompress "$target/boot/vmlinuz-$version" "$target/vmlinux"
+    # In /boot, or since 6.19 beside its modules.
+    uncompress "$(find "$target" -name 'vmlinuz*' -type f | head -n 1)" "$target/vmlinux"
     echo "$version" >"$target/version"
 }
 
@@ -131,6 +133,7 @@ uncompress() {
     rm -f "$2.payload"
 }
 
+exec 3>&1
 [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] || give_up "not Debian on x86-64"
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 mkdir -p "$cache"

@@ -32,8 +32,8 @@ for program in ip ethtool ping curl; do command -v "$program" >/dev/null || skip
 
 cargo build --release --locked -p portcullis -p portcullis-bench -p portcullis-testkit --bins
 code=0
-bench/vm/fetch.sh "$cache" "$kernel" || code=$?
-[ "$code" -ne 77 ] || skip "what it is made of is not to be had, see above"
+reason=$(bench/vm/fetch.sh "$cache" "$kernel") || code=$?
+[ "$code" -ne 77 ] || skip "$reason"
 [ "$code" -eq 0 ] || exit "$code"
 mkdir -p "$(dirname "$image")"
 bench/vm/image.sh "$cache/tools" "$cache/kernel-$kernel" "$image" \
