@@ -43,7 +43,8 @@ read_lists() {
         echo "deb [signed-by=$keyring] $uri $suite main"
     done | sort -u >"$cache/apt/sources.list"
     say "reading the package lists"
-    our_apt apt-get -o APT::Update::Error-Mode=any update >"$cache/apt/log" 2>&1 || { tail -n 5 "$cache/apt/log" >&2; give_up "the package lists are not to be had"; }
+    our_apt apt-get -o APT::Update::Error-Mode=any update >"$cache/apt/log" 2>&1 ||
+        { tail -n 5 "$cache/apt/log" >&2; give_up "the package lists are not to be had"; }
     lists_read=yes
 }
 
@@ -107,7 +108,8 @@ fetch_kernel() {
         [ -z "$packages" ] || break
     done
     [ -n "$packages" ] || give_up "no kernel of the cloud flavour in the lists"
-    [ "$(printf '%s\n' "$oldest" "$version" | sort -V | head -n 1)" = "$oldest" ] || give_up "the newest kernel is $version, older than $oldest"
+    [ "$(printf '%s\n' "$oldest" "$version" | sort -V | head -n 1)" = "$oldest" ] ||
+        give_up "the newest kernel is $version, older than $oldest"
     [ "$version" = "$kernel" ] || say "no kernel $kernel any more: taking $version"
     say "downloading Linux $version, about 50 MB"
     unpack_into "$target" $packages

@@ -21,6 +21,7 @@ exec timeout --foreground 900 nice -n 10 "$tools/usr/bin/qemu-system-x86_64" \
     -kernel "$kernel/vmlinux" -initrd "$image" \
     -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable" \
     -serial stdio -monitor none \
-    -device virtio-serial-pci -chardev "socket,id=control,path=$control,server=on,wait=off" -device virtserialport,chardev=control,name=control \
+    -device virtio-serial-pci -chardev "socket,id=control,path=$control,server=on,wait=off" \
+    -device virtserialport,chardev=control,name=control \
     -netdev "tap,id=inside,ifname=$inside,$tap" -device "$nic,netdev=inside,mac=52:54:00:00:00:01" \
     -netdev "tap,id=outside,ifname=$outside,$tap" -device "$nic,netdev=outside,mac=52:54:00:00:00:02"

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use portcullis_testkit::topology::gateway::Setup;
 use portcullis_testkit::topology::namespace::Namespace;
 use portcullis_testkit::topology::{CLIENTS, GATEWAY_INSIDE, GATEWAY_OUTSIDE, ROUTER, SERVER};
@@ -36,7 +36,10 @@ pub(crate) struct Lab {
     pub(crate) outside: Namespace,
     /// Where QEMU runs; it ends with it.
     machine: Namespace,
+    /// Whether the gateway runs.
     forwards: bool,
+    /// Whether the sink runs that has frames counted.
+    counts: bool,
 }
 
 impl Lab {
@@ -53,7 +56,7 @@ impl Lab {
             machine.ip(&format!("link set {tap} txqueuelen {TAP_QUEUE}"))?;
         }
         let guest = Guest::boot(&machine, parts, "inside", "outside")?;
-        let mut lab = Self { guest, inside, outside, machine, forwards: false };
+        let mut lab = Self { guest, inside, outside, machine, forwards: false, counts: false };
         lab.hand_over_taps()?;
         lab.number_guest()?;
         Ok(lab)
@@ -112,6 +115,7 @@ impl Lab {
         if self.forwards {
             return Ok(());
         }
+        self.stop_counting()?;
         let setup = Setup::default().toml("/run/portcullis".as_ref());
         self.guest.expect("mkdir -p /run/portcullis")?;
         self.guest.write("/run/portcullis.toml", &setup)?;
@@ -131,19 +135,23 @@ impl Lab {
         if std::mem::take(&mut self.forwards) { self.end("gateway") } else { Ok(()) }
     }
 
-    /// Starts a program in the guest's background and waits until its log has `sign`.
+    /// Starts a program in the guest's background and waits until its log has `sign`. One that does not come so far is killed.
     fn start(&mut self, name: &str, command: &str, sign: &str) -> Result<()> {
         self.guest.expect(&format!("NO_COLOR=1 setsid {command} >/run/{name}.log 2>&1 & echo $! >/run/{name}.pid"))?;
         let decided = format!("grep -q '{sign}' /run/{name}.log || ! kill -0 $(cat /run/{name}.pid)");
         let in_time = self.guest.wait_until(READY, |guest| guest.run(&decided).is_ok_and(|it| it.code == 0));
         let log = self.guest.expect(&format!("cat /run/{name}.log"))?;
-        ensure!(log.contains(sign), "`{command}` {}\n{log}", if in_time { "ended" } else { "was not ready in time" });
-        Ok(())
+        if log.contains(sign) {
+            return Ok(());
+        }
+        self.guest.run(&format!("kill -9 $(cat /run/{name}.pid)"))?;
+        bail!("`{command}` {}\n{log}", if in_time { "ended" } else { "was not ready in time" })
     }
 
     /// Asks a program of [`Self::start`] to end, and waits.
     fn end(&mut self, name: &str) -> Result<()> {
-        self.guest.expect(&format!("kill $(cat /run/{name}.pid)"))?;
+        // One that has ended by itself, by its own clock or by a fault, is gone already.
+        self.guest.run(&format!("kill $(cat /run/{name}.pid)"))?;
         let gone = format!("kill -0 $(cat /run/{name}.pid)");
         let ended = self.guest.wait_until(READY, |guest| guest.run(&gone).is_ok_and(|it| it.code != 0));
         ensure!(ended, "the {name} did not end\n{}", self.guest.expect(&format!("cat /run/{name}.log"))?);
@@ -167,17 +175,20 @@ impl Lab {
     }
 
     /// Has a NIC's driver count the frames of each queue, which it does where an XDP program is attached: that of our own sink, which
-    /// passes everything. No gateway may run. Ends at [`Self::stop_counting`], and by itself after two minutes.
+    /// passes everything. No gateway may run. Ends at [`Self::stop_counting`], when a gateway starts, and after two minutes.
     ///
     /// **Errors:** the sink does not listen.
     pub(crate) fn start_counting(&mut self, nic: &str) -> Result<()> {
+        self.stop_counting()?;
         let sink = format!("portcullis-bench sink --interface {nic} --accept-redirected --ring 1 --idle 120 --duration 120");
-        self.start("sink", &sink, "listening on")
+        self.start("sink", &sink, "listening on")?;
+        self.counts = true;
+        Ok(())
     }
 
-    /// Ends [`Self::start_counting`].
+    /// Sees to it that no frames are counted, and that no program is attached for it.
     pub(crate) fn stop_counting(&mut self) -> Result<()> {
-        self.end("sink")
+        if std::mem::take(&mut self.counts) { self.end("sink") } else { Ok(()) }
     }
 
     /// The frames that each queue of a NIC has received, as the driver counts them while an XDP program is attached.
