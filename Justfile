@@ -19,6 +19,10 @@ demo *ARGS:
 test:
     .ci/test
 
+# The release build in an emulated guest whose NICs do RSS and zero-copy (root); `--short`: below a minute. docs/vm.md
+vm-test *ARGS:
+    exec bench/vm/run.sh "$@"
+
 # Formatting, lints, documentation and, where cargo-deny is installed, licences and bans.
 check:
     cargo fmt --all --check

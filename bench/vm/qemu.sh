@@ -1,0 +1,27 @@
+#!/bin/sh
+# Runs the guest: four processors, and two multi-queue NICs that do Toeplitz RSS, each on a tap device of this network namespace.
+#
+# Usage: qemu.sh TOOLS KERNEL IMAGE CONTROL INSIDE OUTSIDE: the directories that fetch.sh left, the archive of image.sh, the socket to
+# make for commands, two tap devices made with `multi_queue vnet_hdr`. Kernel messages go to standard output. Emulated in software, so
+# it needs no virtualisation. It ends by itself after 15 minutes, whatever becomes of whoever started it.
+set -eu
+tools=$1 kernel=$2 image=$3 control=$4 inside=$5 outside=$6
+libraries=$tools/usr/lib/x86_64-linux-gnu:$tools/lib/x86_64-linux-gnu
+export LD_LIBRARY_PATH="$libraries" QEMU_MODULE_DIR="$tools/usr/lib/x86_64-linux-gnu/qemu"
+
+# As many queues as processors: virtio_net uses no more, and the NIC's table spreads over all that the device has. What lets AF_XDP bind
+# without copying are iommu_platform and disable-legacy: the driver then maps memory by the kernel's DMA functions.
+queues=4
+nic=virtio-net-pci,mq=on,vectors=$((2 * queues + 2)),iommu_platform=on,disable-legacy=on,rss=on,romfile=
+tap=queues=$queues,script=no,downscript=no,vhost=off
+
+exec timeout --foreground 900 nice -n 10 "$tools/usr/bin/qemu-system-x86_64" \
+    -L "$tools/usr/share/qemu" -L "$tools/usr/share/seabios" \
+    -M q35 -accel tcg,thread=multi -cpu max,la57=off -smp "$queues" -m 768M -nodefaults -no-user-config -display none -no-reboot \
+    -kernel "$kernel/vmlinux" -initrd "$image" \
+    -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable" \
+    -serial stdio -monitor none \
+    -device virtio-serial-pci -chardev "socket,id=control,path=$control,server=on,wait=off" \
+    -device virtserialport,chardev=control,name=control \
+    -netdev "tap,id=inside,ifname=$inside,$tap" -device "$nic,netdev=inside,mac=52:54:00:00:00:01" \
+    -netdev "tap,id=outside,ifname=$outside,$tap" -device "$nic,netdev=outside,mac=52:54:00:00:00:02"
