@@ -87,7 +87,7 @@ fn kind() -> Gateway {
 }
 
 /// Queues of the gateway's devices, and by default as many workers.
-fn queues() -> u32 {
+pub(crate) fn queues() -> u32 {
     std::env::var("PORTCULLIS_E2E_QUEUES").ok().and_then(|queues| queues.parse().ok()).unwrap_or(1)
 }
 
