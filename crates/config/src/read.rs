@@ -202,15 +202,15 @@ impl<'t> Value<'t> {
         legal
     }
 
-    /// A whole number within `range`, or none for the word that may stand in its place.
-    pub(crate) fn integer_or(&self, word: &'static str, range: RangeInclusive<u32>, report: &mut Report) -> Option<Option<u32>> {
+    /// A whole number within `range`; none also for the word that may stand in its place.
+    pub(crate) fn integer_or(&self, word: &'static str, range: RangeInclusive<u32>, report: &mut Report) -> Option<u32> {
         match self.inner {
-            DeValue::String(found) if found.as_ref() == word => Some(None),
+            DeValue::String(found) if found.as_ref() == word => None,
             DeValue::String(found) => {
                 report.fault(&self.spot, Problem::UnknownWord { found: shorten(found), legal: vec![word] });
                 None
             }
-            _ => self.integer(range, report).map(Some),
+            _ => self.integer(range, report),
         }
     }
 

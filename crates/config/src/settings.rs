@@ -294,7 +294,7 @@ const WORKERS_MOST: u32 = 64;
 
 fn read_worker(table: &Table<'_>, report: &mut Report) -> WorkerRules {
     let default = WorkerRules::default();
-    let count = table.get("count").and_then(|value| value.integer_or("auto", 1..=WORKERS_MOST, report)).flatten();
+    let count = table.get("count").and_then(|value| value.integer_or("auto", 1..=WORKERS_MOST, report));
     let cores = table.get("cores").map(|value| read_cores(&value, count, report)).unwrap_or_default();
     let busy_poll = table.get("busy_poll").and_then(|value| value.word(&BUSY_POLLS, report)).unwrap_or_default();
     let burst = table.get("burst").and_then(|value| value.integer(1..=64, report));

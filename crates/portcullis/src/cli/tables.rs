@@ -212,7 +212,7 @@ impl Page {
                 queue_names(&each.queues),
                 each.packets.to_string(),
                 percent(each.packets, all),
-                percent((each.busy_seconds * 1e6) as u64, (stats.uptime_seconds * 1e6) as u64),
+                percent(microseconds(each.busy_seconds), microseconds(stats.uptime_seconds)),
                 each.packet_times.p50.to_string(),
                 each.packet_times.p99.to_string(),
                 handed_off.to_string(),
@@ -275,6 +275,10 @@ fn share(what: &str, used: u64, limit: u64) -> Vec<String> {
 fn percent(part: u64, of: u64) -> String {
     let tenths = part.saturating_mul(1000).checked_div(of).unwrap_or(0);
     format!("{}.{} %", tenths / 10, tenths % 10)
+}
+
+fn microseconds(seconds: f64) -> u64 {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default().as_micros() as u64
 }
 
 /// The queues of each interface: `eth0 0,2 eth1 0,2`.

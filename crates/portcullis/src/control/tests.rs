@@ -299,7 +299,9 @@ fn what_two_workers_publish_is_summed_and_shown_apart() {
     let queue = |queue| QueueName { interface: "eth0".to_owned(), queue };
     let shapes = (0..2).map(|number| Shape { queues: vec![queue(number)], externals: 4 }).collect();
     let (mut workers, doors): (Vec<_>, Vec<_>) = doors::open(shapes, policy, network).into_iter().unzip();
-    workers.iter_mut().for_each(|worker| publish(worker, Tick(0)));
+    for worker in &mut workers {
+        publish(worker, Tick(0));
+    }
     let mut counters = Counters::default();
     counters.add(Counter::HandedOffFragment, 4);
     let frames = FrameFigures { total: 100, got: 3, sent: 12, pool: 80, in_flight: 10, held: 1 };

@@ -61,7 +61,7 @@ struct Peer<F> {
     from: Arc<Lane<F>>,
     bell: Arc<Bell>,
     /// Frames sent to it less frames got from it.
-    lent: i64,
+    lent: isize,
     /// Whether it has to be woken for what was sent to it.
     ring: bool,
 }
@@ -71,7 +71,7 @@ struct Peer<F> {
 pub(crate) struct Hatch<F> {
     /// By number; none in the worker's own place.
     peers: Vec<Option<Peer<F>>>,
-    capacity: i64,
+    capacity: isize,
     bell: Arc<Bell>,
     figures: Figures,
     /// Who gets empty frames first, in turn.
@@ -104,7 +104,7 @@ pub(crate) fn open<F>(workers: usize, capacity: usize) -> std::io::Result<Vec<Ha
     };
     let hatch = |me: usize| Hatch {
         peers: (0..workers).map(|other| (other != me).then(|| peer(me, other))).collect(),
-        capacity: capacity as i64,
+        capacity: capacity.cast_signed(),
         bell: Arc::clone(&bells[me]),
         figures: Figures::default(),
         turn: 0,
@@ -277,7 +277,7 @@ mod tests {
             all.sort_unstable();
             assert_eq!(all, [0, 1, 2, 3], "each once");
             let lent = first.peers[1].as_ref().expect("a peer").lent;
-            assert_eq!(lent, arrived.len() as i64 - home.len() as i64);
+            assert_eq!(lent, arrived.len().cast_signed() - home.len().cast_signed());
             assert_eq!(second.figures().packets_refused, kept.len() as u64);
             assert_eq!(second.figures().frames_got, first.figures().frames_sent);
         });
@@ -336,7 +336,7 @@ mod tests {
             }
             pools.sort_unstable();
             assert_eq!(pools, [10, 20]);
-            assert_eq!([&first, &second].map(|hatch| hatch.peers.iter().flatten().map(|peer| peer.lent).sum::<i64>()), [0, 0]);
+            assert_eq!([&first, &second].map(|hatch| hatch.peers.iter().flatten().map(|peer| peer.lent).sum::<isize>()), [0, 0]);
         });
     }
 

@@ -2,7 +2,14 @@
 //!
 //! The same files, with `super::sync` exchanged; no flag and no second build of the dependencies is needed, `cargo test` runs it.
 
-#![allow(clippy::duplicate_mod, dead_code, unused_imports, reason = "the model runs the tests, not the gateway")]
+#![allow(
+    clippy::duplicate_mod,
+    dead_code,
+    unused_imports,
+    clippy::unnecessary_wraps,
+    clippy::unused_self,
+    reason = "the model runs the tests, not the gateway"
+)]
 
 #[path = "bell.rs"]
 mod bell;

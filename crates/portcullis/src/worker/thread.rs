@@ -23,12 +23,12 @@ pub(crate) const LONGEST_SLEEP: u16 = 20;
 
 /// Where and how a worker's thread runs.
 pub(crate) struct Rules {
+    /// The worker's number.
+    pub(crate) number: usize,
     /// The core that it is pinned to, or none for wherever the kernel puts it.
     pub(crate) core: Option<core_affinity::CoreId>,
     /// When it polls.
     pub(crate) busy_poll: BusyPoll,
-    /// Its number.
-    pub(crate) number: usize,
     /// What wakes it, beside other workers: its sockets.
     pub(crate) wakers: Vec<OwnedFd>,
     /// The longest sleep. **Units:** milliseconds.

@@ -10,7 +10,7 @@ use portcullis_testkit::topology::namespace::Namespace;
 use portcullis_testkit::topology::program::{Output, Program};
 use portcullis_testkit::topology::{POOL, SERVER, is_root_or_skips};
 
-use crate::world::{World, ask, binary, contains, run_portcullis, udp, usual};
+use crate::world::{World, ask, binary, contains, queues, run_portcullis, udp, usual};
 
 #[test]
 fn sessions_are_listed_as_lines_and_as_json() {
@@ -53,6 +53,33 @@ fn metrics_and_health_are_served_and_count_what_was_sent() {
             ensure!(line.starts_with("portcullis_") && value.is_some(), "no sample of ours: {line}");
         }
         world.json("stats --json").map(drop)
+    });
+}
+
+#[test]
+fn each_worker_is_shown_and_what_one_hands_off_another_gets() {
+    run_portcullis(usual(), |world| {
+        // From many ports, so that the kernel takes every queue of the wire.
+        for port in 7000..7064 {
+            ask(&udp(world.client(0), &format!("10.0.0.2:{port}"))?, "198.51.100.2:7", "hello")?;
+            ask(&udp(world.client(1), &format!("10.0.0.3:{port}"))?, "198.51.100.2:7", "hello")?;
+        }
+        contains(&world.gateway.ask("stats --workers")?.success()?.stdout, "inside0 0")?;
+        let sum = |worker: &serde_json::Value| {
+            worker["handed_off"].as_array().into_iter().flatten().filter_map(|cause| cause["value"].as_u64()).sum::<u64>()
+        };
+        let mut workers = Vec::new();
+        let settled = portcullis_testkit::topology::program::wait_until(Duration::from_secs(3), || {
+            workers = world.json_lines("stats --workers --json").unwrap_or_default();
+            let handed_in: u64 = workers.iter().filter_map(|worker| worker["handed_in"].as_u64()).sum();
+            let frames = workers.iter().filter_map(|worker| worker["frames"]["total"].as_u64()).sum::<u64>();
+            handed_in == workers.iter().map(sum).sum::<u64>() && frames == 32_768
+        });
+        ensure!(settled, "not everything that was handed off has arrived, or frames are under way: {workers:#?}");
+        ensure!(workers.len() == queues() as usize, "{} queues, and {} workers", queues(), workers.len());
+        ensure!(queues() == 1 || workers.iter().map(sum).sum::<u64>() > 0, "nothing was handed off: {workers:#?}");
+        ensure!(workers.iter().all(|worker| worker["frames"]["missing"] == 0), "{workers:#?}");
+        Ok(())
     });
 }
 

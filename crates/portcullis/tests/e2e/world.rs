@@ -87,7 +87,7 @@ fn kind() -> Gateway {
 }
 
 /// Queues of the gateway's devices, and by default as many workers: `PORTCULLIS_E2E_QUEUES`, or one.
-fn queues() -> u32 {
+pub(crate) fn queues() -> u32 {
     let wanted = std::env::var("PORTCULLIS_E2E_QUEUES").ok();
     wanted.map_or(1, |wanted| wanted.parse().expect("PORTCULLIS_E2E_QUEUES is a number of queues"))
 }

@@ -283,11 +283,11 @@ fn a_hot_worker_holds_up_nobody_elses_packets() {
             assert!(crew.seats[worker].inside.inject(&request(host, 1000).build()), "a frame for worker {worker}");
             own[other] += 1;
         }
-        for worker in 0..WORKERS {
+        for (worker, sent) in sent.iter_mut().enumerate() {
             if worker > 0 || turn % 50 == 0 {
                 crew.round_of(worker);
             }
-            sent[worker] += crew.seats[worker].outside.read_all().len();
+            *sent += crew.seats[worker].outside.read_all().len();
         }
     }
     crew.rounds();
