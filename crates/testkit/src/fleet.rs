@@ -234,8 +234,12 @@ impl<'m> Fleet<'m> {
     pub fn counters(&self) -> Counters {
         let mut all = Counters::default();
         for nat in &self.nats {
-            Counter::ALL.iter().for_each(|&counter| all.add(counter, nat.counters().get(counter)));
-            DropReason::ALL.iter().for_each(|&reason| all.drop_packets(reason, nat.counters().dropped(reason)));
+            for &counter in Counter::ALL {
+                all.add(counter, nat.counters().get(counter));
+            }
+            for &reason in DropReason::ALL {
+                all.drop_packets(reason, nat.counters().dropped(reason));
+            }
         }
         all
     }

@@ -303,7 +303,9 @@ fn play(scenario: &Scenario, seen: &RefCell<Counters>) -> Result<(), (String, Ve
         }
     }
     let counters = bench.fleets[0].counters();
-    Counter::ALL.iter().for_each(|&counter| seen.borrow_mut().add(counter, counters.get(counter)));
+    for &counter in Counter::ALL {
+        seen.borrow_mut().add(counter, counters.get(counter));
+    }
     Ok(())
 }
 

@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn each_fault_is_found_alone_with_what_mends_it() {
-        let cases: [(&str, Grade, Option<&str>, fn(&mut Facts)); 8] = [
+        type Fault = fn(&mut Facts);
+        let cases: [(&str, Grade, Option<&str>, Fault); 8] = [
             ("rights", Grade::WillBreak, None, |facts| facts.missing_rights = vec!["CAP_BPF"]),
             ("kernel", Grade::WillBreak, None, |facts| facts.kernel = Some((5, 4))),
             ("kernel", Grade::WillCost, None, |facts| facts.kernel = Some((5, 15))),

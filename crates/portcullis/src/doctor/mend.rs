@@ -29,8 +29,8 @@ impl Mend {
     }
 
     /// A value for a file.
-    pub(crate) fn write(path: impl Into<PathBuf>, value: impl ToString) -> Self {
-        Self::Write { path: path.into(), value: value.to_string() }
+    pub(crate) fn write(path: impl Into<PathBuf>, value: impl fmt::Display) -> Self {
+        Self::Write { path: path.into(), value: format!("{value}") }
     }
 
     /// Does it. **Errors:** what the program or the kernel said.

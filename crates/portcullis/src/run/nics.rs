@@ -35,7 +35,11 @@ impl Notes {
             let Ok(note) = std::fs::read_to_string(&path) else { continue };
             match Nic::open(device).and_then(|nic| NicSetup::from_note(nic, &note)).map(NicSetup::restore) {
                 Ok(Ok(())) => tracing::info!(device, "put back what a gateway that was killed had set ({kind})"),
-                Ok(Err(errors)) => errors.iter().for_each(|error| tracing::warn!(device, %error, "a setting stays as it is")),
+                Ok(Err(errors)) => {
+                    for error in errors {
+                        tracing::warn!(device, %error, "a setting stays as it is");
+                    }
+                }
                 Err(error) => tracing::warn!(device, %error, "what a gateway before has set is not put back"),
             }
             forget(&path);
@@ -87,7 +91,9 @@ impl Drop for NicChange {
     fn drop(&mut self) {
         match self.setup.take().map(NicSetup::restore) {
             Some(Err(errors)) => {
-                errors.iter().for_each(|error| tracing::warn!(device = %self.device, %error, "a setting stays as it is"));
+                for error in errors {
+                    tracing::warn!(device = %self.device, %error, "a setting stays as it is");
+                }
             }
             _ => forget(&self.note),
         }

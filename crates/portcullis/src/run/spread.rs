@@ -200,12 +200,12 @@ fn settings_of(plan: &Plan, key_length: usize) -> nic::Plan {
         table: plan.table.as_ref().map(|table| table.iter().map(|&queue| u32::from(queue)).collect()),
         hash: (plan.way == Way::Synthesis).then_some(HashFunction::Toeplitz),
         fields: [fields(Flow::Tcp4, plan.tcp), fields(Flow::Udp4, plan.udp)].into_iter().flatten().collect(),
-        rules: plan.rules.iter().map(rule_of).collect(),
+        rules: plan.rules.iter().copied().map(rule_of).collect(),
         ..nic::Plan::default()
     }
 }
 
-fn rule_of(rule: &FlowRule) -> nic::Rule {
+fn rule_of(rule: FlowRule) -> nic::Rule {
     let protocol = match rule.transport {
         Transport::Tcp => nic::Protocol::Tcp,
         _ => nic::Protocol::Udp,

@@ -8,10 +8,11 @@ use std::net::Ipv4Addr;
 use portcullis_nat::policy::{Endpoint, Interface, InterfaceId, Protocol, Route, Side};
 use portcullis_nat::verdict::DropReason;
 
+use super::fragments::{Fate, FragmentEntry, FragmentKey};
 use super::halves::{Choice, Flow, Half};
 use super::legal::{Answer, Egress, Failure, Forward, Legal, Limiter, Received, Reply, is_answerable};
 use super::read::{Reading, Transport};
-use super::tables::{Effect, Fate, FragmentEntry, FragmentKey, Room};
+use super::tables::{Effect, Room};
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat, rewrite};
 

@@ -3,13 +3,16 @@
 //! Sources: RFC 4787, REQ-14; RFC 791, section 2.3. A datagram is known from its first fragment until its last has come, or its time is
 //! over. What the NAT may have forgotten by now, or never have known, may be treated either way.
 
+use std::net::Ipv4Addr;
+use std::ops::Range;
+
 use portcullis_nat::policy::{Endpoint, InterfaceId, Side};
 use portcullis_nat::verdict::{DropReason, Verdict};
 
 use super::legal::{Forward, Legal, Received};
 use super::read::{Datagram, Reading, Transport};
 use super::rewrite::translated;
-use super::tables::{Early, Effect, Fate, FragmentEntry, FragmentKey};
+use super::tables::{Effect, SessionKey};
 use super::tcp::Direction;
 use super::{Disagreement, Outcome, ReferenceNat};
 
@@ -22,6 +25,57 @@ const SHARE: usize = 4;
 
 /// Frames of one datagram that may wait, and of all, at the least.
 const FRAMES: (usize, usize) = (64, 1024);
+
+/// A fragmented packet's name: source, destination, identification, protocol (RFC 791, section 2.3).
+pub(super) type FragmentKey = (Ipv4Addr, Ipv4Addr, u16, u8);
+
+/// What became of a first fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Translated { source: Ipv4Addr, destination: Ipv4Addr },
+    Dropped,
+    Punted,
+}
+
+/// A datagram whose first fragment has come.
+#[derive(Clone, Debug)]
+pub(super) struct FragmentEntry {
+    pub(super) fate: Fate,
+    /// The sessions that its first fragment used, with the direction of each.
+    pub(super) sessions: Vec<(SessionKey, Direction)>,
+    pub(super) born: u64,
+    /// How many first fragments had come then, with this one.
+    pub(super) order: u64,
+    /// The parts that have come.
+    pub(super) pieces: Vec<Range<usize>>,
+    /// The length, when the last part has come.
+    pub(super) whole: Option<usize>,
+    /// Whether the NAT must know it.
+    pub(super) certain: bool,
+}
+
+impl FragmentEntry {
+    /// Whether every part has come, each once.
+    pub(super) fn is_complete(&self) -> bool {
+        let mut pieces = self.pieces.clone();
+        pieces.sort_by_key(|piece| piece.start);
+        let mut end = 0;
+        let joined = pieces.iter().all(|piece| std::mem::replace(&mut end, piece.end) == piece.start);
+        joined && self.whole == Some(end)
+    }
+}
+
+/// Fragments that wait for their first.
+#[derive(Clone, Debug)]
+pub(super) struct Early {
+    pub(super) key: FragmentKey,
+    pub(super) since: u64,
+    /// How many datagrams had waited then, with this one.
+    pub(super) order: u64,
+    pub(super) frames: usize,
+    /// Whether they need wait no more: the rules have changed.
+    pub(super) over: bool,
+}
 
 impl FragmentEntry {
     pub(super) fn of_first(datagram: &Datagram, fate: Fate, born: u64, certain: bool) -> Self {
@@ -73,10 +127,9 @@ impl ReferenceNat {
     fn without_first(&self, datagram: &Datagram, perhaps_known: bool) -> Legal {
         let mut legal = Legal { awaits: !self.again, ..Legal::default() };
         if self.again || perhaps_known {
-            match self.is_shared(datagram.destination) {
-                true => legal.punt = true,
-                false => legal.drops.push(DropReason::FragmentWithoutFirst),
-            }
+            let shared = self.is_shared(datagram.destination);
+            legal.punt = shared;
+            legal.drops.extend((!shared).then_some(DropReason::FragmentWithoutFirst));
         }
         let of_one =
             self.tables.early.iter().filter(|early| early.key == key_of(datagram)).map(|early| early.frames).sum::<usize>();
@@ -94,7 +147,7 @@ impl ReferenceNat {
         legal: &mut Legal,
         received: Received<'_>,
         entry: &FragmentEntry,
-        (source, destination): (std::net::Ipv4Addr, std::net::Ipv4Addr),
+        (source, destination): (Ipv4Addr, Ipv4Addr),
     ) {
         let datagram = received.datagram;
         let from_outside = received.interface.side == Side::Outside;
@@ -178,14 +231,13 @@ impl ReferenceNat {
         let (clock, timeout) = (self.clock, self.fragment_timeout());
         let goes_on = |early: &&mut Early| early.key == key && !early.over && clock - early.since <= timeout;
         // One that was displaced may have been forgotten, and waits anew.
-        match self.tables.early.iter_mut().rev().find(goes_on) {
-            Some(early) => early.frames += 1,
-            None => {
-                self.tables.waited += 1;
-                let order = self.tables.waited;
-                self.tables.early.push(Early { key, since: clock, order, frames: 1, over: false });
-            }
+        if let Some(early) = self.tables.early.iter_mut().rev().find(goes_on) {
+            early.frames += 1;
+            return;
         }
+        self.tables.waited += 1;
+        let order = self.tables.waited;
+        self.tables.early.push(Early { key, since: clock, order, frames: 1, over: false });
     }
 
     fn note_later(&mut self, key: FragmentKey, datagram: &Datagram, certain: bool) {

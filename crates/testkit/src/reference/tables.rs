@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::ops::Range;
 
 use portcullis_nat::policy::{Endpoint, Policy, Protocol};
 use portcullis_nat::view::SessionState;
 
+use super::fragments::{Early, FragmentEntry, FragmentKey};
 use super::shares::Shares;
 use super::tcp::{self, Direction};
 
@@ -76,57 +76,6 @@ pub(super) struct Mapping {
     pub(super) internal: Endpoint,
     pub(super) external: Endpoint,
     pub(super) scope: Option<Endpoint>,
-}
-
-/// A fragmented packet's name: source, destination, identification, protocol (RFC 791, section 2.3).
-pub(super) type FragmentKey = (Ipv4Addr, Ipv4Addr, u16, u8);
-
-/// What became of a first fragment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    Translated { source: Ipv4Addr, destination: Ipv4Addr },
-    Dropped,
-    Punted,
-}
-
-/// A datagram whose first fragment has come.
-#[derive(Clone, Debug)]
-pub(super) struct FragmentEntry {
-    pub(super) fate: Fate,
-    /// The sessions that its first fragment used, with the direction of each.
-    pub(super) sessions: Vec<(SessionKey, Direction)>,
-    pub(super) born: u64,
-    /// How many first fragments had come then, with this one.
-    pub(super) order: u64,
-    /// The parts that have come.
-    pub(super) pieces: Vec<Range<usize>>,
-    /// The length, when the last part has come.
-    pub(super) whole: Option<usize>,
-    /// Whether the NAT must know it.
-    pub(super) certain: bool,
-}
-
-impl FragmentEntry {
-    /// Whether every part has come, each once.
-    pub(super) fn is_complete(&self) -> bool {
-        let mut pieces = self.pieces.clone();
-        pieces.sort_by_key(|piece| piece.start);
-        let mut end = 0;
-        let joined = pieces.iter().all(|piece| std::mem::replace(&mut end, piece.end) == piece.start);
-        joined && self.whole == Some(end)
-    }
-}
-
-/// Fragments that wait for their first.
-#[derive(Clone, Debug)]
-pub(super) struct Early {
-    pub(super) key: FragmentKey,
-    pub(super) since: u64,
-    /// How many datagrams had waited then, with this one.
-    pub(super) order: u64,
-    pub(super) frames: usize,
-    /// Whether they need wait no more: the rules have changed.
-    pub(super) over: bool,
 }
 
 /// What a forwarded packet does to the tables.

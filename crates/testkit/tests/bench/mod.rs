@@ -154,7 +154,7 @@ impl<'m> Bench<'m> {
         }
         self.reference.advance(self.now);
         let given_up = self.nat.expire(self.now);
-        self.give_up(given_up)?;
+        self.give_up(&given_up)?;
         self.reference.swept_fragments();
         self.compare()
     }
@@ -167,7 +167,7 @@ impl<'m> Bench<'m> {
     pub(crate) fn sweep(&mut self) -> Result<(), String> {
         self.reference.advance(self.now);
         let given_up = self.nat.expire_all(self.now);
-        self.give_up(given_up)?;
+        self.give_up(&given_up)?;
         self.reference.swept();
         let (waiting, known) = (self.nat.waiting(), self.reference.waiting());
         if waiting == known { Ok(()) } else { Err(format!("{waiting} frames wait, not {known}")) }
@@ -191,7 +191,7 @@ impl<'m> Bench<'m> {
         self.reference.advance(self.now);
         let given_up = self.nat.adopt_policy(&policy, self.now);
         self.reference.adopt_policy(policy);
-        self.give_up(given_up)
+        self.give_up(&given_up)
     }
 
     /// The pieces of a datagram come all at once, in any order and interleaving, if no other may have its identification; or else one
@@ -221,18 +221,18 @@ impl<'m> Bench<'m> {
         }
         self.reference.advance(self.now);
         let done = self.nat.run(self.now);
-        done.into_iter().try_for_each(|done| self.judge(done))
+        done.iter().try_for_each(|done| self.judge(done))
     }
 
     /// Has the reference judge what became of a frame.
-    fn judge(&mut self, done: Done) -> Result<(), String> {
+    fn judge(&mut self, done: &Done) -> Result<(), String> {
         self.note(|| format!("  out {:?} by {:?}: {}", done.verdict, done.worker, describe(done.bytes())));
         let waits = matches!(done.verdict, Verdict::AwaitFirst(_));
         let input = if waits { self.inputs.get(&done.number).cloned() } else { self.inputs.remove(&done.number) };
         let input = input.ok_or("a frame ends twice")?;
         let released = self.waited.contains(&done.number);
         if released && done.is_given_up {
-            return self.give_up_one(&input, &done);
+            return self.give_up_one(&input, done);
         }
         let (reference, verdict) = (&mut self.reference, done.verdict);
         let outcome = if released {
@@ -247,14 +247,14 @@ impl<'m> Bench<'m> {
             return Ok(());
         }
         self.outcomes.push((outcome, verdict));
-        self.deliver(&done, &input)?;
+        self.deliver(done, &input)?;
         if self.reference.has_unseen() { self.compare() } else { Ok(()) }
     }
 
-    fn give_up(&mut self, given_up: Vec<Done>) -> Result<(), String> {
+    fn give_up(&mut self, given_up: &[Done]) -> Result<(), String> {
         for done in given_up {
             let input = self.inputs.remove(&done.number).ok_or("a frame ends twice")?;
-            self.give_up_one(&input, &done)?;
+            self.give_up_one(&input, done)?;
         }
         Ok(())
     }
