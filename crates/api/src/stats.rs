@@ -310,6 +310,7 @@ mod tests {
                 queues: 1,
                 huge_pages: true,
                 busy_poll: false,
+                steering: Some(Steering { way: "software".to_owned(), expected_share: 0.5, ..Steering::default() }),
             }],
             gauges: Gauges { mappings: 1, mappings_limit: 2, sessions: 3, sessions_limit: 4, subscribers: 5, fragments: 6 },
             ports: vec![PortUse {
