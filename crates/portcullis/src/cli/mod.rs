@@ -64,6 +64,9 @@ enum Command {
     },
     /// Tell what on this box is fine, will cost or will break, and what mends it
     Doctor {
+        /// Only these devices, or `host`
+        #[arg(value_name = "SUBJECT")]
+        subjects: Vec<String>,
         /// Run what mends it
         #[arg(long)]
         fix: bool,
@@ -144,12 +147,12 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
                 print(&mut out, format_args!("{}: legal, and fits this box", file.display()))?;
             }
         }
-        Command::Doctor { fix, json, config } => {
+        Command::Doctor { subjects, fix, json, config } => {
             let mut rules = load_config(&config)?;
             if let Some(socket) = socket {
                 rules.control.socket = socket;
             }
-            doctor::run(&rules, doctor::Wish { fix, json }, &mut out)?;
+            doctor::run(&rules, &doctor::Wish { subjects, fix, json }, &mut out)?;
         }
         Command::Sessions(list) => {
             let shown = client.sessions(&list.filter(), |entry| show(&mut out, &entry, list.json, SessionLine(&entry)))?;

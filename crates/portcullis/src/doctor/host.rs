@@ -9,7 +9,7 @@ use super::mend::Mend;
 use super::{Finding, Grade, finding};
 
 /// The subject of these findings.
-const HOST: &str = "host";
+pub(super) const HOST: &str = "host";
 
 /// The first kernel whose BPF_PROG_RUN takes live frames, which giving packets back to it needs.
 const LIVE_FRAMES: (u32, u32) = (5, 18);

@@ -47,20 +47,23 @@ pub(crate) struct Finding {
 }
 
 /// What is to be done beside looking.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Wish {
+    /// Look at these devices, or `host`, alone; empty for everything.
+    pub(crate) subjects: Vec<String>,
     /// Mend what can be mended.
     pub(crate) fix: bool,
     /// One JSON value a line.
     pub(crate) json: bool,
 }
 
-/// Looks, prints, mends. **Errors:** [`Failure::Unfit`] when something will break, after what was mended was looked at again.
-pub(crate) fn run(rules: &Config, wish: Wish, out: &mut impl Write) -> Result<(), Failure> {
-    let mut findings = findings(&Facts::gather(rules)?);
+/// Looks, prints, mends. **Errors:** [`Failure::Unfit`] when something will break, after what was mended was looked at again; a subject that
+/// is none.
+pub(crate) fn run(rules: &Config, wish: &Wish, out: &mut impl Write) -> Result<(), Failure> {
+    let mut findings = findings(&Facts::gather(rules)?, wish)?;
     report::print(&findings, wish, out)?;
     if wish.fix && mend_all(&findings, wish, out)? {
-        findings = self::findings(&Facts::gather(rules)?);
+        findings = self::findings(&Facts::gather(rules)?, wish)?;
         if !wish.json {
             report::print(&findings, wish, out)?;
         }
@@ -69,13 +72,18 @@ pub(crate) fn run(rules: &Config, wish: Wish, out: &mut impl Write) -> Result<()
     if broken == 0 { Ok(()) } else { Err(Failure::Unfit(broken)) }
 }
 
-fn findings(facts: &Facts) -> Vec<Finding> {
+fn findings(facts: &Facts, wish: &Wish) -> Result<Vec<Finding>, Failure> {
+    let known: Vec<_> = facts.devices.iter().map(|device| device.readings.device.as_str()).chain([host::HOST]).collect();
+    if let Some(unknown) = wish.subjects.iter().find(|subject| !known.contains(&subject.as_str())) {
+        return Err(Failure::Other(anyhow::anyhow!("{unknown} is none of {}, which the configuration comes to", known.join(", "))));
+    }
     let devices = facts.devices.iter().flat_map(|device| device::judge(device, facts));
-    host::judge(facts).into_iter().chain(devices).collect()
+    let all = host::judge(facts).into_iter().chain(devices);
+    Ok(all.filter(|finding| wish.subjects.is_empty() || wish.subjects.contains(&finding.subject)).collect())
 }
 
 /// Runs every mend. Returns whether there was any. **Errors:** the output's; a mend that fails is told of and the others go on.
-fn mend_all(findings: &[Finding], wish: Wish, out: &mut impl Write) -> Result<bool, Failure> {
+fn mend_all(findings: &[Finding], wish: &Wish, out: &mut impl Write) -> Result<bool, Failure> {
     let mut any = false;
     for mend in findings.iter().filter_map(|finding| finding.mend.as_ref()) {
         any = true;

@@ -16,7 +16,7 @@ const fn mark(grade: Grade) -> &'static str {
 }
 
 /// Prints the findings. **Errors:** [`Failure::Output`].
-pub(super) fn print(findings: &[Finding], wish: Wish, out: &mut impl Write) -> Result<(), Failure> {
+pub(super) fn print(findings: &[Finding], wish: &Wish, out: &mut impl Write) -> Result<(), Failure> {
     if wish.json {
         for finding in findings {
             serde_json::to_writer(&mut *out, finding).map_err(|error| Failure::Output(error.into()))?;
@@ -49,7 +49,7 @@ fn page(findings: &[Finding]) -> String {
 }
 
 /// Tells how a mend went. **Errors:** [`Failure::Output`].
-pub(super) fn mended(mend: &Mend, failed: Option<&String>, wish: Wish, out: &mut impl Write) -> Result<(), Failure> {
+pub(super) fn mended(mend: &Mend, failed: Option<&String>, wish: &Wish, out: &mut impl Write) -> Result<(), Failure> {
     if wish.json {
         let value = serde_json::json!({ "ran": mend, "error": failed });
         return writeln!(out, "{value}").map_err(Failure::Output);
@@ -86,7 +86,7 @@ eth0
 ";
         assert_eq!(page(&findings), expected);
         let mut out = Vec::new();
-        print(&findings[2..], Wish { json: true, fix: false }, &mut out).expect("printed");
+        print(&findings[2..], &Wish { json: true, ..Wish::default() }, &mut out).expect("printed");
         let value: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
         assert_eq!((&value["grade"], &value["mend"]), (&"will_break".into(), &"ethtool -L eth0 combined 2".into()));
     }

@@ -11,9 +11,9 @@ use portcullis_testkit::topology::{Offloads, Topology, say};
 use crate::offloads::all_checksum_errors;
 use crate::world::{World, run_portcullis, usual};
 
-/// No less than this part of what the kernel's masquerade carries. The aim is 0.7; what is reached, and why, is in docs/performance.md.
-/// This is half of that reached on a quiet machine: a busy one costs a process more than it costs the kernel's soft interrupts.
-const RATIO: f64 = 0.3;
+/// No less than this part of what the kernel's masquerade carries. The aim is 0.7; what is reached is in docs/performance.md. The test asks
+/// for less, since a machine with other work on it may disturb one gateway and not the other.
+const RATIO: f64 = 0.5;
 /// The measurement in which nothing may stall.
 const LONG: Duration = Duration::from_secs(30);
 /// The measurements beside it.

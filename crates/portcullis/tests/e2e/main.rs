@@ -4,11 +4,13 @@
 //! configuration. Tests run one after another. `PORTCULLIS_E2E_GATEWAY=kernel` runs them against the kernel's masquerade, which shows
 //! whether a test that fails asks for more than NAT; tests of what only Portcullis does are skipped there.
 //! `PORTCULLIS_E2E_BINARY=target/release/portcullis` tests another build.
-//! Blind spots: one queue, copy mode, veth; no NIC, no VLAN where the kernel has no VLAN devices.
+//! `PORTCULLIS_E2E_QUEUES=2` gives the gateway two queues a device and two workers, with each frame on a random queue.
+//! Blind spots: copy mode, veth; no NIC, no VLAN where the kernel has no VLAN devices.
 
 mod changes;
 mod crafted;
 mod death;
+mod doctor;
 mod errors;
 mod filtering;
 mod forwards;
