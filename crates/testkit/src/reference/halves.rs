@@ -176,6 +176,12 @@ impl ReferenceNat {
         if records != Room::Free {
             half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: records == Room::Full });
         }
+        // Until the sweep, an internal endpoint may be held to a mapping whose external address is gone.
+        let mut held =
+            self.tables.late_mappings.iter().filter(|late| (late.protocol, late.internal) == (flow.protocol, flow.source));
+        if held.any(|late| !self.is_external(late.external.address)) {
+            half.failures.push(Failure { reasons: vec![DropReason::NoExternalAddress], answer, certain: false });
+        }
         let none = self.shares.is_empty_for(flow.source.address);
         if none {
             let reasons = vec![DropReason::NoExternalAddress, DropReason::PortsExhausted];
