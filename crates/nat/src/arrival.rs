@@ -10,7 +10,7 @@ use portcullis_wire::ipv4::may_be_host;
 use portcullis_wire::packet::{self, Layout, ParseError};
 
 use crate::counters::{Counter, Counters};
-use crate::nat::Packet;
+use crate::packet::Packet;
 use crate::path::{Paths, Whereabouts};
 use crate::policy::{DeviceId, Interface, InterfaceId, Network, Side};
 use crate::state::State;

@@ -124,9 +124,9 @@ impl Planner<'_, '_> {
     /// that is free towards this remote.
     fn by_a_forward(&self, flow: &Flow) -> Option<Plan> {
         let keys = &self.choice.keys;
-        let of_protocol = self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol);
+        let mut of_protocol = self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol);
         let leads_here = |forward| Some((forward, forward::port_of(forward, flow.ours, flow.remote, keys)?));
-        let (forward, port) = of_protocol.filter_map(leads_here).next()?;
+        let (forward, port) = of_protocol.find_map(leads_here)?;
         let address = self.state.slots.get(forward.external).copied().flatten()?;
         let external = Endpoint { address, port };
         let is_free = self.state.sessions.find_inbound(flow.protocol, external, flow.remote).is_none();

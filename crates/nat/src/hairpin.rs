@@ -7,7 +7,8 @@
 use crate::arrival::Arrival;
 use crate::flow::Tuple;
 use crate::leave;
-use crate::nat::{Decision, Nat, Packet, Way};
+use crate::nat::{Decision, Nat, Way};
+use crate::packet::Packet;
 use crate::policy::{Endpoint, Protocol, Side};
 use crate::refusal::Refusal;
 use crate::rewrite::Rewrite;

@@ -8,7 +8,7 @@ use core::net::Ipv4Addr;
 use portcullis_wire::packet::Layout;
 use portcullis_wire::{ethernet, ipv4};
 
-use crate::nat::Packet;
+use crate::packet::Packet;
 use crate::path::{Path, Paths, Whereabouts};
 use crate::policy::{Network, Side};
 use crate::refusal::{Answer, Refusal, no_route};

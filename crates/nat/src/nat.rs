@@ -21,58 +21,17 @@ use crate::fragment::Fragments;
 use crate::leave;
 use crate::limit::TokenBucket;
 use crate::own::Rules;
+use crate::packet::Packet;
 use crate::path::{self, Path, Paths, Whereabouts};
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy, Protocol, Side};
 use crate::refusal::{Answer, Refusal};
 use crate::state::State;
 use crate::time::Tick;
 use crate::verdict::{DropReason, Errand, HandOffCause, Verdict};
-use crate::view::{Gauges, MappingView, PortUse, SessionView};
-
-/// A packet in its frame. **Shape:** `buffer` reaches from the packet's first byte (Ethernet) to the end of the frame, so that an
-/// ICMP error or a VLAN tag has room; the packet is the first `len` bytes.
-#[derive(Debug)]
-pub struct Packet<'f> {
-    /// The frame's memory.
-    pub buffer: &'f mut [u8],
-    /// The packet's length in bytes.
-    pub len: usize,
-    /// What is left to do, of a packet that another worker has handed over.
-    pub errand: Errand,
-    /// How often it was handed over. Nought: it comes from the device.
-    pub handed: u8,
-}
 
 /// How often a packet may be handed over: to the worker that puts its fragments in order, to the sender's owner, to the receiver's,
 /// and once more because the workers adopt new rules one after the other.
 const MOST_HANDS: u8 = 4;
-
-impl<'f> Packet<'f> {
-    /// A packet from the device: the first `len` bytes of `buffer`.
-    pub const fn received(buffer: &'f mut [u8], len: usize) -> Self {
-        Self { buffer, len, errand: Errand::Whole, handed: 0 }
-    }
-
-    /// A fragment that waited for its first, handed over `handed` times when it came.
-    pub const fn released(buffer: &'f mut [u8], len: usize, handed: u8) -> Self {
-        Self { buffer, len, errand: Errand::Released, handed }
-    }
-}
-
-impl Packet<'_> {
-    /// Whether it has not been counted as received yet.
-    pub(crate) fn is_new(&self) -> bool {
-        self.handed == 0 && self.errand != Errand::Released
-    }
-
-    pub(crate) fn frame(&self) -> &[u8] {
-        &self.buffer[..self.len]
-    }
-
-    pub(crate) fn frame_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[..self.len]
-    }
-}
 
 /// Randomness, drawn by the caller once: hash keys, and the key of the choice of ports and of the drawing of servers. The same for all
 /// workers, which have to draw the same servers.
@@ -355,58 +314,6 @@ impl<'m> Nat<'m> {
     /// last script. A number is taken modulo the slots for an address, and modulo 65,536 for a port.
     pub fn script_draws(&mut self, draws: impl IntoIterator<Item = u64>) {
         self.choice.script(draws);
-    }
-
-    /// What was counted.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// How full the tables are.
-    pub fn gauges(&self) -> Gauges {
-        let (sessions, mappings) = (&self.state.sessions.records, &self.state.mappings.records);
-        Gauges {
-            mappings: mappings.live(),
-            mappings_limit: mappings.limit(),
-            sessions: sessions.live(),
-            sessions_limit: sessions.limit(),
-            subscribers: self.state.subscribers.len() as u32,
-            fragments: self.fragments.len() as u32,
-        }
-    }
-
-    /// The use of each external address, for each protocol. **Cost:** cold; O(addresses).
-    pub fn port_use(&self) -> Vec<PortUse> {
-        let mut uses = Vec::new();
-        for (slot, address) in self.state.slots.iter().enumerate() {
-            let Some(address) = *address else { continue };
-            for protocol in Protocol::ALL {
-                let space = self.state.space(slot as u16, protocol);
-                uses.push(PortUse { address, protocol, used: space.used(), limit: space.limit() });
-            }
-        }
-        uses
-    }
-
-    /// Appends the live sessions among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
-    pub fn sessions(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<SessionView>) -> Option<u32> {
-        let (records, next) = self.state.sessions.records.slice(cursor, most);
-        for (_, session) in records {
-            let expires_in = self.state.expires_in(session, now);
-            if expires_in > 0 {
-                into.push(session.view(expires_in));
-            }
-        }
-        next
-    }
-
-    /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
-    pub fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
-        let (records, next) = self.state.mappings.records.slice(cursor, most);
-        let is_live = |slot: u16, external| self.state.slots[usize::from(slot)] == Some(external);
-        let live = records.filter(|(_, mapping)| is_live(mapping.slot, mapping.external().address));
-        into.extend(live.map(|(_, mapping)| mapping.view()));
-        next
     }
 }
 

@@ -11,11 +11,6 @@
 //! ICMP error from inside                      the subscriber that the quoted packet was for
 //! a fragment, to be put in order              from inside its subscriber; from outside its destination and identification
 //! ```
-//!
-//! A reload that changes a forward's servers: with one worker, sessions that exist stay with their server, whatever the rules say. With
-//! several, the packets of those remotes that another server is drawn for go to the new server's owner, who does not know the session:
-//! UDP goes on with the new server, TCP has to connect again (unless the worker is the same, by chance). By the rendezvous drawing these
-//! are the sessions of servers that went, and the share that a new one gets. The same holds for all sessions of a forward that goes.
 
 use ahash::RandomState;
 use portcullis_steering::{Owners, WorkerId};
@@ -35,6 +30,11 @@ pub(crate) struct Rules<'a> {
 
 impl Rules<'_> {
     /// The owner of a packet from `remote` to an external endpoint, and why another worker may have received it.
+    ///
+    /// A reload that changes a forward's servers: with one worker, sessions that exist stay with their server, whatever the rules say.
+    /// With several, packets of those remotes that are drawn to another server now go to its owner, who does not know the session: UDP
+    /// goes on with the new server, TCP has to connect again (unless the worker is the same, by chance). By the rendezvous drawing these
+    /// are the sessions of servers that went, and the share that a new one gets. The same holds for all sessions of a forward that goes.
     pub(crate) fn of_inbound(
         &self,
         slot: u16,

@@ -34,6 +34,8 @@ pub struct Done {
     pub worker: WorkerId,
     /// How often it was handed over.
     pub handed: u8,
+    /// Whether it waited in vain for the first fragment of its datagram.
+    pub is_given_up: bool,
     errand: Errand,
 }
 
@@ -116,7 +118,8 @@ impl<'m> Fleet<'m> {
         self.received += 1;
         let (number, verdict) = (self.received, Verdict::Drop(DropReason::NoFrame));
         let (worker_id, devices) = (WorkerId(worker as u16), self.nats.len());
-        let frame = Done { number, device, verdict, memory, len, worker: worker_id, handed: 0, errand: Errand::Whole };
+        let frame =
+            Done { number, device, verdict, memory, len, worker: worker_id, handed: 0, is_given_up: false, errand: Errand::Whole };
         self.queues[worker][devices].push_back(frame);
         number
     }
@@ -178,6 +181,7 @@ impl<'m> Fleet<'m> {
             for mut frame in self.take_early(worker, token) {
                 let mut packet = Packet::received(&mut frame.memory, frame.len);
                 frame.verdict = self.nats[worker].give_up(&mut packet);
+                frame.is_given_up = true;
                 self.done.push(frame);
             }
         }
@@ -230,8 +234,12 @@ impl<'m> Fleet<'m> {
     pub fn counters(&self) -> Counters {
         let mut all = Counters::default();
         for nat in &self.nats {
-            Counter::ALL.iter().for_each(|&counter| all.add(counter, nat.counters().get(counter)));
-            DropReason::ALL.iter().for_each(|&reason| all.drop_packets(reason, nat.counters().dropped(reason)));
+            for &counter in Counter::ALL {
+                all.add(counter, nat.counters().get(counter));
+            }
+            for &reason in DropReason::ALL {
+                all.drop_packets(reason, nat.counters().dropped(reason));
+            }
         }
         all
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use portcullis_nat::policy::{DeviceId, Endpoint, Network, Policy};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
+use portcullis_steering::Owners;
 
 use crate::builder::describe;
 
@@ -21,6 +22,7 @@ mod halves;
 mod legal;
 pub(crate) mod read;
 mod rewrite;
+mod shares;
 mod tables;
 mod tcp;
 mod views;
@@ -28,7 +30,8 @@ mod views;
 use decide::Shown;
 use legal::{Legal, Limiter, Received};
 use read::Transport;
-use tables::Tables;
+use shares::Shares;
+use tables::{Tables, Unseen};
 
 /// What became of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub enum Outcome {
     Error(Box<Outcome>),
     /// A later fragment, translated in the direction named.
     LaterFragment(Box<Outcome>),
+    /// A later fragment, which waits for its first.
+    Awaits,
     /// Answered with an ICMP error of the gateway's own.
     Replied,
     /// Left to the kernel.
@@ -90,7 +95,10 @@ pub struct ReferenceNat {
     network: Arc<Network>,
     limits: Limits,
     limiter: Limiter,
+    shares: Shares,
     tables: Tables,
+    /// Whether the packet being judged has waited before.
+    again: bool,
     tick: Tick,
     /// Milliseconds since the start.
     clock: u64,
@@ -99,8 +107,15 @@ pub struct ReferenceNat {
 impl ReferenceNat {
     /// An oracle that remembers nothing, at the moment `start`.
     pub fn new(policy: Arc<Policy>, network: Arc<Network>, limits: Limits, start: Tick) -> Self {
-        let limiter = limiter(&policy);
-        Self { policy, network, limits, limiter, tables: Tables::default(), tick: start, clock: 0 }
+        let (limiter, shares) = (limiter(&policy), Shares::new(Owners::single(), &policy));
+        Self { policy, network, limits, limiter, shares, tables: Tables::default(), again: false, tick: start, clock: 0 }
+    }
+
+    /// The same for many workers, each of which gives only ports that it owns.
+    #[must_use]
+    pub fn with_owners(mut self, owners: Owners) -> Self {
+        self.shares = Shares::new(owners, &self.policy);
+        self
     }
 
     /// Takes over the network as it is now.
@@ -116,7 +131,9 @@ impl ReferenceNat {
         let mut before = self.policy.externals.iter().filter_map(|slot| slot.address);
         if before.any(|address| !addresses.contains(&address)) {
             self.tables.fragments.values_mut().for_each(|entry| entry.certain = false);
+            self.tables.early.iter_mut().for_each(|early| early.over = true);
         }
+        self.shares.adopt(&policy);
         self.policy = policy;
         self.tables.retire(|session| addresses.contains(&session.external.address));
     }
@@ -137,8 +154,8 @@ impl ReferenceNat {
 
     /// Says that the NAT has forgotten the fragments whose time was over at the last `advance`, as each step of its sweep does.
     pub fn swept_fragments(&mut self) {
-        let timeout = self.policy.timeouts.fragment.as_millis() as u64;
-        self.tables.fragments.retain(|_, entry| self.clock - entry.touched <= timeout);
+        let (clock, timeout) = (self.clock, self.fragment_timeout());
+        self.tables.fragments.retain(|_, entry| clock - entry.born <= timeout);
     }
 
     /// Live sessions.
@@ -154,6 +171,26 @@ impl ReferenceNat {
     /// The external endpoint of the session between an internal and a remote endpoint, if there is one.
     pub fn external(&self, protocol: portcullis_nat::policy::Protocol, internal: Endpoint, remote: Endpoint) -> Option<Endpoint> {
         self.tables.sessions.get(&(protocol, internal, remote)).map(|session| session.external)
+    }
+
+    /// Whether something is left open that the NAT's tables have to show before the next packet.
+    pub fn has_unseen(&self) -> bool {
+        !self.tables.unseen.is_empty()
+    }
+
+    /// Judges what the NAT made of a fragment that waited and whose first has come. **Errors:** as [`ReferenceNat::observe`].
+    pub fn observe_released(
+        &mut self,
+        device: DeviceId,
+        input: &[u8],
+        now: Tick,
+        verdict: Verdict,
+        output: &[u8],
+    ) -> Result<Outcome, Disagreement> {
+        self.again = true;
+        let outcome = self.observe(device, input, now, verdict, output);
+        self.again = false;
+        outcome
     }
 
     /// Judges what the NAT made of one packet: `input` as received from `device` at `now`, the verdict, and the bytes in the frame
@@ -181,12 +218,16 @@ impl ReferenceNat {
         };
         match judge(&legal, received, verdict, output) {
             Ok((outcome, effects)) => {
-                if outcome == Outcome::Dropped(DropReason::Filtered) && !legal.kept.is_empty() {
-                    self.keep(legal.kept);
+                if !effects.iter().any(tables::Effect::is_of_sessions) && !legal.kept.is_empty() {
+                    let interface = id.map(|id| &self.network.interfaces[usize::from(id.0)]);
+                    let certain = is_after_first_half(&legal, &outcome, &self.tolerated(&reading, interface));
+                    self.tables.commit_perhaps(&legal.perhaps, self.clock, self.policy.inbound_refresh);
+                    self.keep(legal.kept, certain);
                 } else if effects.is_empty() && !matches!(outcome, Outcome::Error(_)) {
                     self.tables.commit_perhaps(&legal.perhaps, self.clock, self.policy.inbound_refresh);
                 }
                 self.tables.commit(effects, self.clock, self.policy.inbound_refresh);
+                self.note_fragment(&reading, id, &outcome);
                 Ok(outcome)
             }
             Err(why) => Err(explained(device, input, self.clock, verdict, output, &legal, &why)),
@@ -195,15 +236,28 @@ impl ReferenceNat {
 }
 
 impl ReferenceNat {
-    /// Keeps what was made although the packet was dropped: at once unless an external endpoint was chosen that only the
-    /// view will show.
-    fn keep(&mut self, mut kept: Vec<tables::Effect>) {
-        if kept.iter().any(tables::Effect::makes_mapping) {
-            self.tables.unseen.append(&mut kept);
-        } else {
-            kept.truncate(1);
+    /// Keeps what was made although the packet went no further: at once, unless only the view will show whether, or with which
+    /// external endpoint.
+    fn keep(&mut self, kept: Vec<tables::Effect>, certain: bool) {
+        let makes = kept.iter().any(|effect| effect.created().is_some());
+        let open = kept.iter().any(tables::Effect::makes_mapping) || kept.len() > 1 || !certain;
+        if makes && open {
+            self.tables.unseen.push(Unseen { effects: kept, certain });
+        } else if certain {
             self.tables.commit(kept, self.clock, self.policy.inbound_refresh);
+        } else {
+            self.tables.commit_perhaps(&kept, self.clock, self.policy.inbound_refresh);
         }
+    }
+}
+
+/// Whether a packet that went no further has been through the first half of its hairpin, beyond doubt.
+fn is_after_first_half(legal: &Legal, outcome: &Outcome, tolerated: &[DropReason]) -> bool {
+    let (drops, replies) = &legal.before_kept;
+    match outcome {
+        Outcome::Dropped(reason) => !drops.contains(reason) && !tolerated.contains(reason),
+        Outcome::Replied => replies.is_empty(),
+        _ => true,
     }
 }
 
@@ -250,6 +304,9 @@ fn judge(legal: &Legal, received: Option<Received<'_>>, verdict: Verdict, output
     let mut why = Vec::new();
     match verdict {
         Verdict::Drop(reason) if legal.drops.contains(&reason) => return Ok((Outcome::Dropped(reason), Vec::new())),
+        Verdict::AwaitFirst(_) if legal.awaits && received.is_some_and(|received| received.frame == output) => {
+            return Ok((Outcome::Awaits, Vec::new()));
+        }
         Verdict::Punt if legal.punt => {
             return if is_punted(received, output) {
                 Ok((Outcome::Punted, Vec::new()))
@@ -290,13 +347,14 @@ fn explained(
 ) -> Disagreement {
     let ways: Vec<_> = legal.forwards.iter().map(|f| format!("{:?} by {:?}", f.outcome, f.egress)).collect();
     Disagreement::plain(format!(
-        "at {clock} ms, device {}: {}\n  the NAT says {verdict:?}: {}\n  legal: drop {:?}, reply {:?}, punt {}, forward {ways:?}\n  {}",
+        "at {clock} ms, device {}: {}\n  the NAT says {verdict:?}: {}\n  legal: drop {:?}, reply {:?}, punt {}, wait {}, forward {ways:?}\n  {}",
         device.0,
         describe(input),
         describe(output),
         legal.drops,
         legal.replies,
         legal.punt,
+        legal.awaits,
         legal.complaints.iter().chain(why).cloned().collect::<Vec<_>>().join("\n  "),
     ))
 }

@@ -18,7 +18,6 @@ use portcullis_nat::view::MappingView;
 use portcullis_nat::{Capacity, Seeds};
 use portcullis_testkit::builder::describe;
 use portcullis_testkit::fleet::{Done, Fleet, owners};
-use portcullis_testkit::generate::steps::Trim;
 use portcullis_testkit::generate::world::{POOL, mac_of, next_hops};
 use portcullis_testkit::generate::{Forwarded, Received, Scenario, Stage, Step, scaled, scenario};
 use portcullis_testkit::pcap::{Record, write_failure};
@@ -29,7 +28,7 @@ use proptest::test_runner::{TestCaseError, TestError, TestRunner};
 const WORKERS: [u16; 3] = [8, 2, 1];
 
 /// Steps of a scenario at most.
-const STEPS: usize = 60;
+const STEPS: usize = 200;
 
 /// The most hand-offs that any packet needs: to the worker that orders its fragments or owns its sender, and on to its receiver's.
 const MOST_HANDS: u8 = 2;
@@ -144,16 +143,11 @@ impl<'m> Bench<'m> {
     /// after the other.
     fn traffic(&mut self, step: &Step) -> Result<(), String> {
         let mut step = step.clone();
-        let at_once = match &mut step {
-            Step::Send { trim: Trim { pieces: Some((_, rotation)), id, .. }, .. }
-            | Step::Answer(_, _, Trim { pieces: Some((_, rotation)), id, .. })
-                if *rotation > 0 =>
-            {
-                (self.fresh, *id) = (self.fresh.wrapping_add(1), self.fresh);
-                true
-            }
-            _ => false,
-        };
+        let at_once = step.pieces().is_some_and(|(_, rotation)| rotation > 0);
+        if at_once {
+            step.set_id(self.fresh);
+            self.fresh = self.fresh.wrapping_add(1);
+        }
         let frames = self.stage.frames(&step);
         if at_once {
             return self.send(&frames);
@@ -309,7 +303,9 @@ fn play(scenario: &Scenario, seen: &RefCell<Counters>) -> Result<(), (String, Ve
         }
     }
     let counters = bench.fleets[0].counters();
-    Counter::ALL.iter().for_each(|&counter| seen.borrow_mut().add(counter, counters.get(counter)));
+    for &counter in Counter::ALL {
+        seen.borrow_mut().add(counter, counters.get(counter));
+    }
     Ok(())
 }
 
@@ -334,7 +330,7 @@ fn check_traffic(seen: &Counters) {
 fn one_two_and_eight_workers_do_the_same() {
     let seen = RefCell::new(Counters::default());
     let config =
-        ProptestConfig { cases: scaled(400), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
+        ProptestConfig { cases: scaled(200), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
     let outcome = TestRunner::new(config)
         .run(&scenario(STEPS), |scenario| play(&scenario, &seen).map_err(|(why, _)| TestCaseError::fail(why)));
     match outcome {

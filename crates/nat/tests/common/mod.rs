@@ -287,13 +287,13 @@ impl Gateway<'_> {
         let mut done = self.nat.run(self.now);
         let at = done.iter().position(|done| done.number == number).expect("one verdict for each packet");
         let out = Out::of(&done.remove(at), frame);
-        self.note_late(done);
+        self.note_late(&done);
         let counted = self.accounted() + self.nat.waiting() as u64;
         assert_eq!(counted, self.offered, "every packet is counted once, or waits");
         out
     }
 
-    fn note_late(&mut self, done: Vec<Done>) {
+    fn note_late(&mut self, done: &[Done]) {
         self.late.extend(done.iter().map(|done| Out::of(done, &[])));
     }
 
@@ -324,7 +324,7 @@ impl Gateway<'_> {
             let step = left.min(500);
             self.now = self.now.after(step);
             let given_up = self.nat.expire(self.now);
-            self.note_late(given_up);
+            self.note_late(&given_up);
             left -= step;
         }
     }
@@ -350,7 +350,7 @@ impl Gateway<'_> {
     pub(crate) fn adopt(&mut self, change: impl FnOnce(&mut Policy)) {
         change(&mut self.policy);
         let given_up = self.nat.adopt_policy(&Arc::new(self.policy.clone()), self.now);
-        self.note_late(given_up);
+        self.note_late(&given_up);
     }
 
     pub(crate) fn adopt_network(&mut self, change: impl FnOnce(&mut Network)) {

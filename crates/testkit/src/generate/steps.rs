@@ -157,6 +157,23 @@ pub enum Wait {
     About(Timeout, i8),
 }
 
+impl Step {
+    /// The pieces that its packet is cut into, and the rotation of their order.
+    pub fn pieces(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::Send { trim, .. } | Self::Answer(_, _, trim) => trim.pieces,
+            _ => None,
+        }
+    }
+
+    /// Gives its packet another identification.
+    pub fn set_id(&mut self, id: u16) {
+        if let Self::Send { trim, .. } | Self::Answer(_, _, trim) = self {
+            trim.id = id;
+        }
+    }
+}
+
 impl Wait {
     /// How long that is. **Units:** milliseconds.
     pub fn milliseconds(self, times: &Timeouts) -> u32 {

@@ -8,10 +8,11 @@ use std::net::Ipv4Addr;
 use portcullis_nat::policy::{Endpoint, Interface, InterfaceId, Protocol, Route, Side};
 use portcullis_nat::verdict::DropReason;
 
+use super::fragments::{Fate, FragmentEntry, FragmentKey};
 use super::halves::{Choice, Flow, Half};
 use super::legal::{Answer, Egress, Failure, Forward, Legal, Limiter, Received, Reply, is_answerable};
 use super::read::{Reading, Transport};
-use super::tables::{Effect, FragmentEntry, FragmentKey, Room};
+use super::tables::{Effect, Room};
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat, rewrite};
 
@@ -62,7 +63,7 @@ impl ReferenceNat {
     }
 
     /// Reasons that are as good as any: those of the parser, and that a packet from outside claims an address of the box itself.
-    fn tolerated(&self, reading: &Reading, interface: Option<&Interface>) -> Vec<DropReason> {
+    pub(super) fn tolerated(&self, reading: &Reading, interface: Option<&Interface>) -> Vec<DropReason> {
         let source = reading.datagram.as_ref().map(|datagram| datagram.source);
         let local = source.is_some_and(|source| self.network.route(source) == Some(Route::Local));
         let spoofed = local && interface.is_some_and(|interface| interface.side == Side::Outside);
@@ -70,7 +71,7 @@ impl ReferenceNat {
     }
 
     /// The first check that the frame fails before its destination matters.
-    fn refusal(&self, reading: &Reading, id: Option<InterfaceId>) -> Option<DropReason> {
+    pub(super) fn refusal(&self, reading: &Reading, id: Option<InterfaceId>) -> Option<DropReason> {
         let Some(id) = id else { return Some(DropReason::UnknownInterface) };
         let interface = &self.network.interfaces[usize::from(id.0)];
         if reading.link?.destination != interface.mac {
@@ -107,7 +108,7 @@ impl ReferenceNat {
     fn expired(&self, received: Received<'_>, otherwise: &Legal) -> Legal {
         let reply = Reply { kind: 11, code: 0, mtu: 0 };
         let failure = Failure { reasons: vec![DropReason::TtlExpired], answer: Answer::Due(reply), certain: true };
-        let mut legal = Legal { punt: otherwise.punt, ..Legal::default() };
+        let mut legal = Legal { punt: otherwise.punt, awaits: otherwise.awaits, ..Legal::default() };
         self.add(&mut legal, &failure, received);
         let silent = received.interface.side == Side::Outside || !is_answerable(received.datagram);
         legal.drops.extend(otherwise.drops.iter().filter(|_| silent));
@@ -127,16 +128,13 @@ impl ReferenceNat {
         let datagram = received.datagram;
         let outside = received.interface.side == Side::Outside;
         let external = self.is_external(datagram.destination);
-        if matches!(datagram.transport, Transport::Later) {
-            let mut legal = self.later_fragment(received);
-            legal.drops.extend(NOT_OURS.iter().filter(|_| outside && !external));
-            legal.punt |= outside && self.network.route(datagram.destination) == Some(Route::Local);
-            return legal;
-        }
         if outside && !external {
             let mut legal = Legal::dropped(NOT_OURS);
             legal.punt = self.network.route(datagram.destination) == Some(Route::Local);
             return legal;
+        }
+        if matches!(datagram.transport, Transport::Later) {
+            return self.later_fragment(received);
         }
         match (&datagram.transport, outside, external) {
             (Transport::Error { embedded, checksum_right }, ..) => {
@@ -218,13 +216,9 @@ impl ReferenceNat {
         let datagram = received.datagram;
         if datagram.more_fragments {
             let key: FragmentKey = (datagram.source, datagram.destination, datagram.id, datagram.protocol);
-            let full = self.fragments_full();
-            if full {
-                legal.drops.push(DropReason::FragmentsFull);
-            }
-            let (source, destination) = (path.source.address, path.destination.address);
-            let entry =
-                FragmentEntry { source, destination, sessions, born: self.clock, touched: self.clock, places: 1, certain: !full };
+            let fate = Fate::Translated { source: path.source.address, destination: path.destination.address };
+            let mut entry = FragmentEntry::of_first(datagram, fate, self.clock, true);
+            entry.sessions = sessions;
             effects.push(Effect::Fragment { key, entry });
         }
         let expected = rewrite::translated(datagram, path.source, path.destination);
@@ -232,8 +226,9 @@ impl ReferenceNat {
     }
 
     /// Inside to inside through external endpoints (RFC 4787, REQ-9: the receiver sees the sender's external endpoint). What belongs to
-    /// no session and starts none may be the box's own connection, where it shares the address and nothing claims the port. A filter that stops the second half
-    /// leaves the first standing, as two NATs would: hole punching between two hosts behind one NAT needs it (RFC 5128, section 3.3).
+    /// no session and starts none may be the box's own connection, where it shares the address and nothing claims the port. Whatever
+    /// stops the second half leaves the first standing, as two NATs would: hole punching between two hosts behind one NAT needs it
+    /// (RFC 5128, section 3.3).
     fn hairpin(&self, received: Received<'_>, shown: Option<Shown>) -> Legal {
         let flow = flow(received, Direction::Outbound);
         let half = self.outbound_half(flow, shown.map(|shown| shown.source));
@@ -244,6 +239,7 @@ impl ReferenceNat {
         let shared = query && self.is_shared(target.address) && half.choices.is_empty() && !starts;
         legal.punt = shared || flow.protocol != Protocol::Icmp && self.is_unclaimed(flow.protocol, target);
         half.failures.iter().for_each(|failure| self.add(&mut legal, failure, received));
+        legal.before_kept = (legal.drops.clone(), legal.replies.clone());
         legal.complaints.extend(half.complaint);
         for choice in half.choices {
             self.hairpin_second(&mut legal, received, flow, &choice, shown);
@@ -263,15 +259,13 @@ impl ReferenceNat {
         let made = usize::from(first.makes_session());
         let half = self.inbound_half(second, made, shown.map(|shown| shown.destination));
         legal.punt |= half.punt;
-        if half.failures.iter().any(|failure| failure.reasons.contains(&DropReason::Filtered)) {
-            legal.kept.push(first.effect.clone());
-        }
+        legal.kept.push(first.effect.clone());
         half.failures.iter().for_each(|failure| self.add(legal, failure, received));
         for choice in half.choices {
             match self.egress(received, choice.endpoint.address, Side::Inside) {
                 Err(failure) => {
                     self.add(legal, &failure, received);
-                    legal.perhaps.extend([first.effect.clone(), choice.effect]);
+                    legal.perhaps.push(choice.effect);
                 }
                 Ok(egress) => {
                     let source = if icmp { Endpoint { port: choice.endpoint.port, ..first.endpoint } } else { first.endpoint };
@@ -280,9 +274,6 @@ impl ReferenceNat {
                     self.forward(legal, received, &egress, path, vec![first.effect.clone(), choice.effect], sessions);
                 }
             }
-        }
-        if !first.makes_session() && legal.forwards.is_empty() {
-            legal.perhaps.push(first.effect.clone());
         }
     }
 
@@ -294,7 +285,7 @@ impl ReferenceNat {
         if first.makes_session() && self.sessions_room(1) != Room::Free {
             legal.drops.push(DropReason::SessionsFull);
         }
-        legal.kept.push(first.effect.clone());
+        legal.kept.push(first.effect.clone().perhaps_replied());
         match self.egress(received, flow.source.address, Side::Inside) {
             Err(failure) => self.add(legal, &failure, received),
             Ok(egress) => {
@@ -303,11 +294,11 @@ impl ReferenceNat {
                 let path = Path { outcome: Outcome::Hairpin, source, destination: flow.source };
                 let back = Effect::Advance { key: first.key, direction: Direction::Inbound, flags: flow.flags };
                 let sessions = vec![(first.key, Direction::Outbound)];
-                self.forward(legal, received, &egress, path, vec![first.effect.clone(), back], sessions);
+                // A query that comes back to who sent it has its own identifier again, and does not show the external one.
+                let hidden = icmp && first.makes_session();
+                let effects = if hidden { Vec::new() } else { vec![first.effect.clone(), back] };
+                self.forward(legal, received, &egress, path, effects, sessions);
             }
-        }
-        if !first.makes_session() {
-            legal.perhaps.push(first.effect.clone());
         }
     }
 

@@ -84,8 +84,8 @@ impl ReferenceNat {
         if !forwarded.is_empty() {
             self.perhaps_mappings_full(&mut half);
         }
-        let certain = forwarded.iter().any(|&external| !self.is_late(flow, external));
-        half.choices = forwarded.into_iter().map(|external| created(flow, external, None, None)).collect();
+        let certain = forwarded.iter().any(|&(external, sole)| sole && !self.is_late(flow, external));
+        half.choices = forwarded.into_iter().map(|(external, _)| created(flow, external, None, None)).collect();
         if !certain {
             if let Some((id, mapping)) = self.tables.mapping_of(flow.protocol, flow.source, self.scope(flow.destination)) {
                 half.choices.push(created(flow, mapping.external, Some(id), None));
@@ -132,8 +132,10 @@ impl ReferenceNat {
         }
     }
 
-    /// External endpoints of forwards whose server the source is, where no other session has that external endpoint and remote.
-    fn forward_externals(&self, flow: Flow) -> Vec<Endpoint> {
+    /// External endpoints of forwards whose server the source is, where no other session has that external endpoint and remote; and
+    /// whether it is the forward's only server. Which of several a remote's packets are led to is the NAT's choice, and only that one
+    /// speaks from there.
+    fn forward_externals(&self, flow: Flow) -> Vec<(Endpoint, bool)> {
         let mut found = Vec::new();
         for forward in self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol) {
             let Some(address) = self.policy.externals[forward.external].address else { continue };
@@ -142,8 +144,9 @@ impl ReferenceNat {
                     continue;
                 };
                 let external = Endpoint { address, port: forward.first + nth };
-                if self.tables.by_external(flow.protocol, external, flow.destination).is_none() && !found.contains(&external) {
-                    found.push(external);
+                let is_free = self.tables.by_external(flow.protocol, external, flow.destination).is_none();
+                if is_free && !found.iter().any(|&(other, _)| other == external) {
+                    found.push((external, forward.servers.len() == 1));
                 }
             }
         }
@@ -173,13 +176,19 @@ impl ReferenceNat {
         if records != Room::Free {
             half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: records == Room::Full });
         }
-        let none = self.policy.externals.iter().all(|slot| slot.address.is_none() || slot.ports.is_empty());
+        // Until the sweep, an internal endpoint may be held to a mapping whose external address is gone.
+        let mut held =
+            self.tables.late_mappings.iter().filter(|late| (late.protocol, late.internal) == (flow.protocol, flow.source));
+        if held.any(|late| !self.is_external(late.external.address)) {
+            half.failures.push(Failure { reasons: vec![DropReason::NoExternalAddress], answer, certain: false });
+        }
+        let none = self.shares.is_empty_for(flow.source.address);
         if none {
             let reasons = vec![DropReason::NoExternalAddress, DropReason::PortsExhausted];
             half.failures.push(Failure { reasons, answer, certain: true });
             return;
         }
-        let ports = self.tables.port_room(&self.policy, flow.protocol, flow.source.address);
+        let ports = self.tables.port_room(&self.policy, &self.shares, flow.protocol, flow.source.address);
         if ports != Room::Free {
             // Until the sweep, an internal address may be held to an external one that is gone.
             let gone = self.tables.late_mappings.iter().any(|late| !self.is_external(late.external.address));
@@ -191,7 +200,7 @@ impl ReferenceNat {
         }
         let scope = self.scope(flow.destination);
         let candidates = match shown.filter(|_| flow.protocol != Protocol::Icmp) {
-            Some(external) => match self.tables.objection(&self.policy, flow.protocol, flow.source, external) {
+            Some(external) => match self.tables.objection(&self.policy, &self.shares, flow.protocol, flow.source, external) {
                 None => vec![external],
                 Some(why) => {
                     half.complaint = Some(format!("{external:?} may not be a new mapping's: {why}"));
@@ -209,7 +218,9 @@ impl ReferenceNat {
     fn representatives(&self, flow: Flow, shown: Option<Endpoint>) -> Vec<Endpoint> {
         let known = self.tables.sessions.values().flat_map(|session| [session.remote.port, session.external.port]);
         let named: BTreeSet<u16> = known.chain(shown.map(|shown| shown.port)).chain([flow.destination.port]).collect();
-        let legal = |external: &Endpoint| self.tables.objection(&self.policy, flow.protocol, flow.source, *external).is_none();
+        let legal = |external: &Endpoint| {
+            self.tables.objection(&self.policy, &self.shares, flow.protocol, flow.source, *external).is_none()
+        };
         let mut found = Vec::new();
         for slot in &self.policy.externals {
             let Some(address) = slot.address else { continue };
@@ -281,10 +292,11 @@ impl ReferenceNat {
 
     /// A mapping whose last session has ended may let in until it is swept.
     fn inbound_to_late_mapping(&self, flow: Flow, mapping: Mapping, made: usize, half: &mut Half) {
+        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
         let mut reasons = vec![DropReason::NoMapping, DropReason::Filtered];
+        reasons.extend(conflict.then_some(DropReason::SessionConflict));
         reasons.extend(flow.objection());
         half.failures.push(Failure { reasons, answer: Answer::Silent, certain: false });
-        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
         let starts = flow.objection().is_none() || flow.protocol == Protocol::Icmp;
         let lets_in = match self.filtering(flow.protocol) {
             Filtering::EndpointIndependent => true,

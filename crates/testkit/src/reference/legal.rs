@@ -86,9 +86,13 @@ pub(super) struct Legal {
     pub(super) forwards: Vec<Forward>,
     /// What a drop late on the way may have done to existing sessions.
     pub(super) perhaps: Vec<Effect>,
-    /// What a drop for [`DropReason::Filtered`] leaves behind all the same: the outbound half of a hairpin, one entry for each external
-    /// endpoint that it may have been given (see `halves`).
+    /// Whether it may wait for the first fragment of its datagram.
+    pub(super) awaits: bool,
+    /// What is left behind when the packet goes no further: the outbound half of a hairpin, one entry for each external endpoint that
+    /// it may have been given (see `halves`).
     pub(super) kept: Vec<Effect>,
+    /// Reasons, and answers, that may have come before even that.
+    pub(super) before_kept: (Vec<DropReason>, Vec<Reply>),
     /// Why what the NAT seems to have chosen is not legal, for the message.
     pub(super) complaints: Vec<String>,
 }

@@ -172,18 +172,13 @@ fn read_datagram(bytes: &[u8], reading: &mut Reading) {
 }
 
 fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
-    let Some(protocol) = Protocol::from_number(datagram.protocol) else {
-        if datagram.offset > 0 {
-            reading.tolerated.push(DropReason::FragmentWithoutFirst);
-        }
-        return Transport::Unsupported(DropReason::UnsupportedProtocol);
-    };
+    let protocol = Protocol::from_number(datagram.protocol);
     if datagram.more_fragments && !(datagram.bytes.len() - datagram.header_len).is_multiple_of(8) {
         reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader]);
     }
     if datagram.offset > 0 {
         // RFC 3128: such a fragment could overwrite the header that was looked at.
-        if protocol == Protocol::Tcp && datagram.offset * 8 < 20 {
+        if protocol == Some(Protocol::Tcp) && datagram.offset * 8 < 20 {
             reading.tolerated.push(DropReason::BadTransportHeader);
         }
         if usize::from(datagram.offset) * 8 + datagram.bytes.len() > 0xFFFF || datagram.bytes.len() == datagram.header_len {
@@ -194,9 +189,10 @@ fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
     let payload = &datagram.bytes[datagram.header_len..];
     let whole = !datagram.more_fragments;
     match protocol {
-        Protocol::Udp => read_udp(payload, whole, reading),
-        Protocol::Tcp => read_tcp(payload, whole, reading),
-        Protocol::Icmp => read_icmp(datagram, payload, whole, reading),
+        Some(Protocol::Udp) => read_udp(payload, whole, reading),
+        Some(Protocol::Tcp) => read_tcp(payload, whole, reading),
+        Some(Protocol::Icmp) => read_icmp(datagram, payload, whole, reading),
+        None => Transport::Unsupported(DropReason::UnsupportedProtocol),
     }
 }
 

@@ -9,6 +9,8 @@ use std::net::Ipv4Addr;
 use portcullis_nat::policy::{Endpoint, Policy, Protocol};
 use portcullis_nat::view::SessionState;
 
+use super::fragments::{Early, FragmentEntry, FragmentKey};
+use super::shares::Shares;
 use super::tcp::{self, Direction};
 
 /// Where a session came from.
@@ -76,23 +78,6 @@ pub(super) struct Mapping {
     pub(super) scope: Option<Endpoint>,
 }
 
-/// A fragmented packet's name: source, destination, identification, protocol (RFC 791, section 2.3).
-pub(super) type FragmentKey = (Ipv4Addr, Ipv4Addr, u16, u8);
-
-#[derive(Clone, Debug)]
-pub(super) struct FragmentEntry {
-    pub(super) source: Ipv4Addr,
-    pub(super) destination: Ipv4Addr,
-    /// The sessions that its first fragment used, with the direction of each.
-    pub(super) sessions: Vec<(SessionKey, Direction)>,
-    pub(super) born: u64,
-    pub(super) touched: u64,
-    /// How many first fragments it stands for: one that comes again may take another place.
-    pub(super) places: usize,
-    /// Whether the NAT must know it.
-    pub(super) certain: bool,
-}
-
 /// What a forwarded packet does to the tables.
 #[derive(Clone, Debug)]
 pub(super) enum Effect {
@@ -110,6 +95,24 @@ impl Effect {
     /// The session that it makes.
     pub(super) fn created(&self) -> Option<SessionKey> {
         if let Self::Create { session, .. } = self { Some(session.key()) } else { None }
+    }
+
+    /// The same, for a session of an ICMP query that may have been its own answer.
+    #[must_use]
+    pub(super) fn perhaps_replied(mut self) -> Self {
+        if let Self::Create { session, .. } = &mut self
+            && session.protocol == Protocol::Icmp
+        {
+            let replied = session.variants.iter().map(|variant| Variant { state: SessionState::Replied, ..*variant });
+            session.variants = session.variants.iter().copied().chain(replied).collect();
+            session.counted = false;
+        }
+        self
+    }
+
+    /// Whether it is about sessions.
+    pub(super) fn is_of_sessions(&self) -> bool {
+        !matches!(self, Self::Fragment { .. })
     }
 
     pub(super) fn makes_mapping(&self) -> bool {
@@ -135,15 +138,28 @@ pub(super) fn room(live: usize, late: usize, limit: usize) -> Room {
     }
 }
 
+/// A session that was made, or may have been, with nothing shown of it.
+#[derive(Clone, Debug)]
+pub(super) struct Unseen {
+    /// Alternatives that differ in the external endpoint.
+    pub(super) effects: Vec<Effect>,
+    /// Whether it must be there.
+    pub(super) certain: bool,
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
     pub(super) sessions: HashMap<SessionKey, Session>,
     pub(super) mappings: HashMap<u32, Mapping>,
     pub(super) fragments: HashMap<FragmentKey, FragmentEntry>,
+    pub(super) early: Vec<Early>,
+    /// First fragments that have come, and datagrams that have waited, in all.
+    pub(super) firsts: u64,
+    pub(super) waited: u64,
     pub(super) late_sessions: Vec<Session>,
     pub(super) late_mappings: Vec<Mapping>,
-    /// A session that was made with nothing shown of it: alternatives that differ in the external endpoint. The view decides.
-    pub(super) unseen: Vec<Effect>,
+    /// Sessions that were made with nothing shown of them. The view decides.
+    pub(super) unseen: Vec<Unseen>,
     next_mapping: u32,
 }
 
@@ -194,10 +210,7 @@ impl Tables {
                     }
                 }
                 Effect::Create { session, mapping } => self.create(*session, mapping, now),
-                Effect::Fragment { key, mut entry } => {
-                    entry.places += self.fragments.get(&key).map_or(0, |before| before.places);
-                    self.fragments.insert(key, entry);
-                }
+                Effect::Fragment { key, entry } => self.learn(key, entry),
                 Effect::LaterFragment { key } => self.touch(key, now),
             }
         }
@@ -228,10 +241,16 @@ impl Tables {
         self.sessions.insert(session.key(), session);
     }
 
+    /// A first fragment takes the place of an earlier one with its name.
+    pub(super) fn learn(&mut self, key: FragmentKey, mut entry: FragmentEntry) {
+        self.firsts += 1;
+        entry.order = self.firsts;
+        self.fragments.insert(key, entry);
+    }
+
     /// A later fragment may refresh the sessions of its first, or not.
     fn touch(&mut self, key: FragmentKey, now: u64) {
-        let Some(entry) = self.fragments.get_mut(&key) else { return };
-        entry.touched = now;
+        let Some(entry) = self.fragments.get(&key) else { return };
         for (key, _) in entry.sessions.clone() {
             let Some(session) = self.sessions.get_mut(&key) else { continue };
             let refreshed: Vec<_> = session.variants.iter().map(|variant| Variant { last_seen: now, ..*variant }).collect();
@@ -241,12 +260,22 @@ impl Tables {
     }
 
     /// Says why `external` may not be given to a new mapping of `internal`, if it may not.
-    pub(super) fn objection(&self, policy: &Policy, protocol: Protocol, internal: Endpoint, external: Endpoint) -> Option<String> {
+    pub(super) fn objection(
+        &self,
+        policy: &Policy,
+        shares: &Shares,
+        protocol: Protocol,
+        internal: Endpoint,
+        external: Endpoint,
+    ) -> Option<String> {
         let Some(slot) = policy.externals.iter().find(|slot| slot.address == Some(external.address)) else {
             return Some(format!("{} is no pool address", external.address));
         };
         if !slot.ports.contains(external.port) {
             return Some(format!("port {} is not among the pool's", external.port));
+        }
+        if !shares.is_for(internal.address, external) {
+            return Some(format!("port {} is another worker's than {}", external.port, internal.address));
         }
         if let Some((_, other)) = self.mapping_at(protocol, external) {
             return Some(format!("it is in use by {other:?}"));
@@ -263,14 +292,14 @@ impl Tables {
     }
 
     /// Whether a new mapping of `internal` finds a port.
-    pub(super) fn port_room(&self, policy: &Policy, protocol: Protocol, internal: Ipv4Addr) -> Room {
+    pub(super) fn port_room(&self, policy: &Policy, shares: &Shares, protocol: Protocol, internal: Ipv4Addr) -> Room {
         let address_room = |address: Ipv4Addr| {
             let slots = policy.externals.iter().filter(|slot| slot.address == Some(address));
             let free = |slot: &portcullis_nat::policy::External| {
-                let of =
-                    |m: &&Mapping| m.protocol == protocol && m.external.address == address && slot.ports.contains(m.external.port);
+                let is_at = |m: &Mapping| m.protocol == protocol && m.external.address == address;
+                let of = |m: &&Mapping| is_at(m) && slot.ports.contains(m.external.port) && shares.is_for(internal, m.external);
                 let late = self.late_mappings.iter().filter(of).map(|m| m.external.port).collect::<BTreeSet<_>>();
-                room(self.mappings.values().filter(of).count(), late.len(), slot.ports.len() as usize)
+                room(self.mappings.values().filter(of).count(), late.len(), shares.ports(internal, address))
             };
             slots.map(free).next().unwrap_or(Room::Full)
         };

@@ -363,19 +363,62 @@ fn a_forward_leads_to_its_server_and_its_server_answers_from_it() {
     assert_eq!(nat.reference.mappings(), 0);
 }
 
+fn cut(packet: PacketBuilder) -> Vec<Vec<u8>> {
+    packet.payload_len(60).id(7).fragments(32)
+}
+
+/// H1's packet to E1 in three fragments, and what becomes of them under X:40001.
+fn three() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let router = mac_of("198.51.100.1".parse().expect("an address"));
+    (cut(PacketBuilder::udp(h1(), e1()).mac([6; 6], MACS[0])), cut(PacketBuilder::udp(x(), e1()).ttl(63).mac(MACS[2], router)))
+}
+
+const WAITS: Verdict = Verdict::AwaitFirst(portcullis_nat::verdict::DatagramToken(1));
+
 #[test]
-fn later_fragments_follow_their_first_and_none_goes_before_it() {
+fn a_later_fragment_waits_for_its_first_and_follows_it() {
     let mut nat = hand(&plan());
-    let cut = |packet: PacketBuilder| packet.payload_len(60).id(7).fragments(32);
-    let (ins, outs) = (
-        cut(PacketBuilder::udp(h1(), e1()).mac([6; 6], MACS[0])),
-        cut(PacketBuilder::udp(x(), e1()).ttl(63).mac(MACS[2], mac_of("198.51.100.1".parse().expect("an address")))),
-    );
-    let early = nat.judge(INSIDE, &ins[1], Verdict::Drop(DropReason::FragmentWithoutFirst), &ins[1]);
-    assert_eq!(early, Ok(Outcome::Dropped(DropReason::FragmentWithoutFirst)));
+    let (ins, outs) = three();
+    let drop = Verdict::Drop(DropReason::FragmentWithoutFirst);
+    assert!(nat.clone_and(|nat| nat.judge(INSIDE, &ins[1], drop, &ins[1])).is_err(), "it has to wait");
+    assert_eq!(nat.judge(INSIDE, &ins[1], WAITS, &ins[1]), Ok(Outcome::Awaits));
+    assert!(nat.reference.observe_given_up(&ins[1], drop, &ins[1]).is_err(), "its time is not over");
     assert_eq!(nat.judge(INSIDE, &ins[0], Verdict::Transmit(OUTSIDE), &outs[0]), Ok(Outcome::Outbound));
-    let later = nat.judge(INSIDE, &ins[1], Verdict::Transmit(OUTSIDE), &outs[1]);
-    assert_eq!(later, Ok(Outcome::LaterFragment(Box::new(Outcome::Outbound))));
+    assert!(nat.clone_and(|nat| nat.judge(INSIDE, &ins[2], WAITS, &ins[2])).is_err(), "the first has come");
+    assert!(nat.clone_and(|nat| nat.judge(INSIDE, &ins[2], drop, &ins[2])).is_err());
+    let released = nat.reference.observe_released(INSIDE, &ins[1], nat.now, Verdict::Transmit(OUTSIDE), &outs[1]);
+    let followed = Outcome::LaterFragment(Box::new(Outcome::Outbound));
+    assert_eq!((released.expect("it follows"), nat.reference.waiting()), (followed.clone(), 0));
+    if ins.len() == 3 {
+        assert_eq!(nat.judge(INSIDE, &ins[2], Verdict::Transmit(OUTSIDE), &outs[2]), Ok(followed));
+    }
+    assert_eq!(nat.judge(INSIDE, &ins[1], WAITS, &ins[1]), Ok(Outcome::Awaits), "the datagram is complete: another one begins");
+}
+
+#[test]
+fn a_fragment_that_waited_in_vain_is_given_up_when_its_time_is_over() {
+    let mut nat = hand(&plan());
+    let (ins, outs) = three();
+    assert_eq!(nat.judge(INSIDE, &ins[1], WAITS, &ins[1]), Ok(Outcome::Awaits));
+    nat.wait(3001);
+    nat.reference.advance(nat.now);
+    let mut late = nat.clone_and(|nat| nat.clone());
+    assert_eq!(late.judge(INSIDE, &ins[0], Verdict::Transmit(OUTSIDE), &outs[0]), Ok(Outcome::Outbound));
+    assert_eq!(late.reference.waiting(), 1, "a first that comes too late releases nothing");
+    let drop = Verdict::Drop(DropReason::FragmentWithoutFirst);
+    assert!(nat.clone_and(|nat| nat.reference.observe_given_up(&ins[1], Verdict::Punt, &ins[1])).is_err());
+    assert!(nat.clone_and(|nat| nat.reference.observe_given_up(&ins[1], drop, &ins[2])).is_err());
+    assert!(nat.reference.observe_given_up(&ins[1], drop, &ins[1]).is_ok());
+    assert!(nat.reference.observe_given_up(&ins[1], drop, &ins[1]).is_err(), "only once");
+}
+
+#[test]
+fn what_follows_a_first_fragment_that_was_dropped_is_dropped() {
+    let mut nat = hand(&plan());
+    let ins = cut(PacketBuilder::tcp(h1(), e1(), ACK).mac([6; 6], MACS[0]));
+    assert!(nat.judge(INSIDE, &ins[0], Verdict::Drop(DropReason::TcpNotSyn), &ins[0]).is_ok());
+    assert!(nat.clone_and(|nat| nat.judge(INSIDE, &ins[1], WAITS, &ins[1])).is_err());
+    assert!(nat.judge(INSIDE, &ins[1], Verdict::Drop(DropReason::FragmentWithoutFirst), &ins[1]).is_ok());
 }
 
 #[test]

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 
-use portcullis_nat::policy::Policy;
+use portcullis_nat::policy::{Endpoint, Policy};
 use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionView};
 
-use super::tables::{Effect, Session, Variant};
+use super::tables::{Effect, Session, Unseen, Variant};
 use super::{Disagreement, ReferenceNat};
 
 impl ReferenceNat {
@@ -39,18 +39,27 @@ impl ReferenceNat {
         }
     }
 
-    /// Finds the session that was made unseen, and the external endpoint that it was given.
+    /// Finds the sessions that were made unseen, and the external endpoint that each was given.
     fn reveal(&mut self, views: &[SessionView]) -> Result<(), Disagreement> {
-        let mut unseen = std::mem::take(&mut self.tables.unseen);
-        let Some(key) = unseen.iter().find_map(Effect::created) else { return Ok(()) };
+        std::mem::take(&mut self.tables.unseen).into_iter().try_for_each(|unseen| self.reveal_one(unseen, views))
+    }
+
+    fn reveal_one(&mut self, Unseen { mut effects, certain }: Unseen, views: &[SessionView]) -> Result<(), Disagreement> {
+        let Some(key) = effects.iter().find_map(Effect::created) else { return Ok(()) };
         let Some(view) = views.iter().find(|view| (view.protocol, view.internal, view.remote) == key) else {
-            return Err(Disagreement::plain(format!("the NAT lacks the session {key:?} of a hairpin that was filtered")));
+            let why = format!("the NAT lacks the session {key:?} of a hairpin whose second half was refused");
+            return if certain { Err(Disagreement::plain(why)) } else { Ok(()) };
         };
-        let known = |effect: &Effect| matches!(effect, Effect::Create { session, .. } if session.external == view.external);
-        let at = unseen.iter().position(known).or_else(|| unseen.iter().position(Effect::makes_mapping)).unwrap_or(0);
-        let mut effect = unseen.swap_remove(at);
+        let is_at = |effect: &Effect, same: fn(Endpoint, Endpoint) -> bool| matches!(effect, Effect::Create { session, .. } if same(session.external, view.external));
+        let known = effects.iter().position(|effect| is_at(effect, |one, other| one == other));
+        let like =
+            || effects.iter().position(|effect| effect.makes_mapping() && is_at(effect, |one, other| one.address == other.address));
+        let any = || effects.iter().position(Effect::makes_mapping);
+        let at = known.or_else(like).or_else(any).unwrap_or(0);
+        let mut effect = effects.swap_remove(at);
         if let Effect::Create { session, mapping: Some(mapping) } = &mut effect {
-            if let Some(why) = self.tables.objection(&self.policy, view.protocol, view.internal, view.external) {
+            let (protocol, internal, external) = (view.protocol, view.internal, view.external);
+            if let Some(why) = self.tables.objection(&self.policy, &self.shares, protocol, internal, external) {
                 return Err(Disagreement::plain(format!("{view:?} may not have that external endpoint: {why}")));
             }
             (session.external, mapping.external) = (view.external, view.external);

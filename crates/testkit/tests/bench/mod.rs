@@ -1,18 +1,18 @@
-//! The bench of the oracle's properties: a NAT in its generated world, with the reference beside it.
+//! The bench of the oracle's properties: a NAT of one worker or more in its generated world, with the reference beside it.
 //!
-//! Knows `Nat`'s public face; `gateway` is the one place that knows how a NAT is made. Called by `oracle.rs`. A failing scenario is
+//! Knows `Nat`'s public face; `gateway` is the one place that knows how a NAT is made. Frames come to any worker. Called by `oracle.rs`. A failing scenario is
 //! shrunk, told step by step, and written to `target/failures/`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use portcullis_nat::policy::{DeviceId, InterfaceId, Mac, Network, Policy};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::Verdict;
-use portcullis_nat::view::{MappingView, SessionView};
-use portcullis_nat::{Capacity, Nat, Packet, Seeds};
-use portcullis_steering::{Owners, WorkerId};
+use portcullis_nat::{Capacity, Packet, Seeds};
 use portcullis_testkit::builder::describe;
+use portcullis_testkit::fleet::{Done, Fleet, owners};
 use portcullis_testkit::generate::world::{POOL, mac_of, next_hops};
 use portcullis_testkit::generate::{Forwarded, Plan, Received, Scenario, Stage, Step, scaled, scenario};
 use portcullis_testkit::pcap::{Record, write_failure};
@@ -36,50 +36,25 @@ pub(crate) fn capacity(plan: &Plan) -> Capacity {
 }
 
 /// The one place that knows how a NAT is made.
-pub(crate) fn gateway<'m>(memory: &'m mut Vec<u8>, plan: &Plan, seeds: [u64; 4]) -> Nat<'m> {
-    let capacity = capacity(plan);
-    memory.clear();
-    memory.resize(capacity.bytes(), 0);
+pub(crate) fn gateway<'m>(memory: &'m mut Vec<u8>, plan: &Plan, seeds: [u64; 4], workers: u16) -> Fleet<'m> {
     let now = Tick(plan.start);
-    let mut nat = Nat::new(memory, capacity, Seeds(seeds), Owners::single(), WorkerId(0), now).expect("the memory is large enough");
-    nat.adopt_policy(Arc::new(plan.policy()), now);
-    nat.adopt_network(Arc::new(plan.network()));
-    nat
+    let [seed, ..] = seeds;
+    let mut fleet = Fleet::new(memory, capacity(plan), Seeds(seeds), &owners(workers, seed), seed ^ 0xF00D, now);
+    fleet.adopt_policy(&Arc::new(plan.policy()), now);
+    fleet.adopt_network(&Arc::new(plan.network()));
+    fleet
 }
 
-pub(crate) fn sessions(nat: &Nat<'_>, now: Tick) -> Vec<SessionView> {
-    let (mut views, mut cursor) = (Vec::new(), Some(0));
-    while let Some(at) = cursor {
-        cursor = nat.sessions(at, 16, now, &mut views);
-    }
-    views
+/// What a frame becomes.
+pub(crate) fn process(nat: &mut Fleet<'_>, frame: &Received, now: Tick) -> Done {
+    let number = offer(nat, frame);
+    nat.run(now).into_iter().find(|done| done.number == number).expect("one verdict for each packet")
 }
 
-pub(crate) fn mappings(nat: &Nat<'_>) -> Vec<MappingView> {
-    let (mut views, mut cursor) = (Vec::new(), Some(0));
-    while let Some(at) = cursor {
-        cursor = nat.mappings(at, 16, &mut views);
-    }
-    views
-}
-
-/// What one frame became.
-pub(crate) struct Done {
-    pub(crate) verdict: Verdict,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) memory: Vec<u8>,
-}
-
-pub(crate) fn process(nat: &mut Nat<'_>, frames: &[Received], now: Tick) -> Vec<Done> {
-    let mut memory: Vec<Vec<u8>> = frames.iter().map(|frame| padded(&frame.bytes)).collect();
-    let mut burst: Vec<Packet<'_>> =
-        memory.iter_mut().zip(frames).map(|(buffer, frame)| Packet::received(buffer, frame.bytes.len())).collect();
-    let mut verdicts = Vec::new();
-    nat.process(&mut burst, frames[0].device, now, &mut verdicts);
-    assert_eq!(verdicts.len(), frames.len(), "one verdict for each packet");
-    let lens: Vec<_> = burst.iter().map(|packet| packet.len).collect();
-    let done = |((verdict, len), memory): ((Verdict, usize), Vec<u8>)| Done { verdict, bytes: memory[..len].to_vec(), memory };
-    verdicts.into_iter().zip(lens).zip(memory).map(done).collect()
+/// Puts a frame on any worker. Gives its number.
+fn offer(nat: &mut Fleet<'_>, frame: &Received) -> u64 {
+    let worker = nat.any_worker();
+    nat.receive(worker, frame.device, padded(&frame.bytes), frame.bytes.len())
 }
 
 pub(crate) fn padded(bytes: &[u8]) -> Vec<u8> {
@@ -90,7 +65,7 @@ pub(crate) fn padded(bytes: &[u8]) -> Vec<u8> {
 
 /// A NAT in its world, with the reference beside it if wanted.
 pub(crate) struct Bench<'m> {
-    pub(crate) nat: Nat<'m>,
+    pub(crate) nat: Fleet<'m>,
     pub(crate) reference: ReferenceNat,
     pub(crate) plan: Plan,
     pub(crate) policy: Policy,
@@ -100,11 +75,17 @@ pub(crate) struct Bench<'m> {
     pub(crate) records: Vec<Record>,
     pub(crate) outcomes: Vec<(Outcome, Verdict)>,
     pub(crate) log: Option<Vec<String>>,
+    /// Frames that are on their way or wait, by number.
+    inputs: BTreeMap<u64, Received>,
+    /// Frames that have waited or do.
+    waited: BTreeSet<u64>,
+    /// The next identification of a datagram whose fragments come all at once.
+    fresh: u16,
 }
 
 impl<'m> Bench<'m> {
-    pub(crate) fn new(memory: &'m mut Vec<u8>, plan: &Plan, seeds: [u64; 4]) -> Self {
-        let nat = gateway(memory, plan, seeds);
+    pub(crate) fn new(memory: &'m mut Vec<u8>, plan: &Plan, seeds: [u64; 4], workers: u16) -> Self {
+        let nat = gateway(memory, plan, seeds, workers);
         let gauges = nat.gauges();
         let limits = Limits {
             mappings: gauges.mappings_limit as usize,
@@ -113,6 +94,7 @@ impl<'m> Bench<'m> {
         };
         let (policy, network, now) = (plan.policy(), plan.network(), Tick(plan.start));
         let reference = ReferenceNat::new(Arc::new(policy.clone()), Arc::new(network.clone()), limits, now);
+        let reference = reference.with_owners(nat.owners().clone());
         let stage = Stage { tagged: plan.tagged, ..Stage::default() };
         Self {
             nat,
@@ -125,6 +107,9 @@ impl<'m> Bench<'m> {
             records: Vec::new(),
             outcomes: Vec::new(),
             log: None,
+            inputs: BTreeMap::new(),
+            waited: BTreeSet::new(),
+            fresh: 1000,
         }
     }
 
@@ -142,7 +127,7 @@ impl<'m> Bench<'m> {
     pub(crate) fn step(&mut self, step: &Step) -> Result<(), String> {
         match step {
             Step::Wait(wait) => self.now = self.now.after(wait.milliseconds(&self.policy.timeouts)),
-            Step::Sweep => self.sweep(),
+            Step::Sweep => self.sweep()?,
             Step::Mtu(index, mtu) => {
                 index.get_mut(&mut self.network.interfaces).mtu = *mtu;
                 self.rewire();
@@ -159,19 +144,17 @@ impl<'m> Bench<'m> {
                 }
                 self.rewire();
             }
-            Step::Address(index) => self.flip_address(index.index(self.policy.externals.len())),
+            Step::Address(index) => self.flip_address(index.index(self.policy.externals.len()))?,
             _ => {
                 if let Step::Again { after: Some(wait), .. } = step {
                     self.now = self.now.after(wait.milliseconds(&self.policy.timeouts));
                 }
-                let frames = self.stage.frames(step);
-                if !frames.is_empty() {
-                    self.burst(&frames)?;
-                }
+                self.traffic(step)?;
             }
         }
-        self.nat.expire(self.now);
         self.reference.advance(self.now);
+        let given_up = self.nat.expire(self.now);
+        self.give_up(&given_up)?;
         self.reference.swept_fragments();
         self.compare()
     }
@@ -181,57 +164,117 @@ impl<'m> Bench<'m> {
         bench.step(step)
     }
 
-    pub(crate) fn sweep(&mut self) {
-        self.nat.expire_all(self.now);
+    pub(crate) fn sweep(&mut self) -> Result<(), String> {
         self.reference.advance(self.now);
+        let given_up = self.nat.expire_all(self.now);
+        self.give_up(&given_up)?;
         self.reference.swept();
+        let (waiting, known) = (self.nat.waiting(), self.reference.waiting());
+        if waiting == known { Ok(()) } else { Err(format!("{waiting} frames wait, not {known}")) }
     }
 
     fn rewire(&mut self) {
         let network = Arc::new(self.network.clone());
-        self.nat.adopt_network(Arc::clone(&network));
+        self.nat.adopt_network(&network);
         self.reference.adopt_network(network);
     }
 
     /// An address that comes back before the sweep has passed may bring its sessions back with it, which no rule settles: the sweep
     /// goes first.
-    fn flip_address(&mut self, slot: usize) {
+    fn flip_address(&mut self, slot: usize) -> Result<(), String> {
         if self.policy.externals[slot].address.is_none() {
-            self.sweep();
+            self.sweep()?;
         }
         let external = &mut self.policy.externals[slot];
         external.address = if external.address.is_none() { Some(POOL[slot]) } else { None };
         let policy = Arc::new(self.policy.clone());
         self.reference.advance(self.now);
-        self.nat.adopt_policy(Arc::clone(&policy), self.now);
+        let given_up = self.nat.adopt_policy(&policy, self.now);
         self.reference.adopt_policy(policy);
+        self.give_up(&given_up)
     }
 
+    /// The pieces of a datagram come all at once, in any order and interleaving, if no other may have its identification; or else one
+    /// after the other.
+    fn traffic(&mut self, step: &Step) -> Result<(), String> {
+        let mut step = step.clone();
+        let at_once = step.pieces().is_some_and(|(_, rotation)| rotation > 0);
+        if at_once {
+            step.set_id(self.fresh);
+            self.fresh = self.fresh.wrapping_add(1);
+        }
+        let frames = self.stage.frames(&step);
+        if at_once {
+            return self.burst(&frames);
+        }
+        frames.iter().try_for_each(|frame| self.burst(std::slice::from_ref(frame)))
+    }
+
+    /// Frames that come at once, to any workers.
     pub(crate) fn burst(&mut self, frames: &[Received]) -> Result<(), String> {
-        let done = process(&mut self.nat, frames, self.now);
-        for (frame, done) in frames.iter().zip(done) {
+        for frame in frames {
             self.record(&frame.bytes);
             self.note(|| format!("  in  {}: {}", frame.device.0, describe(&frame.bytes)));
-            self.note(|| format!("  out {:?}: {}", done.verdict, describe(&done.bytes)));
-            if matches!(done.verdict, Verdict::Transmit(_) | Verdict::Fragment { .. } | Verdict::Hold { .. }) {
-                self.record(&done.bytes);
-            }
-            let outcome = self.reference.observe(frame.device, &frame.bytes, self.now, done.verdict, &done.bytes);
-            let outcome = outcome.map_err(|disagreement| disagreement.to_string())?;
-            self.note(|| format!("      {outcome:?}"));
-            self.outcomes.push((outcome, done.verdict));
+            let number = offer(&mut self.nat, frame);
+            self.inputs.insert(number, frame.clone());
             self.stage.received.push(frame.clone());
-            self.deliver(done, frame)?;
+        }
+        self.reference.advance(self.now);
+        let done = self.nat.run(self.now);
+        done.iter().try_for_each(|done| self.judge(done))
+    }
+
+    /// Has the reference judge what became of a frame.
+    fn judge(&mut self, done: &Done) -> Result<(), String> {
+        self.note(|| format!("  out {:?} by {:?}: {}", done.verdict, done.worker, describe(done.bytes())));
+        let waits = matches!(done.verdict, Verdict::AwaitFirst(_));
+        let input = if waits { self.inputs.get(&done.number).cloned() } else { self.inputs.remove(&done.number) };
+        let input = input.ok_or("a frame ends twice")?;
+        let released = self.waited.contains(&done.number);
+        if released && done.is_given_up {
+            return self.give_up_one(&input, done);
+        }
+        let (reference, verdict) = (&mut self.reference, done.verdict);
+        let outcome = if released {
+            reference.observe_released(input.device, &input.bytes, self.now, verdict, done.bytes())
+        } else {
+            reference.observe(input.device, &input.bytes, self.now, verdict, done.bytes())
+        };
+        let outcome = outcome.map_err(|disagreement| disagreement.to_string())?;
+        self.note(|| format!("      {outcome:?}"));
+        if waits {
+            self.waited.insert(done.number);
+            return Ok(());
+        }
+        self.outcomes.push((outcome, verdict));
+        self.deliver(done, &input)?;
+        if self.reference.has_unseen() { self.compare() } else { Ok(()) }
+    }
+
+    fn give_up(&mut self, given_up: &[Done]) -> Result<(), String> {
+        for done in given_up {
+            let input = self.inputs.remove(&done.number).ok_or("a frame ends twice")?;
+            self.give_up_one(&input, done)?;
         }
         Ok(())
     }
 
-    pub(crate) fn deliver(&mut self, done: Done, input: &Received) -> Result<(), String> {
+    fn give_up_one(&mut self, input: &Received, done: &Done) -> Result<(), String> {
+        self.note(|| format!("  given up: {:?}: {}", done.verdict, describe(done.bytes())));
+        let outcome = self.reference.observe_given_up(&input.bytes, done.verdict, done.bytes());
+        self.outcomes.push((outcome.map_err(|disagreement| disagreement.to_string())?, done.verdict));
+        Ok(())
+    }
+
+    pub(crate) fn deliver(&mut self, done: &Done, input: &Received) -> Result<(), String> {
         let bytes = match done.verdict {
-            Verdict::Transmit(device) | Verdict::Fragment { device, .. } => Some((device, done.bytes)),
-            Verdict::Hold { interface, next_hop } => self.resolve(&done, interface, next_hop)?,
+            Verdict::Transmit(device) | Verdict::Fragment { device, .. } => Some((device, done.bytes().to_vec())),
+            Verdict::Hold { interface, next_hop } => self.resolve(done, interface, next_hop)?,
             _ => None,
         };
+        if matches!(done.verdict, Verdict::Transmit(_) | Verdict::Fragment { .. } | Verdict::Hold { .. }) {
+            self.record(done.bytes());
+        }
         if let Some((device, bytes)) = bytes {
             self.stage.forwarded.push(Forwarded { device, bytes, input: input.clone() });
         }
@@ -246,7 +289,7 @@ impl<'m> Bench<'m> {
         next_hop: std::net::Ipv4Addr,
     ) -> Result<Option<(DeviceId, Vec<u8>)>, String> {
         let mut memory = done.memory.clone();
-        let mut packet = Packet::received(&mut memory, done.bytes.len());
+        let mut packet = Packet::received(&mut memory, done.len);
         match self.nat.readdress(&mut packet, interface, next_hop) {
             Verdict::Hold { .. } => {}
             other => return Err(format!("without a neighbour a held packet is {other:?}")),
@@ -254,10 +297,10 @@ impl<'m> Bench<'m> {
         let mac: Mac = mac_of(next_hop);
         let mut network = self.network.clone();
         network.neighbours.insert((interface, next_hop), mac);
-        self.nat.adopt_network(Arc::new(network));
+        self.nat.adopt_network(&Arc::new(network));
         let verdict = self.nat.readdress(&mut packet, interface, next_hop);
         let len = packet.len;
-        self.nat.adopt_network(Arc::new(self.network.clone()));
+        self.nat.adopt_network(&Arc::new(self.network.clone()));
         let Verdict::Transmit(device) = verdict else {
             return if matches!(verdict, Verdict::Fragment { .. }) {
                 Ok(None)
@@ -267,17 +310,17 @@ impl<'m> Bench<'m> {
         };
         let out = &self.network.interfaces[usize::from(interface.0)];
         let bytes = memory[..len].to_vec();
-        if device != out.device || bytes[..6] != mac || bytes[6..12] != out.mac || datagram(&bytes) != datagram(&done.bytes) {
+        if device != out.device || bytes[..6] != mac || bytes[6..12] != out.mac || datagram(&bytes) != datagram(done.bytes()) {
             return Err(format!("readdressed badly: {}", describe(&bytes)));
         }
         Ok(Some((device, bytes)))
     }
 
     pub(crate) fn compare(&mut self) -> Result<(), String> {
-        let views = sessions(&self.nat, self.now);
+        let views = self.nat.sessions(self.now);
         self.stage.externals = views.iter().map(|view| view.external).collect();
         let compared =
-            self.reference.reconcile_sessions(&views).and_then(|()| self.reference.reconcile_mappings(&mappings(&self.nat)));
+            self.reference.reconcile_sessions(&views).and_then(|()| self.reference.reconcile_mappings(&self.nat.mappings()));
         let compared = compared.and_then(|()| self.reference.check_gauges(&self.nat.gauges(), &self.nat.port_use()));
         compared.map_err(|disagreement| disagreement.to_string())
     }
@@ -291,9 +334,9 @@ pub(crate) fn datagram(frame: &[u8]) -> &[u8] {
 pub(crate) type Check = fn(&mut Bench<'_>, &Step) -> Result<(), String>;
 
 /// Runs a scenario with a check for each step.
-pub(crate) fn play(scenario: &Scenario, check: Check, aloud: bool) -> Result<(), (String, Vec<Record>)> {
+pub(crate) fn play(scenario: &Scenario, workers: u16, check: Check, aloud: bool) -> Result<(), (String, Vec<Record>)> {
     let mut memory = Vec::new();
-    let mut bench = Bench::new(&mut memory, &scenario.plan, scenario.seeds);
+    let mut bench = Bench::new(&mut memory, &scenario.plan, scenario.seeds, workers);
     bench.log = aloud.then(Vec::new);
     for (number, step) in scenario.steps.iter().enumerate() {
         bench.note(|| format!("step {number}: {step:?}"));
@@ -308,15 +351,20 @@ pub(crate) fn play(scenario: &Scenario, check: Check, aloud: bool) -> Result<(),
 
 /// Runs a property over scenarios; a failure is shrunk, told step by step, and recorded under the test's name.
 pub(crate) fn hold(name: &str, cases: u32, steps: usize, check: Check) {
+    hold_on(1, name, cases, scenario(steps), check);
+}
+
+/// The same on a number of workers, over other scenarios.
+pub(crate) fn hold_on(workers: u16, name: &str, cases: u32, scenarios: impl Strategy<Value = Scenario>, check: Check) {
     let config =
         ProptestConfig { cases: scaled(cases), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
     let outcome =
-        runner.run(&scenario(steps), |scenario| play(&scenario, check, false).map_err(|(why, _)| TestCaseError::fail(why)));
+        runner.run(&scenarios, |scenario| play(&scenario, workers, check, false).map_err(|(why, _)| TestCaseError::fail(why)));
     match outcome {
         Ok(()) => {}
         Err(TestError::Fail(_, minimal)) => {
-            let (why, records) = play(&minimal, check, true).expect_err("a shrunk scenario fails again");
+            let (why, records) = play(&minimal, workers, check, true).expect_err("a shrunk scenario fails again");
             panic!("{why}\n{}", write_failure(name, &records));
         }
         Err(TestError::Abort(why)) => panic!("given up: {why}"),

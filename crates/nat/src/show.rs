@@ -1,0 +1,63 @@
+//! What a worker's NAT shows of itself: counters, gauges, ports, sessions and mappings.
+//!
+//! Knows the tables, and the copies in `view`; changes nothing. Called by the worker between bursts. Invariant: dumps go in bounded slices.
+
+use crate::counters::Counters;
+use crate::nat::Nat;
+use crate::policy::Protocol;
+use crate::time::Tick;
+use crate::view::{Gauges, MappingView, PortUse, SessionView};
+
+impl Nat<'_> {
+    /// What was counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How full the tables are.
+    pub fn gauges(&self) -> Gauges {
+        let (sessions, mappings) = (&self.state.sessions.records, &self.state.mappings.records);
+        Gauges {
+            mappings: mappings.live(),
+            mappings_limit: mappings.limit(),
+            sessions: sessions.live(),
+            sessions_limit: sessions.limit(),
+            subscribers: self.state.subscribers.len() as u32,
+            fragments: self.fragments.len() as u32,
+        }
+    }
+
+    /// The use of each external address, for each protocol. **Cost:** cold; O(addresses).
+    pub fn port_use(&self) -> Vec<PortUse> {
+        let mut uses = Vec::new();
+        for (slot, address) in self.state.slots.iter().enumerate() {
+            let Some(address) = *address else { continue };
+            for protocol in Protocol::ALL {
+                let space = self.state.space(slot as u16, protocol);
+                uses.push(PortUse { address, protocol, used: space.used(), limit: space.limit() });
+            }
+        }
+        uses
+    }
+
+    /// Appends the live sessions among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
+    pub fn sessions(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<SessionView>) -> Option<u32> {
+        let (records, next) = self.state.sessions.records.slice(cursor, most);
+        for (_, session) in records {
+            let expires_in = self.state.expires_in(session, now);
+            if expires_in > 0 {
+                into.push(session.view(expires_in));
+            }
+        }
+        next
+    }
+
+    /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
+    pub fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
+        let (records, next) = self.state.mappings.records.slice(cursor, most);
+        let is_live = |slot: u16, external| self.state.slots[usize::from(slot)] == Some(external);
+        let live = records.filter(|(_, mapping)| is_live(mapping.slot, mapping.external().address));
+        into.extend(live.map(|(_, mapping)| mapping.view()));
+        next
+    }
+}
