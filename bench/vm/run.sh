@@ -38,4 +38,4 @@ reason=$(bench/vm/fetch.sh "$cache" "$kernel") || code=$?
 mkdir -p "$(dirname "$image")"
 bench/vm/image.sh "$cache/tools" "$cache/kernel-$kernel" "$image" \
     target/release/portcullis target/release/portcullis-bench "$(command -v ethtool)"
-exec timeout --foreground -k 30 840 nice -n 10 target/release/vm "$cache/tools" "$cache/kernel-$kernel" "$image" "$@"
+exec timeout --foreground -k 30 840 nice -n 5 target/release/vm "$cache/tools" "$cache/kernel-$kernel" "$image" "$@"
