@@ -15,7 +15,7 @@ queues=4
 nic=virtio-net-pci,mq=on,vectors=$((2 * queues + 2)),iommu_platform=on,disable-legacy=on,rss=on,romfile=
 tap=queues=$queues,script=no,downscript=no,vhost=off
 
-exec timeout --foreground 900 nice -n 10 "$tools/usr/bin/qemu-system-x86_64" \
+exec timeout --foreground 900 "$tools/usr/bin/qemu-system-x86_64" \
     -L "$tools/usr/share/qemu" -L "$tools/usr/share/seabios" \
     -M q35 -accel tcg,thread=multi -cpu max,la57=off -smp "$queues" -m 768M -nodefaults -no-user-config -display none -no-reboot \
     -kernel "$kernel/vmlinux" -initrd "$image" \

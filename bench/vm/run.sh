@@ -44,4 +44,4 @@ reason=$(bench/vm/fetch.sh "$cache" "$kernel") || code=$?
 mkdir -p "$(dirname "$image")"
 bench/vm/image.sh "$cache/tools" "$cache/kernel-$kernel" "$image" \
     target/$build/portcullis target/$build/portcullis-bench "$(command -v ethtool)"
-exec timeout --foreground -k 30 840 nice -n 10 target/$build/vm "$cache/tools" "$cache/kernel-$kernel" "$image" "$@"
+exec timeout --foreground -k 30 840 nice -n 5 target/$build/vm "$cache/tools" "$cache/kernel-$kernel" "$image" "$@"

@@ -37,7 +37,7 @@ pub use sysfs::{Interrupt, Placement, Polling};
 
 /// The feature by which a driver takes flow rules (`ethtool -K DEV ntuple`).
 pub const NTUPLE: &str = "rx-ntuple-filter";
-/// The feature by which a driver reports hashes, and virtio_net computes them at all (`ethtool -K DEV rxhash`).
+/// The feature by which a driver reports hashes, and virtio_net hashes the fields that were set (`ethtool -K DEV rxhash`).
 pub const RX_HASH: &str = "rx-hashing";
 
 /// Who drives a device.

@@ -13,8 +13,8 @@ use super::{
 /// Whose habits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Model {
-    /// Hashes only with `rxhash on`; takes two or four fields, and forgets them all when those of ip4 are set; forgets a table when XDP is
-    /// attached; no rules.
+    /// Begins with `rxhash off` and hashes; switched off, it does not. Takes two or four fields, and forgets them all when those of ip4 are
+    /// set; forgets a table when XDP is attached; no rules.
     Virtio,
     /// Shows no key; UDP by addresses at first; rules for link-layer fields only.
     Igb,
@@ -57,6 +57,8 @@ pub(super) struct State {
     pub(super) rss: Rss,
     /// What the kernel remembers of a table that was set (`IFF_RXFH_CONFIGURED`).
     pub(super) configured: bool,
+    /// Whether frames are hashed: otherwise all come to queue 0.
+    pub(super) hashes: bool,
     /// The table that frames meet; virtio's is not always the one that is shown.
     pub(super) live_table: Vec<u32>,
     pub(super) fields: BTreeMap<Flow, Fields>,
@@ -118,7 +120,8 @@ impl Fake {
             features.insert(NTUPLE, model == Model::Picker);
         }
         let live_table = rss.table.clone();
-        let state = State { channels, rings, rss, configured: false, live_table, fields, features, rules: BTreeMap::new() };
+        let state =
+            State { channels, rings, rss, configured: false, hashes: true, live_table, fields, features, rules: BTreeMap::new() };
         Self(Rc::new(RefCell::new(Inner { model, state, faults: Faults::default(), writes: Vec::new() })))
     }
 
@@ -234,9 +237,12 @@ impl Ethtool for Fake {
     }
 
     fn set_feature(&self, name: &str, on: bool) -> io::Result<()> {
-        self.write("feature", |_, state, _| match state.features.iter_mut().find(|(known, _)| **known == name) {
+        self.write("feature", |model, state, _| match state.features.iter_mut().find(|(known, _)| **known == name) {
             Some((_, active)) => {
                 *active = on;
+                if (model, name) == (Model::Virtio, RX_HASH) {
+                    state.hashes = on;
+                }
                 Ok(())
             }
             None => refused(libc::EOPNOTSUPP),

@@ -7,7 +7,7 @@ use super::{Channels, Fields, Flow, HashFunction, Rule};
 /// What a device's settings are to become. What is empty or `None` stays as it is.
 ///
 /// A plan that says anything about the hash (key, table, function, fields) also switches the transform off, under which nothing can be
-/// predicted, and the feature [`super::RX_HASH`] on, without which virtio_net does not hash; rules switch [`super::NTUPLE`] on.
+/// predicted, and the feature [`super::RX_HASH`] on; virtio_net's for fields only, and it stays on. Rules switch [`super::NTUPLE`] on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Receive queues.

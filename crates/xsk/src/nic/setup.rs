@@ -21,6 +21,11 @@ use super::{
     plan::{most_queues, with_queues},
 };
 
+/// The driver that begins with [`RX_HASH`] off and hashes all the same. Switched off, it tells the device to hash nothing, and all frames
+/// come to queue 0 until it is on again: so it is switched on for the hashed fields only, which need it, and never off (`virtnet_set_features`
+/// and `virtnet_probe` in drivers/net/virtio_net.c).
+const VIRTIO: &str = "virtio_net";
+
 /// A device whose settings were changed, and what they were. Puts them back when it is dropped, and logs what stays.
 ///
 /// Settings that somebody else changed meanwhile are overwritten with what they were at the beginning. Restore after the XDP program is
@@ -139,11 +144,18 @@ impl<E: Ethtool> NicSetup<E> {
                 _ => return Err(self.impossible(Impossible::Feature(name.clone()))),
             }
         }
-        let needed = [(RX_HASH, plan.is_about_hashing()), (NTUPLE, !plan.rules.is_empty())];
+        let virtio = self.nic.driver()?.is_some_and(|driver| driver.name == VIRTIO);
+        let about_hashing = if virtio { !plan.fields.is_empty() } else { plan.is_about_hashing() };
+        let needed = [(RX_HASH, about_hashing), (NTUPLE, !plan.rules.is_empty())];
         for (name, _) in needed.into_iter().filter(|(_, needed)| *needed) {
             let said = plan.features.iter().any(|(said, _)| said == name);
             let off = |feature: &Feature| feature.name == name && feature.changeable && !feature.active;
-            if !said && known.iter().any(off) {
+            if said || !known.iter().any(off) {
+                continue;
+            }
+            if virtio && name == RX_HASH {
+                self.nic.write(&Setting::Feature { name: name.to_string(), on: true })?;
+            } else {
                 self.switch(name, true, keep)?;
             }
         }

@@ -3,6 +3,9 @@
 //! Each gets the lab, says what it needs of it (a gateway that runs, or none), and returns what it found in a few words, or why it fails.
 //! Invariant: a check that has passed has compared numbers from the guest with numbers that were known before.
 
+mod owners;
+mod settings;
+
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
@@ -12,7 +15,7 @@ use portcullis_testkit::topology::services::{Service, seen_from};
 use portcullis_testkit::topology::{CLIENTS, POOL, SERVER};
 use serde_json::Value;
 
-use crate::lab::{BEHIND, Lab, NICS, QUEUES};
+use crate::lab::{BEHIND, Lab, Manner, NICS, QUEUES};
 use crate::placement::{Fields, Flow, Key, Numbers, Rss};
 use crate::traffic::Sender;
 
@@ -47,6 +50,13 @@ pub(crate) const ALL: &[Check] = &[
     Check { name: "a table set while an XDP program is attached is in force", short: false, run: table_can_be_set },
     Check { name: "the gateway binds all queues without copying", short: true, run: gateway_binds },
     Check { name: "ping, UDP and TCP pass the gateway, and no frame is missing", short: true, run: traffic_passes },
+    Check { name: "100,000 frames through four workers: none misplaced", short: false, run: owners::four_workers },
+    Check { name: "a key changed under traffic: seen, nothing lost, trusted again", short: false, run: owners::changed_key },
+    Check { name: "two workers: none misplaced", short: false, run: owners::two_workers },
+    Check { name: "one worker: nothing handed over", short: false, run: owners::one_worker },
+    Check { name: "NICs left alone: handed over as foretold, nothing lost", short: false, run: owners::in_software },
+    Check { name: "after SIGTERM the NICs are as they were", short: false, run: settings::put_back },
+    Check { name: "after kill, start and SIGTERM the NICs are as they were", short: false, run: settings::put_back_after_kill },
     Check { name: "the gateway ends and the NICs receive again", short: false, run: gateway_ends },
 ];
 
@@ -194,7 +204,7 @@ fn settled(lab: &mut Lab, nic: &str, before: &[u64], sent: u64) -> Result<Vec<u6
 }
 
 fn gateway_binds(lab: &mut Lab) -> Result<String> {
-    lab.start_gateway()?;
+    lab.start_gateway(Manner::SetUp)?;
     let stats = lab.stats()?;
     let interfaces = stats["interfaces"].as_array().context("no interfaces")?;
     for (nic, _) in NICS {
@@ -208,7 +218,7 @@ fn gateway_binds(lab: &mut Lab) -> Result<String> {
 }
 
 fn traffic_passes(lab: &mut Lab) -> Result<String> {
-    lab.start_gateway()?;
+    lab.start_gateway(Manner::SetUp)?;
     let before = lab.stats()?;
     let printed = lab.inside.run(&format!("ping -c 10 -i 0.2 -W 5 {SERVER}"))?;
     ensure!(printed.contains(" 0% packet loss"), "{printed}");
@@ -281,7 +291,7 @@ fn counter(stats: &Value, name: &str) -> Result<u64> {
 
 /// After the gateway has ended by itself the NICs give their frames to the kernel again.
 fn gateway_ends(lab: &mut Lab) -> Result<String> {
-    lab.start_gateway()?;
+    lab.start_gateway(Manner::SetUp)?;
     lab.stats().context("it has to run still")?;
     lab.stop_gateway()?;
     let log = lab.gateway_log()?;

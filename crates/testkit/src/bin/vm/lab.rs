@@ -29,6 +29,36 @@ const TAP_QUEUE: usize = 10_000;
 /// How long the gateway may take to forward, or to end.
 const READY: Duration = Duration::from_secs(120);
 
+/// How the gateway is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// As it starts by itself: as many workers as queues, and the NICs set up.
+    SetUp,
+    /// `--no-nic-setup`.
+    NicsLeftAlone,
+    /// `worker.count = 1`.
+    OneWorker,
+    /// `worker.count = 2`: each has two queues of each NIC.
+    TwoWorkers,
+}
+
+impl Manner {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::SetUp | Self::OneWorker | Self::TwoWorkers => "",
+            Self::NicsLeftAlone => "--no-nic-setup",
+        }
+    }
+
+    const fn tables(self) -> &'static str {
+        match self {
+            Self::SetUp | Self::NicsLeftAlone => "",
+            Self::OneWorker => "\n[worker]\ncount = 1\n",
+            Self::TwoWorkers => "\n[worker]\ncount = 2\n",
+        }
+    }
+}
+
 /// Two hosts and the guest between them.
 pub(crate) struct Lab {
     pub(crate) guest: Guest,
@@ -36,8 +66,8 @@ pub(crate) struct Lab {
     pub(crate) outside: Namespace,
     /// Where QEMU runs; it ends with it.
     machine: Namespace,
-    /// Whether the gateway runs.
-    forwards: bool,
+    /// How the gateway runs, if it does.
+    gateway: Option<Manner>,
     /// Whether the sink runs that has frames counted.
     counts: bool,
 }
@@ -50,13 +80,15 @@ impl Lab {
         // What the hosts say by themselves would be counted among the checks' frames.
         for host in [&machine, &inside, &outside] {
             host.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+            // Packets to addresses that nobody has end here.
+            host.sysctl("net/ipv4/ip_forward", "0")?;
         }
         for tap in ["inside", "outside"] {
             machine.ip(&format!("tuntap add dev {tap} mode tap multi_queue vnet_hdr"))?;
             machine.ip(&format!("link set {tap} txqueuelen {TAP_QUEUE}"))?;
         }
         let guest = Guest::boot(&machine, parts, "inside", "outside")?;
-        let mut lab = Self { guest, inside, outside, machine, forwards: false, counts: false };
+        let mut lab = Self { guest, inside, outside, machine, gateway: None, counts: false };
         lab.hand_over_taps()?;
         lab.number_guest()?;
         Ok(lab)
@@ -108,22 +140,26 @@ impl Lab {
         Ok(())
     }
 
-    /// Sees to it that the gateway forwards. Its configuration is the end-to-end tests' default.
+    /// Sees to it that the gateway forwards, started in that manner. Its configuration is the end-to-end tests' default, but that anyone
+    /// may send to an external endpoint.
     ///
     /// **Errors:** it ended or was not ready in time, with its log.
-    pub(crate) fn start_gateway(&mut self) -> Result<()> {
-        if self.forwards {
+    pub(crate) fn start_gateway(&mut self, manner: Manner) -> Result<()> {
+        if self.gateway == Some(manner) {
             return Ok(());
         }
+        self.stop_gateway()?;
         self.stop_counting()?;
-        let setup = Setup::default().toml("/run/portcullis".as_ref());
+        let tables = format!("\n[nat]\nfiltering = \"endpoint-independent\"\n{}", manner.tables());
+        let setup = Setup { tables, ..Setup::default() }.toml("/run/portcullis".as_ref());
         self.guest.expect("mkdir -p /run/portcullis")?;
         self.guest.write("/run/portcullis.toml", &setup)?;
         // That the guest's kernel would forward too is the worst case on purpose, as in the end-to-end tests.
         self.guest.expect("sysctl -wq net.ipv4.ip_forward=1")?;
         // Its control socket is there before that, but nobody answers yet.
-        self.start("gateway", "portcullis run --config /run/portcullis.toml", "the gateway forwards")?;
-        self.forwards = true;
+        let command = format!("portcullis run --config /run/portcullis.toml {}", manner.words());
+        self.start("gateway", &command, "the gateway forwards")?;
+        self.gateway = Some(manner);
         Ok(())
     }
 
@@ -132,7 +168,13 @@ impl Lab {
     /// **Errors:** it did not end when asked to, with its log.
     pub(crate) fn stop_gateway(&mut self) -> Result<()> {
         self.guest.expect("sysctl -wq net.ipv4.ip_forward=0")?;
-        if std::mem::take(&mut self.forwards) { self.end("gateway") } else { Ok(()) }
+        if self.gateway.take().is_some() { self.end("gateway", "TERM") } else { Ok(()) }
+    }
+
+    /// Kills the gateway, which gives it no time to put anything back.
+    pub(crate) fn kill_gateway(&mut self) -> Result<()> {
+        self.guest.expect("sysctl -wq net.ipv4.ip_forward=0")?;
+        if self.gateway.take().is_some() { self.end("gateway", "KILL") } else { Ok(()) }
     }
 
     /// Starts a program in the guest's background and waits until its log has `sign`. One that does not come so far is killed.
@@ -148,10 +190,10 @@ impl Lab {
         bail!("`{command}` {}\n{log}", if in_time { "ended" } else { "was not ready in time" })
     }
 
-    /// Asks a program of [`Self::start`] to end, and waits.
-    fn end(&mut self, name: &str) -> Result<()> {
+    /// Sends a program of [`Self::start`] a signal that it has to end of, and waits.
+    fn end(&mut self, name: &str, signal: &str) -> Result<()> {
         // One that has ended by itself, by its own clock or by a fault, is gone already.
-        self.guest.run(&format!("kill $(cat /run/{name}.pid)"))?;
+        self.guest.run(&format!("kill -{signal} $(cat /run/{name}.pid)"))?;
         let gone = format!("kill -0 $(cat /run/{name}.pid)");
         let ended = self.guest.wait_until(READY, |guest| guest.run(&gone).is_ok_and(|it| it.code != 0));
         ensure!(ended, "the {name} did not end\n{}", self.guest.expect(&format!("cat /run/{name}.log"))?);
@@ -188,7 +230,7 @@ impl Lab {
 
     /// Sees to it that no frames are counted, and that no program is attached for it.
     pub(crate) fn stop_counting(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.counts) { self.end("sink") } else { Ok(()) }
+        if std::mem::take(&mut self.counts) { self.end("sink", "TERM") } else { Ok(()) }
     }
 
     /// The frames that each queue of a NIC has received, as the driver counts them while an XDP program is attached.
@@ -201,6 +243,20 @@ impl Lab {
             let found = counters.iter().find(|(name, _)| names.iter().any(|wanted| wanted == name));
             let (_, value) = found.with_context(|| format!("no frames of queue {queue} counted:\n{printed}"))?;
             value.parse().with_context(|| format!("a counter {value:?}"))
+        };
+        (0..QUEUES).map(count).collect()
+    }
+
+    /// The interrupts of each of a NIC's receive queues, which tell where frames come while no XDP program is attached.
+    pub(crate) fn interrupts(&mut self, nic: &str) -> Result<Vec<u64>> {
+        let device = self.guest.expect(&format!("basename $(readlink /sys/class/net/{nic}/device)"))?;
+        let printed = self.guest.expect("cat /proc/interrupts")?;
+        let count = |queue: usize| -> Result<u64> {
+            let name = format!("{}-input.{queue}", device.trim());
+            let line = printed.lines().find(|line| line.split_whitespace().next_back() == Some(&name));
+            let line = line.with_context(|| format!("no interrupt {name}:\n{printed}"))?;
+            // Behind the interrupt's number a count for each processor.
+            line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).map(Ok).sum()
         };
         (0..QUEUES).map(count).collect()
     }

@@ -6,6 +6,7 @@
 mod checks;
 mod guest;
 mod lab;
+mod passage;
 mod placement;
 mod report;
 mod traffic;

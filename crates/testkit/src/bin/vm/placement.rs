@@ -52,9 +52,14 @@ impl fmt::Display for Key {
 }
 
 impl Key {
+    /// A key that hashes all fields.
+    pub(crate) fn random(numbers: &mut Numbers) -> Self {
+        Self(std::array::from_fn(|_| numbers.next() as u8))
+    }
+
     /// A key whose low hash bits depend on those fields only.
     pub(crate) fn synthesised(fields: Fields, numbers: &mut Numbers) -> Self {
-        let mut key = Self(std::array::from_fn(|_| numbers.next() as u8));
+        let mut key = Self::random(numbers);
         for bit in fields.zeros().iter().cloned().flatten() {
             key.0[bit / 8] &= !(0x80 >> (bit % 8));
         }
