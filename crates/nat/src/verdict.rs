@@ -94,6 +94,11 @@ pub enum HandOffCause {
     Forward,
 }
 
+impl HandOffCause {
+    /// All causes.
+    pub const ALL: [Self; 6] = [Self::Misplaced, Self::IcmpError, Self::IcmpQuery, Self::Fragment, Self::Hairpin, Self::Forward];
+}
+
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+) => {
         /// Why a packet was dropped.

@@ -302,14 +302,6 @@ fn a_simultaneous_open_meets_at_one_worker() {
 fn one_worker_owns_all_and_hands_nothing_over() {
     let mut gateway = with(1, |_| {});
     gateway.external_of(host(2, 7), e1());
-    let causes = [
-        HandOffCause::Misplaced,
-        HandOffCause::IcmpError,
-        HandOffCause::IcmpQuery,
-        HandOffCause::Fragment,
-        HandOffCause::Hairpin,
-        HandOffCause::Forward,
-    ];
-    assert!(causes.iter().all(|&cause| gateway.count(Counter::handed_off(cause)) == 0));
+    assert!(HandOffCause::ALL.iter().all(|&cause| gateway.count(Counter::handed_off(cause)) == 0));
     assert_eq!(gateway.owners.of_external(X1, 9), WorkerId(0));
 }

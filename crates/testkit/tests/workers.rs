@@ -39,15 +39,6 @@ const FRAME: usize = 2048;
 /// Enough for everything: what runs out does so earlier where it is shared out.
 const CAPACITY: Capacity = Capacity { mappings: 512, sessions: 1024, externals: POOL.len() as u16, fragments: 1024 };
 
-const CAUSES: [HandOffCause; 6] = [
-    HandOffCause::Misplaced,
-    HandOffCause::IcmpError,
-    HandOffCause::IcmpQuery,
-    HandOffCause::Fragment,
-    HandOffCause::Hairpin,
-    HandOffCause::Forward,
-];
-
 /// What became of each frame, by number.
 type Ends = BTreeMap<u64, (Verdict, Vec<u8>)>;
 
@@ -281,7 +272,7 @@ fn views(fleet: &Fleet<'_>, now: Tick) -> Vec<String> {
     lines.sort();
     let counters = fleet.counters();
     // How many fragments overtook their first depends on the interleaving.
-    let varies = CAUSES.map(Counter::handed_off).into_iter().chain([Counter::EarlyFragments]).collect::<Vec<_>>();
+    let varies = HandOffCause::ALL.map(Counter::handed_off).into_iter().chain([Counter::EarlyFragments]).collect::<Vec<_>>();
     let counted = Counter::ALL.iter().filter(|counter| !varies.contains(counter));
     lines.extend(counted.map(|&counter| format!("{counter:?}: {}", counters.get(counter))));
     lines.extend(DropReason::ALL.iter().map(|&reason| format!("{reason:?}: {}", counters.dropped(reason))));
@@ -311,7 +302,7 @@ fn play(scenario: &Scenario, seen: &RefCell<Counters>) -> Result<(), (String, Ve
 
 /// What the traffic has to contain, or else agreement says little.
 fn check_traffic(seen: &Counters) {
-    let wanted = CAUSES.map(Counter::handed_off).into_iter().chain([
+    let wanted = HandOffCause::ALL.map(Counter::handed_off).into_iter().chain([
         Counter::EarlyFragments,
         Counter::Fragments,
         Counter::Outbound,
