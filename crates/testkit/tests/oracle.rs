@@ -222,11 +222,10 @@ fn no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep() {
         bench.now = bench.now.after(longest.as_millis() as u32 + 1);
         let start = bench.now;
         while bench.now.since(start) <= SWEEP_ROUND {
-            bench.nat.expire(bench.now);
+            bench.expire()?;
             bench.now = bench.now.after(SWEEP_ROUND / 50);
         }
-        bench.nat.expire(bench.now);
-        bench.reference.advance(bench.now);
+        bench.expire()?;
         bench.reference.swept();
         let gauges = bench.nat.gauges();
         if (gauges.sessions, gauges.mappings, gauges.subscribers) == (0, 0, 0) { Ok(()) } else { Err(format!("{gauges:?}")) }

@@ -152,11 +152,17 @@ impl<'m> Bench<'m> {
                 self.traffic(step)?;
             }
         }
+        self.expire()?;
+        self.compare()
+    }
+
+    /// As much of the sweep as goes with one burst.
+    pub(crate) fn expire(&mut self) -> Result<(), String> {
         self.reference.advance(self.now);
         let given_up = self.nat.expire(self.now);
         self.give_up(&given_up)?;
         self.reference.swept_fragments();
-        self.compare()
+        Ok(())
     }
 
     /// A step, as a check of its own.
