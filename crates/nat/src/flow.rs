@@ -58,8 +58,7 @@ pub(crate) fn identify(frame: &[u8], arrival: &Arrival) -> Result<Tuple, DropRea
         Transport::Tcp => {
             let header = layout.tcp(frame).ok_or(DropReason::Truncated)?;
             let (source, destination) = endpoints(header.src_port(), header.dst_port());
-            let seen = header.flags();
-            let flags = Flags { syn: seen.syn(), ack: seen.ack(), fin: seen.fin(), rst: seen.rst() };
+            let flags = Flags::from(header.flags());
             Ok(Tuple { protocol: Protocol::Tcp, source, destination, identifier: 0, opens: flags.opens(), flags })
         }
         Transport::IcmpQuery(query) => {

@@ -11,6 +11,8 @@
 //!               any, RST -> Reset -- data ---+     Closing or Reset, new SYN -> SynSent or SynReceived
 //! ```
 
+use portcullis_wire::tcp::TcpFlags;
+
 use crate::view::SessionState;
 
 /// Which way a packet goes, seen from the inside.
@@ -30,6 +32,13 @@ pub(crate) struct Flags {
     pub(crate) ack: bool,
     pub(crate) fin: bool,
     pub(crate) rst: bool,
+}
+
+impl From<TcpFlags> for Flags {
+    #[inline]
+    fn from(flags: TcpFlags) -> Self {
+        Self { syn: flags.syn(), ack: flags.ack(), fin: flags.fin(), rst: flags.rst() }
+    }
 }
 
 impl Flags {
