@@ -1,0 +1,210 @@
+//! One rung of the ladder: so many live sessions, packets of all of them in random order, time for each packet.
+//!
+//! Knows what is measured and what is not. Measured: [`Gateway::process`] over batches of frames that lie ready in the second-level cache,
+//! and apart from it the sweep. Not measured: making the sessions, writing and checking frames. Invariant: every packet of a batch is
+//! translated, or the rung fails.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use portcullis_nat::policy::Side;
+use serde::{Deserialize, Serialize};
+
+use crate::figures::Figures;
+use crate::flow::{Flows, SESSIONS_PER_HOST};
+use crate::frame::{Frame, tcp};
+use crate::gateway::{BURST, Gateway, Mode, Plan, externals_for, packets_of};
+use crate::load::{Load, Until};
+use crate::memory::{self, Pages, Wanted};
+use crate::scramble::Draws;
+
+/// Bursts of a direction in a batch. Reading the clock costs tens of nanoseconds, which this spreads over 128 packets; their frames
+/// take 48 KiB with the other direction's, and stay in the second-level cache.
+const BURSTS: usize = 4;
+/// Frames of a direction in a batch.
+const HALF: usize = BURSTS * BURST;
+/// One batch of so many is checked byte by byte.
+const CHECKED: u32 = 64;
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Options {
+    /// Live sessions.
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) sessions: u32,
+    /// Mapping and filtering behaviour.
+    #[arg(long, value_enum, default_value_t = Mode::Independent)]
+    pub(crate) mode: Mode,
+    /// The pages that the tables are on.
+    #[arg(long, value_enum, default_value_t = Wanted::Huge)]
+    pub(crate) pages: Wanted,
+    /// Batches of 256 packets, half from either side.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) batches: u32,
+    /// The seed of tuples, draws and hashes.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) seed: u64,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    pub(crate) sessions: u32,
+    pub(crate) mode: Mode,
+    pub(crate) pages: Pages,
+    /// Packets measured.
+    pub(crate) packets: u64,
+    /// Nanoseconds a packet, both directions.
+    pub(crate) ns: Figures,
+    /// Of packets from the inside.
+    pub(crate) ns_outbound: Figures,
+    /// Of packets from the outside.
+    pub(crate) ns_inbound: Figures,
+    /// What the sweep adds, called once a burst.
+    pub(crate) ns_sweep: Figures,
+    /// Growth of resident memory from before the NAT was made to after the last session, over the sessions.
+    pub(crate) bytes_per_session: f64,
+    /// The growth itself: what was touched.
+    pub(crate) touched_bytes: u64,
+    /// Of the process's resident memory, what lies on huge pages.
+    pub(crate) huge_bytes: u64,
+    /// The memory of the tables, touched or not.
+    pub(crate) table_bytes: u64,
+    pub(crate) externals: u16,
+    pub(crate) hosts: u32,
+    /// What making the sessions took, all packets of it. **Units:** nanoseconds a session.
+    pub(crate) ns_to_establish: f64,
+}
+
+/// Measures a rung.
+#[expect(clippy::cast_precision_loss, reason = "sizes and counts are far below 2^52")]
+pub(crate) fn run(options: &Options) -> Result<Measured> {
+    let Options { sessions, mode, pages, seed, .. } = *options;
+    ensure!(sessions > 0 && options.batches > 0, "--sessions and --batches have to be at least 1");
+    let plan = Plan { mode, capacity: sessions, externals: externals_for(sessions), timeout: None, seed };
+    let flows = Flows::new(seed, sessions, SESSIONS_PER_HOST);
+    let mut load = Load::new(flows, sessions);
+    let mut batch = Batch::new(seed);
+    let before = memory::resident()?;
+    let (mut region, pages) = memory::region(plan.bytes(), pages)?;
+    let mut gateway = Gateway::new(&plan, &mut region, HALF)?;
+    let start = Instant::now();
+    load.open(&mut gateway, &plan, (0, sessions), Until::Established)?;
+    let ns_to_establish = start.elapsed().as_nanos() as f64 / f64::from(sessions);
+    let touched = memory::resident()? - before;
+    ensure!(gateway.nat.gauges().sessions <= sessions, "more sessions than flows");
+    let samples = batch.measure(&mut gateway, &load, options)?;
+    Ok(Measured {
+        sessions,
+        mode,
+        pages,
+        packets: u64::from(options.batches) * 2 * HALF as u64,
+        ns: Figures::of(samples.iter().map(|sample| f64::midpoint(sample.outbound, sample.inbound)).collect()),
+        ns_outbound: Figures::of(samples.iter().map(|sample| sample.outbound).collect()),
+        ns_inbound: Figures::of(samples.iter().map(|sample| sample.inbound).collect()),
+        ns_sweep: Figures::of(samples.iter().map(|sample| sample.sweep).collect()),
+        bytes_per_session: touched as f64 / f64::from(sessions),
+        touched_bytes: touched,
+        huge_bytes: memory::resident_huge()?,
+        table_bytes: plan.bytes() as u64,
+        externals: plan.externals,
+        hosts: flows.hosts(),
+        ns_to_establish,
+    })
+}
+
+/// The times of a batch. **Units:** nanoseconds a packet.
+struct Sample {
+    outbound: f64,
+    inbound: f64,
+    sweep: f64,
+}
+
+/// The frames of a batch and the sessions that they are of.
+struct Batch {
+    frames: [Vec<Frame>; 2],
+    sessions: [Vec<u32>; 2],
+    draws: Draws,
+}
+
+/// The directions in their order.
+const SIDES: [Side; 2] = [Side::Inside, Side::Outside];
+
+impl Batch {
+    fn new(seed: u64) -> Self {
+        let frames = || vec![Frame([1; 192]); HALF];
+        Self { frames: [frames(), frames()], sessions: [vec![1; HALF], vec![1; HALF]], draws: Draws::new(!seed) }
+    }
+
+    /// Runs the batches. A tenth more comes first, unmeasured, to warm up.
+    fn measure(&mut self, gateway: &mut Gateway<'_>, load: &Load, options: &Options) -> Result<Vec<Sample>> {
+        let clock = cost_of_clock();
+        for _ in 0..options.batches.div_ceil(10) {
+            self.write(load, options.sessions);
+            for (frames, side) in self.frames.iter_mut().zip(SIDES) {
+                gateway.pass(frames, side)?;
+            }
+        }
+        let mut samples = Vec::with_capacity(options.batches as usize);
+        for number in 0..options.batches {
+            self.write(load, options.sessions);
+            samples.push(self.sample(gateway, clock)?);
+            if number % CHECKED == 0 {
+                self.check(load)?;
+            }
+        }
+        Ok(samples)
+    }
+
+    /// Draws sessions and writes a packet of each.
+    fn write(&mut self, load: &Load, sessions: u32) {
+        for (at, side) in SIDES.into_iter().enumerate() {
+            for (frame, session) in self.frames[at].iter_mut().zip(&mut self.sessions[at]) {
+                *session = self.draws.below(sessions);
+                load.write(frame, *session, side, tcp::ACK);
+            }
+        }
+    }
+
+    fn sample(&mut self, gateway: &mut Gateway<'_>, clock: f64) -> Result<Sample> {
+        let mut ns = [0.0; 2];
+        for (at, side) in SIDES.into_iter().enumerate() {
+            let mut packets = packets_of(&mut self.frames[at]);
+            gateway.begin();
+            let start = Instant::now();
+            gateway.process(black_box(&mut packets), side);
+            ns[at] = per_packet(start, clock, HALF);
+            gateway.check_passed(HALF, side)?;
+        }
+        let start = Instant::now();
+        gateway.sweep(2 * HALF);
+        let sweep = per_packet(start, clock, 2 * HALF);
+        gateway.advance(2 * HALF);
+        let [outbound, inbound] = ns;
+        Ok(Sample { outbound, inbound, sweep })
+    }
+
+    fn check(&self, load: &Load) -> Result<()> {
+        for (at, side) in SIDES.into_iter().enumerate() {
+            for (frame, &session) in self.frames[at].iter().zip(&self.sessions[at]) {
+                load.check(frame, session, side)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Nanoseconds a packet since `start`, less what reading the clock costs.
+#[expect(clippy::cast_precision_loss, reason = "spans are far below 2^52 ns")]
+fn per_packet(start: Instant, clock: f64, packets: usize) -> f64 {
+    (start.elapsed().as_nanos() as f64 - clock).max(0.0) / packets as f64
+}
+
+/// What it costs to read the clock twice: the least of many tries. **Units:** nanoseconds.
+#[expect(clippy::cast_precision_loss, reason = "spans are far below 2^52 ns")]
+pub(crate) fn cost_of_clock() -> f64 {
+    let spans = (0..10_000).map(|_| Instant::now().elapsed().as_nanos() as f64);
+    spans.fold(f64::INFINITY, f64::min)
+}
