@@ -1,7 +1,8 @@
 //! The gateway that is measured: one worker's NAT between two devices, with a routed network behind each and a pool of addresses.
 //!
 //! Knows the NAT's public face. Invariant: whatever is measured goes through [`Gateway::process`], which is `Nat::process` on bursts of
-//! [`BURST`] and nothing else; a tool that counts instructions or cache misses collects in that function alone.
+//! [`BURST`] and nothing else; a tool that counts
+//! instructions or cache misses collects in that function alone.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -40,6 +41,15 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
+    /// The word for tables and options.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Independent => "independent",
+            Self::Dependent => "dependent",
+            Self::Open => "open",
+        }
+    }
+
     const fn behaviour(self) -> (MappingBehaviour, Filtering) {
         match self {
             Self::Independent => (MappingBehaviour::EndpointIndependent, Filtering::AddressAndPortDependent),
@@ -143,7 +153,10 @@ fn network() -> Network {
         up: true,
         prefixes: Vec::new(),
     };
+    // Known keys: a count of instructions is the same each time.
+    let keys = ahash::RandomState::with_seeds(1, 2, 3, 4);
     let mut network = Network {
+        neighbours: hashbrown::HashMap::with_hasher(keys),
         interfaces: vec![interface(INSIDE, Side::Inside, "192.168.0.1/24"), interface(OUTSIDE, Side::Outside, "192.0.2.1/24")],
         ..Network::default()
     };
@@ -216,14 +229,14 @@ impl<'m> Gateway<'m> {
     /// Sends frames through, unmeasured but with the sweep, and checks that each leaves on the other side.
     pub(crate) fn pass(&mut self, frames: &mut [Frame], side: Side) -> Result<()> {
         self.begin();
-        self.process_unmeasured(frames, side);
+        self.put_through(frames, side);
         self.sweep(frames.len());
         self.advance(frames.len());
         self.check_passed(frames.len(), side)
     }
 
     /// As [`Gateway::process`], but not where tools collect.
-    fn process_unmeasured(&mut self, frames: &mut [Frame], side: Side) {
+    fn put_through(&mut self, frames: &mut [Frame], side: Side) {
         let mut packets = packets_of(frames);
         for burst in packets.chunks_mut(BURST) {
             self.nat.process(burst, device_of(side), self.now, &mut self.verdicts);

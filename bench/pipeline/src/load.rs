@@ -23,6 +23,8 @@ pub(crate) struct Load {
 /// How far a session is brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
+    /// Its first packet went out.
+    Opened,
     /// Packets went both ways: UDP was answered, TCP has shaken hands.
     Established,
 }

@@ -9,22 +9,15 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use portcullis_nat::policy::Side;
 use serde::{Deserialize, Serialize};
 
+use crate::batch::{Batch, HALF, SIDES};
 use crate::figures::Figures;
 use crate::flow::{Flows, SESSIONS_PER_HOST};
-use crate::frame::{Frame, tcp};
-use crate::gateway::{BURST, Gateway, Mode, Plan, externals_for, packets_of};
+use crate::gateway::{Gateway, Mode, Plan, externals_for};
 use crate::load::{Load, Until};
 use crate::memory::{self, Pages, Wanted};
-use crate::scramble::Draws;
 
-/// Bursts of a direction in a batch. Reading the clock costs tens of nanoseconds, which this spreads over 128 packets; their frames
-/// take 48 KiB with the other direction's, and stay in the second-level cache.
-const BURSTS: usize = 4;
-/// Frames of a direction in a batch.
-const HALF: usize = BURSTS * BURST;
 /// One batch of so many is checked byte by byte.
 const CHECKED: u32 = 64;
 
@@ -95,7 +88,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     let ns_to_establish = start.elapsed().as_nanos() as f64 / f64::from(sessions);
     let touched = memory::resident()? - before;
     ensure!(gateway.nat.gauges().sessions <= sessions, "more sessions than flows");
-    let samples = batch.measure(&mut gateway, &load, options)?;
+    let samples = measure(&mut batch, &mut gateway, &load, options)?;
     Ok(Measured {
         sessions,
         mode,
@@ -122,78 +115,40 @@ struct Sample {
     sweep: f64,
 }
 
-/// The frames of a batch and the sessions that they are of.
-struct Batch {
-    frames: [Vec<Frame>; 2],
-    sessions: [Vec<u32>; 2],
-    draws: Draws,
+/// Runs the batches. A tenth more comes first, unmeasured, to warm up.
+fn measure(batch: &mut Batch, gateway: &mut Gateway<'_>, load: &Load, options: &Options) -> Result<Vec<Sample>> {
+    let clock = cost_of_clock();
+    for _ in 0..options.batches.div_ceil(10) {
+        batch.write(load, options.sessions);
+        batch.pass(gateway)?;
+    }
+    let mut samples = Vec::with_capacity(options.batches as usize);
+    for number in 0..options.batches {
+        batch.write(load, options.sessions);
+        samples.push(sample(batch, gateway, clock)?);
+        if number % CHECKED == 0 {
+            batch.check(load)?;
+        }
+    }
+    Ok(samples)
 }
 
-/// The directions in their order.
-const SIDES: [Side; 2] = [Side::Inside, Side::Outside];
-
-impl Batch {
-    fn new(seed: u64) -> Self {
-        let frames = || vec![Frame([1; 192]); HALF];
-        Self { frames: [frames(), frames()], sessions: [vec![1; HALF], vec![1; HALF]], draws: Draws::new(!seed) }
-    }
-
-    /// Runs the batches. A tenth more comes first, unmeasured, to warm up.
-    fn measure(&mut self, gateway: &mut Gateway<'_>, load: &Load, options: &Options) -> Result<Vec<Sample>> {
-        let clock = cost_of_clock();
-        for _ in 0..options.batches.div_ceil(10) {
-            self.write(load, options.sessions);
-            for (frames, side) in self.frames.iter_mut().zip(SIDES) {
-                gateway.pass(frames, side)?;
-            }
-        }
-        let mut samples = Vec::with_capacity(options.batches as usize);
-        for number in 0..options.batches {
-            self.write(load, options.sessions);
-            samples.push(self.sample(gateway, clock)?);
-            if number % CHECKED == 0 {
-                self.check(load)?;
-            }
-        }
-        Ok(samples)
-    }
-
-    /// Draws sessions and writes a packet of each.
-    fn write(&mut self, load: &Load, sessions: u32) {
-        for (at, side) in SIDES.into_iter().enumerate() {
-            for (frame, session) in self.frames[at].iter_mut().zip(&mut self.sessions[at]) {
-                *session = self.draws.below(sessions);
-                load.write(frame, *session, side, tcp::ACK);
-            }
-        }
-    }
-
-    fn sample(&mut self, gateway: &mut Gateway<'_>, clock: f64) -> Result<Sample> {
-        let mut ns = [0.0; 2];
-        for (at, side) in SIDES.into_iter().enumerate() {
-            let mut packets = packets_of(&mut self.frames[at]);
-            gateway.begin();
-            let start = Instant::now();
-            gateway.process(black_box(&mut packets), side);
-            ns[at] = per_packet(start, clock, HALF);
-            gateway.check_passed(HALF, side)?;
-        }
+fn sample(batch: &mut Batch, gateway: &mut Gateway<'_>, clock: f64) -> Result<Sample> {
+    let mut ns = [0.0; 2];
+    for (at, side) in SIDES.into_iter().enumerate() {
+        let mut packets = batch.packets(at);
+        gateway.begin();
         let start = Instant::now();
-        gateway.sweep(2 * HALF);
-        let sweep = per_packet(start, clock, 2 * HALF);
-        gateway.advance(2 * HALF);
-        let [outbound, inbound] = ns;
-        Ok(Sample { outbound, inbound, sweep })
+        gateway.process(black_box(&mut packets), side);
+        ns[at] = per_packet(start, clock, HALF);
+        gateway.check_passed(HALF, side)?;
     }
-
-    fn check(&self, load: &Load) -> Result<()> {
-        for (at, side) in SIDES.into_iter().enumerate() {
-            for (frame, &session) in self.frames[at].iter().zip(&self.sessions[at]) {
-                load.check(frame, session, side)?;
-            }
-        }
-        Ok(())
-    }
+    let start = Instant::now();
+    gateway.sweep(2 * HALF);
+    let sweep = per_packet(start, clock, 2 * HALF);
+    gateway.advance(2 * HALF);
+    let [outbound, inbound] = ns;
+    Ok(Sample { outbound, inbound, sweep })
 }
 
 /// Nanoseconds a packet since `start`, less what reading the clock costs.
