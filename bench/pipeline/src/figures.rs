@@ -30,7 +30,7 @@ impl Figures {
 
 /// The sample that `percent` of the ascending `samples` do not exceed (nearest rank).
 fn percentile(samples: &[f64], percent: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "counts of samples are small and not negative")]
+    #[expect(clippy::cast_sign_loss, reason = "a count of samples is not negative")]
     let rank = (samples.len() as f64 * percent / 100.0).ceil() as usize;
     samples[rank.clamp(1, samples.len()) - 1]
 }

@@ -219,6 +219,14 @@ impl<'m> Gateway<'m> {
         }
     }
 
+    /// Lets time pass in which nothing comes, with the sweep called every millisecond.
+    pub(crate) fn idle(&mut self, milliseconds: u32) {
+        for _ in 0..milliseconds {
+            self.now = self.now.after(1);
+            self.nat.expire(self.now);
+        }
+    }
+
     /// Lets the time pass that `packets` take.
     pub(crate) fn advance(&mut self, packets: usize) {
         self.bursts += packets.div_ceil(BURST) as u32;

@@ -3,9 +3,13 @@
 //! Results go to standard output; everything else to standard error. Exit codes: 0 right, 1 something failed, 2 usage,
 //! 77 a tool is missing.
 #![forbid(unsafe_code)]
+#![allow(clippy::cast_precision_loss, reason = "sizes, counts and spans are far below 2^52")]
 
+mod allocation;
 mod batch;
+mod clock;
 mod count;
+mod expiry;
 mod figures;
 mod flow;
 mod frame;
@@ -13,6 +17,7 @@ mod gate;
 mod gateway;
 mod load;
 mod memory;
+mod newcomers;
 mod rung;
 mod scramble;
 mod valgrind;
@@ -35,6 +40,12 @@ struct Arguments {
 enum Command {
     /// Time for each packet of so many live sessions; prints one line of JSON.
     Rung(rung::Options),
+    /// Time for each new session while as many end; prints one line of JSON.
+    Newcomers(newcomers::Options),
+    /// Time for each first packet while the pool fills up, and beyond; prints one line of JSON.
+    Allocation(allocation::Options),
+    /// Time in the sweep while all sessions end; prints one line of JSON.
+    Expiry(expiry::Options),
     /// Instructions for each packet, under callgrind, against the file that is checked in; exits 1 when there are more, 77 when there
     /// is no valgrind.
     Instructions(gate::Options),
@@ -61,6 +72,9 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Rung(options) => print(&rung::run(options)?)?,
+        Command::Newcomers(options) => print(&newcomers::run(options)?)?,
+        Command::Allocation(options) => print(&allocation::run(options)?)?,
+        Command::Expiry(options) => print(&expiry::run(options)?)?,
         Command::Misses(options) => print(&valgrind::misses(options)?)?,
         Command::Count(options) => {
             count::run(options)?;

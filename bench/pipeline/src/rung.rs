@@ -12,6 +12,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, HALF, SIDES};
+use crate::clock::Watch;
 use crate::figures::Figures;
 use crate::flow::{Flows, SESSIONS_PER_HOST};
 use crate::gateway::{Gateway, Mode, Plan, externals_for};
@@ -72,7 +73,6 @@ pub(crate) struct Measured {
 }
 
 /// Measures a rung.
-#[expect(clippy::cast_precision_loss, reason = "sizes and counts are far below 2^52")]
 pub(crate) fn run(options: &Options) -> Result<Measured> {
     let Options { sessions, mode, pages, seed, .. } = *options;
     ensure!(sessions > 0 && options.batches > 0, "--sessions and --batches have to be at least 1");
@@ -117,7 +117,7 @@ struct Sample {
 
 /// Runs the batches. A tenth more comes first, unmeasured, to warm up.
 fn measure(batch: &mut Batch, gateway: &mut Gateway<'_>, load: &Load, options: &Options) -> Result<Vec<Sample>> {
-    let clock = cost_of_clock();
+    let watch = Watch::new();
     for _ in 0..options.batches.div_ceil(10) {
         batch.write(load, options.sessions);
         batch.pass(gateway)?;
@@ -125,7 +125,7 @@ fn measure(batch: &mut Batch, gateway: &mut Gateway<'_>, load: &Load, options: &
     let mut samples = Vec::with_capacity(options.batches as usize);
     for number in 0..options.batches {
         batch.write(load, options.sessions);
-        samples.push(sample(batch, gateway, clock)?);
+        samples.push(sample(batch, gateway, watch)?);
         if number % CHECKED == 0 {
             batch.check(load)?;
         }
@@ -133,33 +133,20 @@ fn measure(batch: &mut Batch, gateway: &mut Gateway<'_>, load: &Load, options: &
     Ok(samples)
 }
 
-fn sample(batch: &mut Batch, gateway: &mut Gateway<'_>, clock: f64) -> Result<Sample> {
+fn sample(batch: &mut Batch, gateway: &mut Gateway<'_>, watch: Watch) -> Result<Sample> {
     let mut ns = [0.0; 2];
     for (at, side) in SIDES.into_iter().enumerate() {
         let mut packets = batch.packets(at);
         gateway.begin();
         let start = Instant::now();
         gateway.process(black_box(&mut packets), side);
-        ns[at] = per_packet(start, clock, HALF);
+        ns[at] = watch.since(start) / HALF as f64;
         gateway.check_passed(HALF, side)?;
     }
     let start = Instant::now();
     gateway.sweep(2 * HALF);
-    let sweep = per_packet(start, clock, 2 * HALF);
+    let sweep = watch.since(start) / (2 * HALF) as f64;
     gateway.advance(2 * HALF);
     let [outbound, inbound] = ns;
     Ok(Sample { outbound, inbound, sweep })
-}
-
-/// Nanoseconds a packet since `start`, less what reading the clock costs.
-#[expect(clippy::cast_precision_loss, reason = "spans are far below 2^52 ns")]
-fn per_packet(start: Instant, clock: f64, packets: usize) -> f64 {
-    (start.elapsed().as_nanos() as f64 - clock).max(0.0) / packets as f64
-}
-
-/// What it costs to read the clock twice: the least of many tries. **Units:** nanoseconds.
-#[expect(clippy::cast_precision_loss, reason = "spans are far below 2^52 ns")]
-pub(crate) fn cost_of_clock() -> f64 {
-    let spans = (0..10_000).map(|_| Instant::now().elapsed().as_nanos() as f64);
-    spans.fold(f64::INFINITY, f64::min)
 }

@@ -33,7 +33,6 @@ pub(crate) fn is_installed() -> bool {
 pub(crate) const HOW_TO_INSTALL: &str = "valgrind is not installed: ./justw installs it (Debian's package valgrind)";
 
 /// Instructions for each packet. Exact: the same program gives the same count.
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 pub(crate) fn instructions(options: &Options) -> Result<f64> {
     let file = OutFile::new(options);
     let mut command = command(&file.0, &[]);
@@ -56,7 +55,6 @@ pub(crate) struct Misses {
 
 /// Cache misses for each packet. The tool watches only once the sessions are there, since it is slow; `options.warm` batches then fill
 /// the simulated caches.
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 pub(crate) fn misses(options: &Options) -> Result<Misses> {
     let file = OutFile::new(options);
     let mut command = command(&file.0, &CACHES);
