@@ -1,0 +1,135 @@
+//! Expiry: millions of sessions that end one after the other, the sweep called every millisecond as by an idle worker.
+//!
+//! Knows time and the sweep. The same run is made several times, and a call's time is the least of its times: the work of a call is the
+//! same in each run, and what disturbs differs. Invariant: at the end no session is left.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{Watch, thread_time};
+use crate::figures::Figures;
+use crate::flow::{Flows, SESSIONS_PER_HOST};
+use crate::gateway::{BURST, Gateway, Mode, Plan, externals_for};
+use crate::load::{Load, Until};
+use crate::memory::{self, Wanted};
+
+/// The idle time of all sessions, and the time over which they were made.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// A session may outlive its timeout by a round of the sweep, and that may have begun just before.
+const LATEST: Duration = Duration::from_secs(10);
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Options {
+    /// Sessions that end.
+    #[arg(long, default_value_t = 10_000_000)]
+    pub(crate) sessions: u32,
+    /// The pages that the tables are on.
+    #[arg(long, value_enum, default_value_t = Wanted::Huge)]
+    pub(crate) pages: Wanted,
+    /// How often the run is made.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) runs: u32,
+    /// The seed of tuples and hashes.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) seed: u64,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    pub(crate) sessions: u32,
+    pub(crate) runs: u32,
+    /// Calls of the sweep in a run.
+    pub(crate) calls: u32,
+    /// Processor time in the sweep over the time that passes for the NAT, of the best run.
+    pub(crate) share_of_core: f64,
+    /// Microseconds of a call.
+    pub(crate) us: Figures,
+    /// When the last session was gone, after the last one's timeout. **Units:** milliseconds.
+    pub(crate) late_ms: u32,
+}
+
+/// Measures it.
+pub(crate) fn run(options: &Options) -> Result<Measured> {
+    let Options { sessions, runs, .. } = *options;
+    ensure!(sessions > 0 && runs > 0, "--sessions and --runs have to be at least 1");
+    let mut all: Vec<Run> = Vec::new();
+    for _ in 0..runs {
+        all.push(run_once(options)?);
+    }
+    let calls = all[0].calls.len();
+    ensure!(all.iter().all(|run| run.calls.len() == calls), "runs differ in their calls");
+    let least = |at: usize| all.iter().map(|run| run.calls[at]).fold(f64::INFINITY, f64::min) / 1000.0;
+    let span = (TIMEOUT + Duration::from_millis(u64::from(all[0].late_ms))).as_secs_f64();
+    Ok(Measured {
+        sessions,
+        runs,
+        calls: calls as u32,
+        share_of_core: all.iter().map(|run| run.busy.as_secs_f64()).fold(f64::INFINITY, f64::min) / span,
+        us: Figures::of((0..calls).map(least).collect()),
+        late_ms: all[0].late_ms,
+    })
+}
+
+struct Run {
+    /// Nanoseconds of each call.
+    calls: Vec<f64>,
+    busy: Duration,
+    late_ms: u32,
+}
+
+fn run_once(options: &Options) -> Result<Run> {
+    let Options { sessions, pages, seed, .. } = *options;
+    let plan =
+        Plan { mode: Mode::Independent, capacity: sessions, externals: externals_for(sessions), timeout: Some(TIMEOUT), seed };
+    let (mut region, _) = memory::region(plan.bytes(), pages)?;
+    let mut gateway = Gateway::new(&plan, &mut region, BURST)?;
+    open_over_time(&mut gateway, &plan, sessions)?;
+    let watch = Watch::new();
+    let most = (TIMEOUT + LATEST).as_millis() as u32;
+    let mut calls = Vec::with_capacity(most as usize);
+    let before = thread_time();
+    while gateway.nat.gauges().sessions > 0 && calls.len() < most as usize {
+        gateway.now = gateway.now.after(1);
+        let start = Instant::now();
+        gateway.nat.expire(gateway.now);
+        calls.push(watch.since(start));
+    }
+    let busy = thread_time().saturating_sub(before);
+    let left = gateway.nat.gauges().sessions;
+    ensure!(left == 0, "{left} sessions are left {LATEST:?} after their timeout");
+    let late_ms = (calls.len() as u32).saturating_sub(TIMEOUT.as_millis() as u32);
+    Ok(Run { calls, busy, late_ms })
+}
+
+/// Makes the sessions at an even rate over [`TIMEOUT`], so that afterwards they end at that rate.
+fn open_over_time(gateway: &mut Gateway<'_>, plan: &Plan, sessions: u32) -> Result<()> {
+    let mut load = Load::new(Flows::new(plan.seed, sessions, SESSIONS_PER_HOST), sessions);
+    let milliseconds = TIMEOUT.as_millis() as u64;
+    let mut passed = 0;
+    for first in (0..sessions).step_by(BURST) {
+        let count = (sessions - first).min(BURST as u32);
+        load.open(gateway, plan, (first, count), Until::Opened)?;
+        let due = u64::from(first + count) * milliseconds / u64::from(sessions);
+        gateway.idle((due - passed) as u32);
+        passed = due;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_session_ends_in_time() {
+        let options = Options { sessions: 5000, pages: Wanted::Ordinary, runs: 2, seed: 3 };
+        let measured = run(&options).expect("it runs");
+        assert!(measured.calls >= 119_000 && measured.late_ms <= 10_000, "{measured:?}");
+        assert!(measured.share_of_core > 0.0 && measured.us.max >= measured.us.median, "{measured:?}");
+    }
+}
