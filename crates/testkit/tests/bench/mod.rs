@@ -304,7 +304,7 @@ impl<'m> Bench<'m> {
         &mut self,
         done: &Done,
         interface: InterfaceId,
-        next_hop: std::net::Ipv4Addr,
+        next_hop: Ipv4Addr,
     ) -> Result<Option<(DeviceId, Vec<u8>)>, String> {
         let mut memory = done.memory.clone();
         let mut packet = Packet::received(&mut memory, done.len);
