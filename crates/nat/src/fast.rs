@@ -9,6 +9,7 @@
 
 use core::net::Ipv4Addr;
 
+use portcullis_wire::checksum::udp_spelling;
 use portcullis_wire::ipv4::{TCP, UDP};
 use portcullis_wire::tcp::TcpFlags;
 
@@ -17,8 +18,8 @@ use crate::nat::Nat;
 use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Mac, Network, Protocol, Side};
 use crate::record::Session;
-use crate::table::{Candidate, Outer};
-use crate::tcp::{Direction, Flags};
+use crate::table::Candidate;
+use crate::tcp::Direction;
 use crate::time::Tick;
 use crate::verdict::{Errand, Verdict};
 
@@ -32,6 +33,7 @@ type Head = [u8; HEAD];
 /// Where the headers' fields are. **Units:** bytes from the frame's start.
 mod at {
     pub(super) const ETHERTYPE: usize = 12;
+    pub(super) const IPV4: usize = 14;
     pub(super) const LEN: usize = 16;
     pub(super) const FRAGMENT: usize = 20;
     pub(super) const TTL: usize = 22;
@@ -49,14 +51,26 @@ mod at {
 }
 
 const ETHERNET_LEN: usize = 14;
-const IPV4_LEN: u32 = 20;
+const IPV4_LEN: u16 = 20;
 
-/// EtherType, version, header length and type of service, as one word in memory order, and what of it has to be so.
-const PLAIN: u32 = u32::from_be_bytes([0x08, 0x00, 0x45, 0x00]);
+/// EtherType, version, header length and type of service, as one word in network order, and what of it has to be so.
+const PLAIN: u32 = 0x0800_4500;
 const PLAIN_MASK: u32 = 0xFFFF_FF00;
 
 /// More fragments, and the offset; not the reserved bit and not Don't Fragment.
 const FRAGMENT_MASK: u16 = 0x3FFF;
+
+/// A bit for each combination of the TCP flags from FIN to URG: whether some TCP sends it.
+const LEGAL_FLAGS: u64 = {
+    let (mut legal, mut flags) = (0, 0);
+    while flags < 64 {
+        if !TcpFlags(flags).is_impossible() {
+            legal |= 1 << flags;
+        }
+        flags += 1;
+    }
+    legal
+};
 
 /// The interface of a device's untagged frames.
 #[derive(Clone, Copy, Debug)]
@@ -80,15 +94,17 @@ pub(crate) fn gates(network: &Network) -> Vec<Option<Gate>> {
 /// What the stages know of a packet.
 #[derive(Clone, Copy)]
 struct Seen {
-    source: Endpoint,
-    destination: Endpoint,
-    protocol: Protocol,
-    flags: Flags,
+    candidate: Candidate,
     /// The datagram's length in bytes.
     len: u16,
-    /// The external address's slot, of an inbound packet.
-    outer: Outer,
-    candidate: Candidate,
+    /// Of UDP, those of a segment that changes nothing.
+    flags: TcpFlags,
+    is_tcp: bool,
+}
+
+impl Seen {
+    /// Of a packet that is not plain.
+    const NOT_PLAIN: Self = Self { candidate: Candidate::NONE, len: 0, flags: TcpFlags::ACK, is_tcp: false };
 }
 
 /// What a burst adds to the counters.
@@ -117,23 +133,29 @@ impl Nat<'_> {
         now: Tick,
         verdicts: &mut Vec<Verdict>,
     ) {
-        let mut seen = [None; BURST];
+        let mut seen = [Seen::NOT_PLAIN; BURST];
         for (seen, packet) in seen.iter_mut().zip(burst.iter()) {
-            *seen = self.see::<OUTBOUND>(packet, gate);
+            self.see::<OUTBOUND>(packet, gate, seen);
         }
-        for seen in seen.iter_mut().flatten() {
+        let seen = &mut seen[..burst.len()];
+        for seen in &mut *seen {
             self.state.sessions.look(&mut seen.candidate);
         }
-        self.state.sessions.touch(seen.iter().flatten().map(|seen| &seen.candidate));
+        self.state.sessions.touch(seen.iter().map(|seen| &seen.candidate));
         let mut tally = Tally::default();
         for (seen, packet) in seen.iter().zip(burst) {
-            let forwarded = seen.as_ref().and_then(|seen| self.forward::<OUTBOUND>(packet, seen, gate, now));
-            if forwarded.is_some() {
-                tally.forwarded += 1;
-                tally.received += u64::from(packet.handed == 0);
-                tally.received_bytes += if packet.handed == 0 { packet.len as u64 } else { 0 };
-            }
-            verdicts.push(forwarded.unwrap_or_else(|| self.process_one(packet, device, now)));
+            let len = packet.len as u64;
+            let verdict = match self.forward::<OUTBOUND>(packet, seen, gate, now) {
+                Some(device) => {
+                    let is_new = u64::from(packet.handed == 0);
+                    tally.forwarded += 1;
+                    tally.received += is_new;
+                    tally.received_bytes += len * is_new;
+                    Verdict::Transmit(device)
+                }
+                None => self.process_one(packet, device, now),
+            };
+            verdicts.push(verdict);
         }
         let (way, received, bytes) = if OUTBOUND {
             (Counter::Outbound, Counter::InsideReceived, Counter::InsideReceivedBytes)
@@ -146,67 +168,60 @@ impl Nat<'_> {
         self.counters.add(bytes, tally.received_bytes);
     }
 
-    /// Reads a packet. None for one that is not plain.
+    /// Reads a packet, and hashes its key if it is plain.
     #[inline]
-    fn see<const OUTBOUND: bool>(&self, packet: &Packet<'_>, gate: &Gate) -> Option<Seen> {
-        let head = packet.buffer.first_chunk::<HEAD>()?;
+    fn see<const OUTBOUND: bool>(&self, packet: &Packet<'_>, gate: &Gate, seen: &mut Seen) {
+        let Some(head) = packet.buffer.first_chunk::<HEAD>() else { return };
+        let len = half(head, at::LEN);
         let is_plain = word(head, at::ETHERTYPE) & PLAIN_MASK == PLAIN
-            && packet.errand == Errand::Whole
+            && matches!(packet.errand, Errand::Whole)
             && head[..6] == gate.mac
             && half(head, at::FRAGMENT) & FRAGMENT_MASK == 0
             && head[at::TTL] > 1
+            && ETHERNET_LEN + usize::from(len) <= packet.len
+            && len >= IPV4_LEN
             && header_sum(head).is_multiple_of(0xFFFF);
-        let len = half(head, at::LEN);
-        if !is_plain || ETHERNET_LEN + usize::from(len) > packet.len {
-            return None;
+        let is_tcp = head[at::PROTOCOL] == TCP;
+        if !is_plain || !(is_tcp || head[at::PROTOCOL] == UDP) {
+            return;
         }
-        let payload = u32::from(len).checked_sub(IPV4_LEN)?;
-        let (protocol, flags, covered, checksum) = match head[at::PROTOCOL] {
-            TCP => {
-                let offset = u32::from(head[at::TCP_OFFSET] >> 4) * 4;
-                let flags = TcpFlags(head[at::TCP_FLAGS]);
-                if offset < 20 || offset > payload || flags.is_impossible() {
-                    return None;
-                }
-                (Protocol::Tcp, Flags::from(flags), payload, half(head, at::TCP_CHECKSUM))
-            }
-            UDP => {
-                let covered = u32::from(half(head, at::UDP_LEN));
-                if covered < 8 || covered > payload {
-                    return None;
-                }
-                (Protocol::Udp, Flags::default(), covered, half(head, at::UDP_CHECKSUM))
-            }
-            _ => return None,
-        };
+        // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
+        let payload = len - IPV4_LEN;
+        let (udp_len, header_len) = (half(head, at::UDP_LEN), u16::from(head[at::TCP_OFFSET] >> 4) * 4);
+        let (least, claimed) = if is_tcp { (20, header_len) } else { (8, udp_len) };
+        let flags = if is_tcp { head[at::TCP_FLAGS] } else { TcpFlags::ACK.0 };
+        if claimed < least || claimed > payload || LEGAL_FLAGS >> (flags % 64) & 1 == 0 {
+            return;
+        }
         // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
+        let checksum = if is_tcp { half(head, at::TCP_CHECKSUM) } else { half(head, at::UDP_CHECKSUM) };
+        let covered = if is_tcp { payload } else { udp_len };
         let (from, to) = (word(head, at::SOURCE), word(head, at::DESTINATION));
-        let pseudo = folded(from) + folded(to) + u32::from(head[at::PROTOCOL]) + covered + u32::from(!checksum);
-        if pseudo.is_multiple_of(0xFFFF) {
-            return None;
+        let rest = u64::from(head[at::PROTOCOL]) + u64::from(covered) + u64::from(!checksum);
+        if (u64::from(from) + u64::from(to) + rest).is_multiple_of(0xFFFF) {
+            return;
         }
+        let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
         let source = Endpoint { address: Ipv4Addr::from_bits(from), port: half(head, at::SOURCE_PORT) };
         let destination = Endpoint { address: Ipv4Addr::from_bits(to), port: half(head, at::DESTINATION_PORT) };
-        let (outer, candidate) = if OUTBOUND {
-            (Outer::default(), self.state.sessions.outbound_candidate(protocol, source, destination))
+        let sessions = &self.state.sessions;
+        let candidate = if OUTBOUND {
+            sessions.outbound_candidate(protocol, source, destination)
         } else {
-            let outer = self.state.outer(self.state.slot_of(destination.address)?, destination.port);
-            (outer, self.state.sessions.inbound_candidate(protocol, outer, source))
+            let Some(slot) = self.state.slot_of(destination.address) else { return };
+            sessions.inbound_candidate(protocol, self.state.outer(slot, destination.port), source)
         };
-        Some(Seen { source, destination, protocol, flags, len, outer, candidate })
+        *seen = Seen { candidate, len, flags: TcpFlags(flags), is_tcp };
     }
 
-    /// Steps 5 and 7 for a packet of a session that lives and whose way is known; none otherwise, and then nothing has changed.
+    /// Steps 5 and 7 for a packet of a session that lives and whose way is known. The device that it leaves by; none where it has to go the
+    /// ordinary way, and then nothing has changed.
     #[inline]
-    fn forward<const OUTBOUND: bool>(&mut self, packet: &mut Packet<'_>, seen: &Seen, gate: &Gate, now: Tick) -> Option<Verdict> {
+    fn forward<const OUTBOUND: bool>(&mut self, packet: &mut Packet<'_>, seen: &Seen, gate: &Gate, now: Tick) -> Option<DeviceId> {
         let number = seen.candidate.number()?;
         let session = self.state.sessions.records.get(number);
-        let is_it = if OUTBOUND {
-            session.internal() == seen.source && session.remote() == seen.destination
-        } else {
-            Outer::of(session) == seen.outer && session.remote() == seen.source
-        };
-        if !is_it || !session.kind.is_of(seen.protocol) || self.state.expires_in(session, now) == 0 {
+        let is_it = if OUTBOUND { seen.candidate.is_outbound(session) } else { seen.candidate.is_inbound(session) };
+        if !is_it || self.state.expires_in(session, now) == 0 {
             return None;
         }
         let pair = self.adjacencies.used(session.adjacencies)?;
@@ -214,19 +229,15 @@ impl Nat<'_> {
         if seen.len > leaves.mtu || OUTBOUND && pair.inside.interface != gate.interface {
             return None;
         }
-        let external = self.state.external_of(session);
+        let ours = if OUTBOUND { self.state.external_of(session) } else { session.internal() };
         let direction = if OUTBOUND { Direction::Outbound } else { Direction::Inbound };
         let session = self.state.sessions.records.get_mut(number);
         session.advance(direction, seen.flags, self.policy.inbound_refresh, now);
         let head = packet.buffer.first_chunk_mut::<HEAD>()?;
         head[..6].copy_from_slice(&leaves.destination);
         head[6..12].copy_from_slice(&leaves.source);
-        if OUTBOUND {
-            rewrite(head, (at::SOURCE, at::SOURCE_PORT), external, seen.protocol);
-        } else {
-            rewrite(head, (at::DESTINATION, at::DESTINATION_PORT), session.internal(), seen.protocol);
-        }
-        Some(Verdict::Transmit(leaves.device))
+        rewrite::<OUTBOUND>(head, ours, seen.is_tcp);
+        Some(leaves.device)
     }
 
     /// Finds out by which adjacencies a session's packets leave, where the fast path may have them: every check of the ordinary way that
@@ -267,50 +278,45 @@ fn set_half(head: &mut Head, at: usize, value: u16) {
     [head[at], head[at + 1]] = value.to_be_bytes();
 }
 
-/// Both halves of a word together.
+/// A number that is congruent to the IPv4 header's sum modulo 65,535. Any byte order will do.
 #[inline]
-const fn folded(word: u32) -> u32 {
-    (word >> 16) + (word & 0xFFFF)
+fn header_sum(head: &Head) -> u64 {
+    let words = [at::IPV4, at::IPV4 + 4, at::IPV4 + 8, at::IPV4 + 12, at::IPV4 + 16];
+    words.into_iter().map(|at| u64::from(u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]))).sum()
 }
 
-/// A number that is congruent to the IPv4 header's sum modulo 65,535: zero for a right header, whose words are not all zero.
+/// Replaces one endpoint, counts the TTL down, and mends both checksums: equation 3 of RFC 1624, folded at the end.
 #[inline]
-fn header_sum(head: &Head) -> u32 {
-    let words = [ETHERNET_LEN, ETHERNET_LEN + 4, ETHERNET_LEN + 8, ETHERNET_LEN + 12, ETHERNET_LEN + 16];
-    let sum: u64 = words.into_iter().map(|at| u64::from(word(head, at))).sum();
-    (sum >> 32) as u32 + folded(sum as u32)
-}
-
-/// Replaces one endpoint, counts the TTL down, and mends both checksums: equation 3 of RFC 1624, unfolded until the end.
-#[inline]
-fn rewrite(head: &mut Head, (address_at, port_at): (usize, usize), new: Endpoint, protocol: Protocol) {
-    let (address, port) = (new.address.to_bits(), new.port);
-    let addresses = folded(!word(head, address_at)) + folded(address);
-    let ports = u32::from(!half(head, port_at)) + u32::from(port);
+fn rewrite<const OUTBOUND: bool>(head: &mut Head, new: Endpoint, is_tcp: bool) {
+    let (address_at, port_at) = if OUTBOUND { (at::SOURCE, at::SOURCE_PORT) } else { (at::DESTINATION, at::DESTINATION_PORT) };
+    let address = new.address.to_bits();
+    let addresses = add32(!word(head, address_at), address);
+    let ports = u32::from(!half(head, port_at)) + u32::from(new.port);
     head[address_at..address_at + 4].copy_from_slice(&address.to_be_bytes());
-    set_half(head, port_at, port);
+    set_half(head, port_at, new.port);
     head[at::TTL] -= 1;
     // The TTL is the upper half of its word: minus 0x100 modulo 65,535.
-    let of_header = mended(half(head, at::CHECKSUM), addresses + 0xFEFF);
+    let of_header = mended(half(head, at::CHECKSUM), addresses, 0xFEFF);
     set_half(head, at::CHECKSUM, of_header);
-    match protocol {
-        Protocol::Tcp => {
-            let checksum = mended(half(head, at::TCP_CHECKSUM), addresses + ports);
-            set_half(head, at::TCP_CHECKSUM, checksum);
-        }
-        Protocol::Udp | Protocol::Icmp => {
-            let before = half(head, at::UDP_CHECKSUM);
-            if before != 0 {
-                let checksum = portcullis_wire::checksum::udp_spelling(mended(before, addresses + ports));
-                set_half(head, at::UDP_CHECKSUM, checksum);
-            }
-        }
+    let checksum_at = if is_tcp { at::TCP_CHECKSUM } else { at::UDP_CHECKSUM };
+    let before = half(head, checksum_at);
+    if is_tcp || before != 0 {
+        let after = mended(before, addresses, ports);
+        set_half(head, checksum_at, if is_tcp { after } else { udp_spelling(after) });
     }
 }
 
-/// A checksum field after words changed: `change` is the sum of what the new ones and the complements of the old ones are, not zero.
+/// A checksum field after words changed: each change is the sum of what the new words and the complements of the old ones are.
 #[inline]
-const fn mended(checksum: u16, change: u32) -> u16 {
-    let sum = folded(!checksum as u32 + change);
-    !(folded(sum) as u16)
+const fn mended(checksum: u16, change: u32, more: u32) -> u16 {
+    let sum = add32(change, !checksum as u32 + more);
+    // The upper half is that of both halves together, with the carry.
+    !(sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
+}
+
+/// The sum modulo 2^32 - 1, of which 65,535 is a divisor.
+#[inline]
+const fn add32(a: u32, b: u32) -> u32 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + carry as u32
 }

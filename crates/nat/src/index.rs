@@ -1,9 +1,10 @@
 //! A hash index of record numbers in 64-byte lines, in memory that its owner hands in.
 //!
 //! Knows hashes and numbers; what a number means, and whether it is the one looked for, the caller says. Called by the mapping
-//! and session tables. Invariant: an entry is in its home line or in a later one, and every line passed over counts it in `overflow`, so
+//! and session tables. Invariant: an entry is in its home line or in a later one, and every line passed over counts it, so
 //! that a search ends at the first line that nothing has passed. No tombstones. Source of the idea: F14 (Facebook, 2019).
 
+use wide::u8x16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Entries in a line.
@@ -22,10 +23,9 @@ pub(crate) const NUMBERS: u32 = 1 << NUMBER_BITS;
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
 pub(crate) struct Line {
-    /// Eight bits of each entry's hash; zero is an empty slot.
-    tags: [u8; SLOTS],
-    /// Entries that live further on because this line was full.
-    overflow: u32,
+    /// Eight bits of each entry's hash, zero for an empty slot; behind them 32 bits: entries that live further on because this line was
+    /// full.
+    head: [u8; 16],
     /// The entries: the number, and above it six more bits of the hash, so that a number which is not the one looked for is hardly ever
     /// looked at.
     entries: [u32; SLOTS],
@@ -37,14 +37,18 @@ impl Line {
     /// The slots with that tag, a bit each.
     #[inline]
     fn with_tag(&self, tag: u8) -> u32 {
-        // A loop over a fixed array that compilers turn into one comparison of all of them.
-        let mut tags = [0; 16];
-        tags[..SLOTS].copy_from_slice(&self.tags);
-        let mut found = 0_u16;
-        for (slot, &seen) in tags.iter().enumerate() {
-            found |= u16::from(seen == tag) << slot;
-        }
-        u32::from(found) & ((1 << SLOTS) - 1)
+        u8x16::new(self.head).simd_eq(u8x16::splat(tag)).to_bitmask() & ((1 << SLOTS) - 1)
+    }
+
+    #[inline]
+    fn overflow(&self) -> u32 {
+        let [.., a, b, c, d] = self.head;
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
+    #[inline]
+    fn set_overflow(&mut self, overflow: u32) {
+        self.head[SLOTS..].copy_from_slice(&overflow.to_ne_bytes());
     }
 }
 
@@ -102,7 +106,7 @@ impl<'m> Index<'m> {
                 }
                 slots &= slots - 1;
             }
-            if line.overflow == 0 {
+            if line.overflow() == 0 {
                 return None;
             }
             at = self.after(at);
@@ -119,7 +123,7 @@ impl<'m> Index<'m> {
             let free = line.with_tag(0);
             if free != 0 {
                 let slot = free.trailing_zeros() as usize % SLOTS;
-                line.tags[slot] = tag_of(hash);
+                line.head[slot] = tag_of(hash);
                 line.entries[slot] = print_of(hash) | number;
                 self.pass_over(hash, probe, |overflow| overflow + 1);
                 return Ok(());
@@ -139,13 +143,13 @@ impl<'m> Index<'m> {
             while slots != 0 {
                 let slot = slots.trailing_zeros() as usize % SLOTS;
                 if line.entries[slot] == entry {
-                    (line.tags[slot], line.entries[slot]) = (0, 0);
+                    (line.head[slot], line.entries[slot]) = (0, 0);
                     self.pass_over(hash, probe, |overflow| overflow - 1);
                     return true;
                 }
                 slots &= slots - 1;
             }
-            if line.overflow == 0 {
+            if line.overflow() == 0 {
                 return false;
             }
             at = self.after(at);
@@ -159,7 +163,7 @@ impl<'m> Index<'m> {
         let mut at = self.home(hash);
         for _ in 0..lines {
             let line = &mut self.lines[at as usize];
-            line.overflow = change(line.overflow);
+            line.set_overflow(change(line.overflow()));
             at = self.after(at);
         }
     }
@@ -222,15 +226,12 @@ mod tests {
         for value in 0..entries as u32 {
             index.insert(hasher.hash_one(value), value).expect("there is room");
         }
-        let longest = index.lines.iter().filter(|line| line.overflow > 0).count();
+        let longest = index.lines.iter().filter(|line| line.overflow() > 0).count();
         assert!(longest < index.lines.len() / 4, "few lines overflow: {longest}");
         for value in 0..entries as u32 {
             assert!(index.remove(hasher.hash_one(value), value));
         }
-        assert!(
-            index.lines.iter().all(|line| line.tags == [0; SLOTS] && line.entries == [0; SLOTS] && line.overflow == 0),
-            "nothing stays behind"
-        );
+        assert!(index.lines.iter().all(|line| line.head == [0; 16] && line.entries == [0; SLOTS]), "nothing stays behind");
     }
 
     #[test]

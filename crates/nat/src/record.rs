@@ -5,6 +5,7 @@
 
 use core::net::Ipv4Addr;
 
+use portcullis_wire::tcp::TcpFlags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::policy::{Endpoint, Protocol};
@@ -71,6 +72,15 @@ impl Kind {
     #[inline]
     pub(crate) const fn state(self) -> SessionState {
         SessionState::from_number(self.0 & 0xF)
+    }
+
+    /// Whether a packet with those flags leaves it as it is, whichever way it goes: it is what nearly all packets find.
+    #[inline]
+    pub(crate) const fn is_settled(self, flags: TcpFlags) -> bool {
+        const REPLIED: u8 = SessionState::Replied as u8;
+        const ESTABLISHED: u8 = SessionState::Established as u8;
+        let state = self.0 & 0xF;
+        state == REPLIED || state == ESTABLISHED && flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) == 0
     }
 
     /// Whether it is a session of that protocol.

@@ -24,14 +24,14 @@ enum Key {
     External = 1,
 }
 
-/// Two words that tell a key from all others: the addresses; the ports, the protocol and the kind of key.
-type Words = (u64, u64);
+/// A number that tells a key from all others: the addresses; the ports, the protocol and the kind of key.
+type Words = u128;
 
 #[inline]
 fn words(kind: u8, protocol: Protocol, one: Endpoint, other: Endpoint) -> Words {
     let addresses = u64::from(one.address.to_bits()) << 32 | u64::from(other.address.to_bits());
     let ports = u64::from(one.port) << 32 | u64::from(other.port) << 16 | (protocol as u64) << 8 | u64::from(kind);
-    (addresses, ports)
+    u128::from(addresses) << 64 | u128::from(ports)
 }
 
 /// An external endpoint as sessions are found by it: the slot of its address with the generation, and the port.
@@ -62,18 +62,34 @@ pub(crate) struct Sessions<'m> {
     hasher: RandomState,
 }
 
-/// The session that a packet most likely belongs to: the one that the index has under its hash. Whoever uses it compares the keys.
+/// The session that a packet most likely belongs to: the one that the index has under the hash of its key.
 #[derive(Clone, Copy)]
 pub(crate) struct Candidate {
+    words: Words,
     hash: u64,
     number: u32,
 }
 
 impl Candidate {
+    /// Of no packet.
+    pub(crate) const NONE: Self = Self { words: 0, hash: 0, number: NONE };
+
     /// The session's number; none where the index has nothing.
     #[inline]
     pub(crate) fn number(&self) -> Option<u32> {
         (self.number != NONE).then_some(self.number)
+    }
+
+    /// Whether a session has the packet's key, of one from inside.
+    #[inline]
+    pub(crate) fn is_outbound(&self, session: &Session) -> bool {
+        self.words == words(Key::Internal as u8, session.kind.protocol(), session.internal(), session.remote())
+    }
+
+    /// The same of one from outside.
+    #[inline]
+    pub(crate) fn is_inbound(&self, session: &Session) -> bool {
+        self.words == words(Key::External as u8, session.kind.protocol(), Outer::of(session).as_endpoint(), session.remote())
     }
 }
 
@@ -131,22 +147,29 @@ impl<'m> Sessions<'m> {
         self.hasher.hash_one(words(Key::External as u8, protocol, external.as_endpoint(), remote))
     }
 
-    /// A packet's session as far as its hash tells; [`Sessions::look`] comes next.
+    /// Of a packet from inside; [`Sessions::look`] comes next.
     #[inline]
     pub(crate) fn outbound_candidate(&self, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> Candidate {
-        Candidate { hash: self.hash_outbound(protocol, internal, remote), number: NONE }
+        self.candidate(words(Key::Internal as u8, protocol, internal, remote))
     }
 
-    /// The same for a packet from outside.
+    /// Of a packet from outside.
     #[inline]
     pub(crate) fn inbound_candidate(&self, protocol: Protocol, external: Outer, remote: Endpoint) -> Candidate {
-        Candidate { hash: self.hash_inbound(protocol, external, remote), number: NONE }
+        self.candidate(words(Key::External as u8, protocol, external.as_endpoint(), remote))
     }
 
-    /// Looks for the hash in the index, and at no record.
+    #[inline]
+    fn candidate(&self, words: Words) -> Candidate {
+        Candidate { words, hash: self.hasher.hash_one(words), number: NONE }
+    }
+
+    /// Looks for the key's hash in the index, and at no record.
     #[inline]
     pub(crate) fn look(&self, candidate: &mut Candidate) {
-        candidate.number = self.index.find(candidate.hash, |_| true).map_or(NONE, |value| value >> 1);
+        if candidate.words != 0 {
+            candidate.number = self.index.find(candidate.hash, |_| true).map_or(NONE, |value| value >> 1);
+        }
     }
 
     /// Reads something of the records, all independently, so that the processor fetches them at once.

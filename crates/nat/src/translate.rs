@@ -4,6 +4,7 @@
 //! packet comes before the first change to a table; then nothing refuses it any more.
 
 use portcullis_wire::packet::{Fragment, Layout, Transport};
+use portcullis_wire::tcp::TcpFlags;
 
 use crate::arrival::Arrival;
 use crate::counters::Counter;
@@ -17,7 +18,7 @@ use crate::policy::{Endpoint, Side};
 use crate::record::Session;
 use crate::refusal::{self, Refusal};
 use crate::rewrite::Rewrite;
-use crate::tcp::{Direction, Flags};
+use crate::tcp::Direction;
 use crate::time::Tick;
 use crate::verdict::{DropReason, Errand, HandOffCause, Verdict};
 
@@ -183,7 +184,7 @@ impl Nat<'_> {
     }
 
     /// Step 7's bookkeeping.
-    pub(crate) fn advance(&mut self, number: u32, direction: Direction, flags: Flags, now: Tick) {
+    pub(crate) fn advance(&mut self, number: u32, direction: Direction, flags: TcpFlags, now: Tick) {
         self.state.sessions.records.get_mut(number).advance(direction, flags, self.policy.inbound_refresh, now);
     }
 

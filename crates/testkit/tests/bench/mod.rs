@@ -300,12 +300,7 @@ impl<'m> Bench<'m> {
     }
 
     /// A held packet goes on when its next hop is known, and only its link layer changes.
-    fn resolve(
-        &mut self,
-        done: &Done,
-        interface: InterfaceId,
-        next_hop: Ipv4Addr,
-    ) -> Result<Option<(DeviceId, Vec<u8>)>, String> {
+    fn resolve(&mut self, done: &Done, interface: InterfaceId, next_hop: Ipv4Addr) -> Result<Option<(DeviceId, Vec<u8>)>, String> {
         let mut memory = done.memory.clone();
         let mut packet = Packet::received(&mut memory, done.len);
         match self.nat.readdress(&mut packet, interface, next_hop) {
