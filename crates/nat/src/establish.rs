@@ -129,7 +129,7 @@ impl Planner<'_, '_> {
         let (forward, port) = of_protocol.find_map(leads_here)?;
         let slot = forward.external as u16;
         let address = self.state.slots().get(forward.external)?.address?;
-        let is_free = self.state.sessions.find_inbound(flow.protocol, self.state.outer(slot, port), flow.remote).is_none();
+        let is_free = self.state.sessions.find_inbound(flow.protocol, (self.state.outer(slot), port), flow.remote).is_none();
         is_free.then(|| self.outbound_plan(flow, slot, Endpoint { address, port }, Under::Forward))
     }
 

@@ -17,8 +17,8 @@ use crate::counters::Counter;
 use crate::nat::Nat;
 use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Mac, Network, Protocol, Side};
-use crate::record::Session;
-use crate::table::Candidate;
+use crate::record::{Generation, Session};
+use crate::table::{Candidate, Outer};
 use crate::tcp::Direction;
 use crate::time::Tick;
 use crate::verdict::{Errand, Verdict};
@@ -95,24 +95,38 @@ pub(crate) fn gates(network: &Network) -> Vec<Option<Gate>> {
 #[derive(Clone, Copy)]
 struct Seen {
     candidate: Candidate,
-    /// The datagram's length in bytes.
+    /// The datagram's length in bytes. Zero for a packet that is not plain.
     len: u16,
     /// Of UDP, those of a segment that changes nothing.
     flags: TcpFlags,
     is_tcp: bool,
+    /// Of a packet from outside.
+    outer: Outer,
 }
 
 impl Seen {
     /// Of a packet that is not plain.
-    const NOT_PLAIN: Self = Self { candidate: Candidate::NONE, len: 0, flags: TcpFlags::ACK, is_tcp: false };
+    const NOT_PLAIN: Self = Self {
+        candidate: Candidate::NONE,
+        len: 0,
+        flags: TcpFlags::ACK,
+        is_tcp: false,
+        outer: Outer { slot: 0, generation: Generation::FIRST },
+    };
+
+    fn protocol(&self) -> Protocol {
+        if self.is_tcp { Protocol::Tcp } else { Protocol::Udp }
+    }
 }
 
 /// What a burst adds to the counters.
 #[derive(Clone, Copy, Default)]
 struct Tally {
-    received: u64,
-    received_bytes: u64,
     forwarded: u64,
+    bytes: u64,
+    /// Of these, what another worker has counted as received.
+    handed: u64,
+    handed_bytes: u64,
 }
 
 impl Nat<'_> {
@@ -139,7 +153,9 @@ impl Nat<'_> {
         }
         let seen = &mut seen[..burst.len()];
         for seen in &mut *seen {
-            self.state.sessions.look(&mut seen.candidate);
+            if seen.len > 0 {
+                self.state.sessions.look(&mut seen.candidate);
+            }
         }
         self.state.sessions.touch(seen.iter().map(|seen| &seen.candidate));
         let mut tally = Tally::default();
@@ -147,10 +163,12 @@ impl Nat<'_> {
             let len = packet.len as u64;
             let verdict = match self.forward::<OUTBOUND>(packet, seen, gate, now) {
                 Some(device) => {
-                    let is_new = u64::from(packet.handed == 0);
                     tally.forwarded += 1;
-                    tally.received += is_new;
-                    tally.received_bytes += len * is_new;
+                    tally.bytes += len;
+                    if packet.handed > 0 {
+                        tally.handed += 1;
+                        tally.handed_bytes += len;
+                    }
                     Verdict::Transmit(device)
                 }
                 None => self.process_one(packet, device, now),
@@ -164,8 +182,8 @@ impl Nat<'_> {
         };
         self.counters.add(way, tally.forwarded);
         self.counters.add(Counter::FastPath, tally.forwarded);
-        self.counters.add(received, tally.received);
-        self.counters.add(bytes, tally.received_bytes);
+        self.counters.add(received, tally.forwarded - tally.handed);
+        self.counters.add(bytes, tally.bytes - tally.handed_bytes);
     }
 
     /// Reads a packet, and hashes its key if it is plain.
@@ -201,17 +219,15 @@ impl Nat<'_> {
         if (u64::from(from) + u64::from(to) + rest).is_multiple_of(0xFFFF) {
             return;
         }
-        let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
-        let source = Endpoint { address: Ipv4Addr::from_bits(from), port: half(head, at::SOURCE_PORT) };
-        let destination = Endpoint { address: Ipv4Addr::from_bits(to), port: half(head, at::DESTINATION_PORT) };
-        let sessions = &self.state.sessions;
-        let candidate = if OUTBOUND {
-            sessions.outbound_candidate(protocol, source, destination)
+        let (protocol, sessions) = (if is_tcp { Protocol::Tcp } else { Protocol::Udp }, &self.state.sessions);
+        let (candidate, outer) = if OUTBOUND {
+            (sessions.outbound_candidate(protocol, addresses(head), ports(head)), seen.outer)
         } else {
-            let Some(slot) = self.state.slot_of(destination.address) else { return };
-            sessions.inbound_candidate(protocol, self.state.outer(slot, destination.port), source)
+            let Some(slot) = self.state.slot_of(Ipv4Addr::from_bits(to)) else { return };
+            let outer = self.state.outer(slot);
+            (sessions.inbound_candidate(protocol, outer, from.to_be(), ports(head)), outer)
         };
-        *seen = Seen { candidate, len, flags: TcpFlags(flags), is_tcp };
+        *seen = Seen { candidate, len, flags: TcpFlags(flags), is_tcp, outer };
     }
 
     /// Steps 5 and 7 for a packet of a session that lives and whose way is known. The device that it leaves by; none where it has to go the
@@ -219,9 +235,16 @@ impl Nat<'_> {
     #[inline]
     fn forward<const OUTBOUND: bool>(&mut self, packet: &mut Packet<'_>, seen: &Seen, gate: &Gate, now: Tick) -> Option<DeviceId> {
         let number = seen.candidate.number()?;
+        let head = packet.buffer.first_chunk_mut::<HEAD>()?;
         let session = self.state.sessions.records.get(number);
-        let is_it = if OUTBOUND { seen.candidate.is_outbound(session) } else { seen.candidate.is_inbound(session) };
-        if !is_it || self.state.expires_in(session, now) == 0 {
+        let is_it = if OUTBOUND {
+            session.outbound_addresses() == addresses(head) && session.outbound_ports() == ports(head)
+        } else {
+            session.remote_word() == word(head, at::SOURCE).to_be()
+                && session.inbound_ports() == ports(head)
+                && Outer::of(session) == seen.outer
+        };
+        if !is_it || !session.kind.is_of(seen.protocol()) || self.state.expires_in(session, now) == 0 {
             return None;
         }
         let pair = self.adjacencies.used(session.adjacencies)?;
@@ -233,7 +256,6 @@ impl Nat<'_> {
         let direction = if OUTBOUND { Direction::Outbound } else { Direction::Inbound };
         let session = self.state.sessions.records.get_mut(number);
         session.advance(direction, seen.flags, self.policy.inbound_refresh, now);
-        let head = packet.buffer.first_chunk_mut::<HEAD>()?;
         head[..6].copy_from_slice(&leaves.destination);
         head[6..12].copy_from_slice(&leaves.source);
         rewrite::<OUTBOUND>(head, ours, seen.is_tcp);
@@ -276,6 +298,20 @@ fn word(head: &Head, at: usize) -> u32 {
 #[inline]
 fn set_half(head: &mut Head, at: usize, value: u16) {
     [head[at], head[at + 1]] = value.to_be_bytes();
+}
+
+/// Source and destination address, as one number in memory order.
+#[inline]
+fn addresses(head: &Head) -> u64 {
+    let at: [u8; 8] = core::array::from_fn(|byte| head[at::SOURCE + byte]);
+    u64::from_ne_bytes(at)
+}
+
+/// Source and destination port, as one number in memory order.
+#[inline]
+fn ports(head: &Head) -> u32 {
+    let at: [u8; 4] = core::array::from_fn(|byte| head[at::SOURCE_PORT + byte]);
+    u32::from_ne_bytes(at)
 }
 
 /// A number that is congruent to the IPv4 header's sum modulo 65,535. Any byte order will do.

@@ -143,6 +143,7 @@ impl<'m> Nat<'m> {
     }
 
     /// Steps 2 to 7 for one packet, whatever it is: the ordinary way.
+    #[inline(never)]
     pub(crate) fn process_one(&mut self, packet: &mut Packet<'_>, device: DeviceId, now: Tick) -> Verdict {
         match self.decide(packet, device, now) {
             Ok(verdict) => verdict,

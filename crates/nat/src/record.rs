@@ -1,11 +1,13 @@
 //! The records of the tables: one mapping, one session. Plain data in fixed layouts.
 //!
-//! Knows layouts only. Invariant: sizes are as asserted, all zero is a free record, addresses and ports are in host order.
+//! Knows layouts only. Invariant: sizes are as asserted, all zero is a free record; addresses and ports are in network order in sessions, so
+//! that they compare with a packet's as they are, and in host order in mappings.
 //! The layout's version is [`LAYOUT_VERSION`]; whoever hands tables to another process compares it first.
 
 use core::net::Ipv4Addr;
 
 use portcullis_wire::tcp::TcpFlags;
+use zerocopy::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::policy::{Endpoint, Protocol};
@@ -19,15 +21,14 @@ pub const LAYOUT_VERSION: u32 = 2;
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(32))]
 pub(crate) struct Session {
-    /// Of a free record: the next free one.
-    pub(crate) internal_address: u32,
-    pub(crate) remote_address: u32,
-    pub(crate) internal_port: u16,
-    pub(crate) remote_port: u16,
-    pub(crate) external_port: u16,
+    internal_address: U32,
+    pub(crate) remote_address: U32,
+    internal_port: U16,
+    remote_port: U16,
+    pub(crate) external_port: U16,
     /// The external address's slot.
     pub(crate) slot: u16,
-    /// When it was last refreshed. **Units:** ticks.
+    /// When it was last refreshed. **Units:** ticks. Of a free record: the next free one.
     pub(crate) last_seen: u32,
     /// Packets from the inside; wraps.
     pub(crate) packets_out: u32,
@@ -115,6 +116,8 @@ impl Generation {
     /// Changes after which a generation comes again.
     pub(crate) const COUNT: u8 = 4;
 
+    pub(crate) const FIRST: Self = Self(0);
+
     pub(crate) const fn next(self) -> Self {
         Self((self.0 + 1) % Self::COUNT)
     }
@@ -164,11 +167,11 @@ impl Session {
     /// The record of a session under an address of that generation.
     pub(crate) fn new(new: &NewSession, generation: Generation, now: u32) -> Self {
         Self {
-            internal_address: new.internal.address.to_bits(),
-            remote_address: new.remote.address.to_bits(),
-            internal_port: new.internal.port,
-            remote_port: new.remote.port,
-            external_port: new.external.port,
+            internal_address: U32::new(new.internal.address.to_bits()),
+            remote_address: U32::new(new.remote.address.to_bits()),
+            internal_port: U16::new(new.internal.port),
+            remote_port: U16::new(new.remote.port),
+            external_port: U16::new(new.external.port),
             slot: new.slot,
             last_seen: now,
             packets_out: 0,
@@ -181,18 +184,42 @@ impl Session {
 
     #[inline]
     pub(crate) fn internal(&self) -> Endpoint {
-        endpoint(self.internal_address, self.internal_port)
+        endpoint(self.internal_address.get(), self.internal_port.get())
     }
 
     /// The external endpoint, whose address is its slot's.
     #[inline]
     pub(crate) fn external(&self, address: Ipv4Addr) -> Endpoint {
-        Endpoint { address, port: self.external_port }
+        Endpoint { address, port: self.external_port.get() }
     }
 
     #[inline]
     pub(crate) fn remote(&self) -> Endpoint {
-        endpoint(self.remote_address, self.remote_port)
+        endpoint(self.remote_address.get(), self.remote_port.get())
+    }
+
+    /// Internal and remote address, as they follow each other in a packet from inside.
+    #[inline]
+    pub(crate) fn outbound_addresses(&self) -> u64 {
+        wire_words(self.internal_address, self.remote_address)
+    }
+
+    /// Internal and remote port, as they follow each other in a packet from inside.
+    #[inline]
+    pub(crate) fn outbound_ports(&self) -> u32 {
+        wire_halves(self.internal_port, self.remote_port)
+    }
+
+    /// The remote address, as it is in a packet.
+    #[inline]
+    pub(crate) fn remote_word(&self) -> u32 {
+        wire_word(self.remote_address)
+    }
+
+    /// Remote and external port, as they follow each other in a packet from outside.
+    #[inline]
+    pub(crate) fn inbound_ports(&self) -> u32 {
+        wire_halves(self.remote_port, self.external_port)
     }
 
     #[inline]
@@ -258,10 +285,10 @@ impl Record for Session {
     }
     fn set_free(&mut self, next: u32) {
         self.kind = Kind::FREE;
-        self.internal_address = next;
+        self.last_seen = next;
     }
     fn next_free(&self) -> u32 {
-        self.internal_address
+        self.last_seen
     }
 }
 
@@ -276,6 +303,26 @@ impl Record for Mapping {
     fn next_free(&self) -> u32 {
         self.sessions
     }
+}
+
+/// A word of a packet, as a number in memory order.
+#[inline]
+pub(crate) fn wire_word(word: U32) -> u32 {
+    u32::from_ne_bytes(word.to_bytes())
+}
+
+/// Two words of a packet, as one number in memory order.
+#[inline]
+pub(crate) fn wire_words(one: U32, other: U32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (one.to_bytes(), other.to_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Two halves of a word of a packet, as one number in memory order.
+#[inline]
+pub(crate) fn wire_halves(one: U16, other: U16) -> u32 {
+    let ([a, b], [c, d]) = (one.to_bytes(), other.to_bytes());
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 #[inline]

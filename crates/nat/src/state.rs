@@ -188,10 +188,10 @@ impl<'m> State<'m> {
         session.external(self.address_of(session.slot).unwrap_or(Ipv4Addr::UNSPECIFIED))
     }
 
-    /// An external endpoint, as sessions that live are found by it.
+    /// A slot's address, as sessions that live are found by it.
     #[inline]
-    pub(crate) fn outer(&self, slot: u16, port: u16) -> Outer {
-        Outer { slot, generation: self.slots[usize::from(slot)].generation, port }
+    pub(crate) fn outer(&self, slot: u16) -> Outer {
+        Outer { slot, generation: self.slots[usize::from(slot)].generation }
     }
 
     /// The slot of an external address.
@@ -253,7 +253,7 @@ impl<'m> State<'m> {
         now: Tick,
         counters: &mut Counters,
     ) -> Option<u32> {
-        let number = self.sessions.find_inbound(protocol, self.outer(slot, port), remote)?;
+        let number = self.sessions.find_inbound(protocol, (self.outer(slot), port), remote)?;
         self.unless_ended(number, now, counters)
     }
 
@@ -317,7 +317,7 @@ impl<'m> State<'m> {
         if session.has(flag::FORWARDED) {
             return None;
         }
-        self.space(session.slot, session.kind.protocol()).mapping(session.external_port)
+        self.space(session.slot, session.kind.protocol()).mapping(session.external_port.get())
     }
 
     /// Ends a session, and its mapping when it was the last one under it.
@@ -326,7 +326,7 @@ impl<'m> State<'m> {
         counters.count(Counter::SessionsRemoved);
         let Some(number) = self.mapping_of(&session) else { return };
         if session.has(flag::REMOTE_COUNTED) {
-            self.forget_remote((number, session.remote_address));
+            self.forget_remote((number, session.remote_address.get()));
         }
         let mapping = self.mappings.records.get_mut(number);
         mapping.sessions -= 1;

@@ -4,13 +4,12 @@
 //! by (protocol, external, remote), where the slot stands for the external address; no two sessions share either key. A mapping is there
 //! once, by (protocol, internal, scope).
 
-use core::net::Ipv4Addr;
-
 use ahash::RandomState;
+use zerocopy::network_endian::{U16, U32};
 
 use crate::index::{Index, NUMBERS};
 use crate::policy::{Endpoint, Protocol};
-use crate::record::{Generation, Mapping, Session};
+use crate::record::{Generation, Mapping, Session, wire_halves, wire_word, wire_words};
 use crate::slab::{NONE, Slab};
 
 /// The table is full.
@@ -24,34 +23,39 @@ enum Key {
     External = 1,
 }
 
-/// A number that tells a key from all others: the addresses; the ports, the protocol and the kind of key.
+/// What is hashed of a session: a number that tells its key from all others. Addresses and ports are as they are in a packet.
 type Words = u128;
 
+/// The key of packets from inside: both addresses, and both ports.
 #[inline]
-fn words(kind: u8, protocol: Protocol, one: Endpoint, other: Endpoint) -> Words {
-    let addresses = u64::from(one.address.to_bits()) << 32 | u64::from(other.address.to_bits());
-    let ports = u64::from(one.port) << 32 | u64::from(other.port) << 16 | (protocol as u64) << 8 | u64::from(kind);
-    u128::from(addresses) << 64 | u128::from(ports)
+fn outbound_words(protocol: Protocol, addresses: u64, ports: u32) -> Words {
+    words(Key::Internal, protocol, addresses, ports)
 }
 
-/// An external endpoint as sessions are found by it: the slot of its address with the generation, and the port.
+/// The key of packets from outside: the remote address, and both ports.
+#[inline]
+fn inbound_words(protocol: Protocol, outer: Outer, remote: u32, ports: u32) -> Words {
+    let slot = u64::from(outer.slot) << 8 | u64::from(outer.generation.number());
+    words(Key::External, protocol, slot << 32 | u64::from(remote), ports)
+}
+
+#[inline]
+fn words(key: Key, protocol: Protocol, addresses: u64, ports: u32) -> Words {
+    let rest = (protocol as u64) << 40 | (key as u64) << 32 | u64::from(ports);
+    u128::from(addresses) << 64 | u128::from(rest)
+}
+
+/// An external address as sessions are found by it: its slot, and which address it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outer {
     pub(crate) slot: u16,
     pub(crate) generation: Generation,
-    pub(crate) port: u16,
 }
 
 impl Outer {
     #[inline]
     pub(crate) fn of(session: &Session) -> Self {
-        Self { slot: session.slot, generation: session.generation(), port: session.external_port }
-    }
-
-    /// In an endpoint's place in a key: no internal address need differ from it, since the kind of key does.
-    #[inline]
-    fn as_endpoint(self) -> Endpoint {
-        Endpoint { address: Ipv4Addr::from_bits(u32::from(self.slot) << 8 | u32::from(self.generation.number())), port: self.port }
+        Self { slot: session.slot, generation: session.generation() }
     }
 }
 
@@ -62,34 +66,21 @@ pub(crate) struct Sessions<'m> {
     hasher: RandomState,
 }
 
-/// The session that a packet most likely belongs to: the one that the index has under the hash of its key.
+/// The session that a packet most likely belongs to: the one that the index has under the hash of its key. Whoever uses it compares.
 #[derive(Clone, Copy)]
 pub(crate) struct Candidate {
-    words: Words,
     hash: u64,
     number: u32,
 }
 
 impl Candidate {
     /// Of no packet.
-    pub(crate) const NONE: Self = Self { words: 0, hash: 0, number: NONE };
+    pub(crate) const NONE: Self = Self { hash: 0, number: NONE };
 
     /// The session's number; none where the index has nothing.
     #[inline]
     pub(crate) fn number(&self) -> Option<u32> {
         (self.number != NONE).then_some(self.number)
-    }
-
-    /// Whether a session has the packet's key, of one from inside.
-    #[inline]
-    pub(crate) fn is_outbound(&self, session: &Session) -> bool {
-        self.words == words(Key::Internal as u8, session.kind.protocol(), session.internal(), session.remote())
-    }
-
-    /// The same of one from outside.
-    #[inline]
-    pub(crate) fn is_inbound(&self, session: &Session) -> bool {
-        self.words == words(Key::External as u8, session.kind.protocol(), Outer::of(session).as_endpoint(), session.remote())
     }
 }
 
@@ -110,66 +101,48 @@ impl<'m> Sessions<'m> {
     /// The session of packets from `internal` to `remote`.
     #[inline]
     pub(crate) fn find_outbound(&self, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> Option<u32> {
-        let found = self.index.find(self.hash_outbound(protocol, internal, remote), |value| {
-            value & 1 == Key::Internal as u32 && self.is_outbound(value >> 1, protocol, internal, remote)
+        let (addresses, ports) = (wire_words(address(internal), address(remote)), wire_halves(port(internal), port(remote)));
+        let found = self.index.find(self.hasher.hash_one(outbound_words(protocol, addresses, ports)), |value| {
+            value & 1 == Key::Internal as u32 && {
+                let session = self.records.get(value >> 1);
+                session.kind.is_of(protocol) && session.internal() == internal && session.remote() == remote
+            }
         });
         found.map(|value| value >> 1)
     }
 
-    /// The session of packets from `remote` to `external`.
+    /// The session of packets from `remote` to a port of an external address.
     #[inline]
-    pub(crate) fn find_inbound(&self, protocol: Protocol, external: Outer, remote: Endpoint) -> Option<u32> {
-        let found = self.index.find(self.hash_inbound(protocol, external, remote), |value| {
-            value & 1 == Key::External as u32 && self.is_inbound(value >> 1, protocol, external, remote)
+    pub(crate) fn find_inbound(&self, protocol: Protocol, (outer, outer_port): (Outer, u16), remote: Endpoint) -> Option<u32> {
+        let (word, ports) = (wire_word(address(remote)), wire_halves(port(remote), U16::new(outer_port)));
+        let found = self.index.find(self.hasher.hash_one(inbound_words(protocol, outer, word, ports)), |value| {
+            value & 1 == Key::External as u32 && {
+                let session = self.records.get(value >> 1);
+                session.kind.is_of(protocol)
+                    && Outer::of(session) == outer
+                    && session.external_port.get() == outer_port
+                    && session.remote() == remote
+            }
         });
         found.map(|value| value >> 1)
-    }
-
-    #[inline]
-    fn is_outbound(&self, number: u32, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> bool {
-        let session = self.records.get(number);
-        session.kind.is_of(protocol) && session.internal() == internal && session.remote() == remote
-    }
-
-    #[inline]
-    fn is_inbound(&self, number: u32, protocol: Protocol, external: Outer, remote: Endpoint) -> bool {
-        let session = self.records.get(number);
-        session.kind.is_of(protocol) && Outer::of(session) == external && session.remote() == remote
-    }
-
-    #[inline]
-    fn hash_outbound(&self, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> u64 {
-        self.hasher.hash_one(words(Key::Internal as u8, protocol, internal, remote))
-    }
-
-    #[inline]
-    fn hash_inbound(&self, protocol: Protocol, external: Outer, remote: Endpoint) -> u64 {
-        self.hasher.hash_one(words(Key::External as u8, protocol, external.as_endpoint(), remote))
     }
 
     /// Of a packet from inside; [`Sessions::look`] comes next.
     #[inline]
-    pub(crate) fn outbound_candidate(&self, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> Candidate {
-        self.candidate(words(Key::Internal as u8, protocol, internal, remote))
+    pub(crate) fn outbound_candidate(&self, protocol: Protocol, addresses: u64, ports: u32) -> Candidate {
+        Candidate { hash: self.hasher.hash_one(outbound_words(protocol, addresses, ports)), number: NONE }
     }
 
     /// Of a packet from outside.
     #[inline]
-    pub(crate) fn inbound_candidate(&self, protocol: Protocol, external: Outer, remote: Endpoint) -> Candidate {
-        self.candidate(words(Key::External as u8, protocol, external.as_endpoint(), remote))
-    }
-
-    #[inline]
-    fn candidate(&self, words: Words) -> Candidate {
-        Candidate { words, hash: self.hasher.hash_one(words), number: NONE }
+    pub(crate) fn inbound_candidate(&self, protocol: Protocol, outer: Outer, remote: u32, ports: u32) -> Candidate {
+        Candidate { hash: self.hasher.hash_one(inbound_words(protocol, outer, remote, ports)), number: NONE }
     }
 
     /// Looks for the key's hash in the index, and at no record.
     #[inline]
     pub(crate) fn look(&self, candidate: &mut Candidate) {
-        if candidate.words != 0 {
-            candidate.number = self.index.find(candidate.hash, |_| true).map_or(NONE, |value| value >> 1);
-        }
+        candidate.number = self.index.find(candidate.hash, |_| true).map_or(NONE, |value| value >> 1);
     }
 
     /// Reads something of the records, all independently, so that the processor fetches them at once.
@@ -207,9 +180,19 @@ impl<'m> Sessions<'m> {
     }
 
     fn hashes(&self, session: &Session) -> (u64, u64) {
-        let (protocol, remote) = (session.kind.protocol(), session.remote());
-        (self.hash_outbound(protocol, session.internal(), remote), self.hash_inbound(protocol, Outer::of(session), remote))
+        let protocol = session.kind.protocol();
+        let inner = outbound_words(protocol, session.outbound_addresses(), session.outbound_ports());
+        let outer = inbound_words(protocol, Outer::of(session), session.remote_word(), session.inbound_ports());
+        (self.hasher.hash_one(inner), self.hasher.hash_one(outer))
     }
+}
+
+fn address(endpoint: Endpoint) -> U32 {
+    U32::new(endpoint.address.to_bits())
+}
+
+fn port(endpoint: Endpoint) -> U16 {
+    U16::new(endpoint.port)
 }
 
 /// The mappings of a worker.
@@ -254,6 +237,7 @@ impl<'m> Mappings<'m> {
     }
 
     fn hash(&self, protocol: Protocol, internal: Endpoint, scope: Endpoint) -> u64 {
-        self.hasher.hash_one(words(2, protocol, internal, scope))
+        let ports = u64::from(internal.port) << 16 | u64::from(scope.port) | (protocol as u64) << 32;
+        self.hasher.hash_one((internal.address.to_bits(), scope.address.to_bits(), ports))
     }
 }
