@@ -7,6 +7,7 @@
 //! A burst goes in stages, so that the processor waits for the memory of many packets at once: read all packets and hash their keys, look
 //! at all index lines, at all records, and then finish packet by packet, in order.
 
+use core::hint::select_unpredictable;
 use core::net::Ipv4Addr;
 
 use portcullis_wire::checksum::udp_spelling;
@@ -113,10 +114,6 @@ impl Seen {
         is_tcp: false,
         outer: Outer { slot: 0, generation: Generation::FIRST },
     };
-
-    fn protocol(&self) -> Protocol {
-        if self.is_tcp { Protocol::Tcp } else { Protocol::Udp }
-    }
 }
 
 /// What a burst adds to the counters.
@@ -158,6 +155,7 @@ impl Nat<'_> {
             }
         }
         self.state.sessions.touch(seen.iter().map(|seen| &seen.candidate));
+        let any_handed = burst.iter().any(|packet| packet.handed > 0);
         let mut tally = Tally::default();
         for (seen, packet) in seen.iter().zip(burst) {
             let len = packet.len as u64;
@@ -165,7 +163,7 @@ impl Nat<'_> {
                 Some(device) => {
                     tally.forwarded += 1;
                     tally.bytes += len;
-                    if packet.handed > 0 {
+                    if any_handed && packet.handed > 0 {
                         tally.handed += 1;
                         tally.handed_bytes += len;
                     }
@@ -199,27 +197,28 @@ impl Nat<'_> {
             && ETHERNET_LEN + usize::from(len) <= packet.len
             && len >= IPV4_LEN
             && header_sum(head).is_multiple_of(0xFFFF);
-        let is_tcp = head[at::PROTOCOL] == TCP;
-        if !is_plain || !(is_tcp || head[at::PROTOCOL] == UDP) {
+        if !is_plain || !is_either(head[at::PROTOCOL]) {
             return;
         }
         // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
+        let is_tcp = head[at::PROTOCOL] == TCP;
         let payload = len - IPV4_LEN;
         let (udp_len, header_len) = (half(head, at::UDP_LEN), u16::from(head[at::TCP_OFFSET] >> 4) * 4);
-        let (least, claimed) = if is_tcp { (20, header_len) } else { (8, udp_len) };
-        let flags = if is_tcp { head[at::TCP_FLAGS] } else { TcpFlags::ACK.0 };
+        let least = select_unpredictable(is_tcp, 20, 8);
+        let claimed = select_unpredictable(is_tcp, header_len, udp_len);
+        let flags = select_unpredictable(is_tcp, head[at::TCP_FLAGS], TcpFlags::ACK.0);
         if claimed < least || claimed > payload || LEGAL_FLAGS >> (flags % 64) & 1 == 0 {
             return;
         }
         // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
-        let checksum = if is_tcp { half(head, at::TCP_CHECKSUM) } else { half(head, at::UDP_CHECKSUM) };
-        let covered = if is_tcp { payload } else { udp_len };
+        let checksum = half(head, checksum_at(is_tcp));
+        let covered = select_unpredictable(is_tcp, payload, udp_len);
         let (from, to) = (word(head, at::SOURCE), word(head, at::DESTINATION));
         let rest = u64::from(head[at::PROTOCOL]) + u64::from(covered) + u64::from(!checksum);
         if (u64::from(from) + u64::from(to) + rest).is_multiple_of(0xFFFF) {
             return;
         }
-        let (protocol, sessions) = (if is_tcp { Protocol::Tcp } else { Protocol::Udp }, &self.state.sessions);
+        let (protocol, sessions) = (protocol_of(is_tcp), &self.state.sessions);
         let (candidate, outer) = if OUTBOUND {
             (sessions.outbound_candidate(protocol, addresses(head), ports(head)), seen.outer)
         } else {
@@ -244,7 +243,7 @@ impl Nat<'_> {
                 && session.inbound_ports() == ports(head)
                 && Outer::of(session) == seen.outer
         };
-        if !is_it || !session.kind.is_of(seen.protocol()) || self.state.expires_in(session, now) == 0 {
+        if !is_it || !session.kind.is_of(protocol_of(seen.is_tcp)) || self.state.expires_in(session, now) == 0 {
             return None;
         }
         let pair = self.adjacencies.used(session.adjacencies)?;
@@ -296,8 +295,13 @@ fn word(head: &Head, at: usize) -> u32 {
 }
 
 #[inline]
-fn set_half(head: &mut Head, at: usize, value: u16) {
-    [head[at], head[at + 1]] = value.to_be_bytes();
+fn wire_half(head: &Head, at: usize) -> u16 {
+    u16::from_ne_bytes([head[at], head[at + 1]])
+}
+
+#[inline]
+fn set_wire_half(head: &mut Head, at: usize, value: u16) {
+    [head[at], head[at + 1]] = value.to_ne_bytes();
 }
 
 /// Source and destination address, as one number in memory order.
@@ -314,31 +318,54 @@ fn ports(head: &Head) -> u32 {
     u32::from_ne_bytes(at)
 }
 
+/// Whether a protocol is TCP or UDP, asked at once.
+#[inline]
+const fn is_either(protocol: u8) -> bool {
+    const EITHER: u64 = 1 << TCP | 1 << UDP;
+    protocol < 64 && EITHER >> protocol & 1 == 1
+}
+
+#[inline]
+fn protocol_of(is_tcp: bool) -> Protocol {
+    select_unpredictable(is_tcp, Protocol::Tcp, Protocol::Udp)
+}
+
+#[inline]
+fn checksum_at(is_tcp: bool) -> usize {
+    select_unpredictable(is_tcp, at::TCP_CHECKSUM, at::UDP_CHECKSUM)
+}
+
 /// A number that is congruent to the IPv4 header's sum modulo 65,535. Any byte order will do.
 #[inline]
 fn header_sum(head: &Head) -> u64 {
-    let words = [at::IPV4, at::IPV4 + 4, at::IPV4 + 8, at::IPV4 + 12, at::IPV4 + 16];
-    words.into_iter().map(|at| u64::from(u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]))).sum()
+    let eight = |at: usize| u64::from_ne_bytes(core::array::from_fn(|byte| head[at + byte]));
+    let four = u32::from_ne_bytes(core::array::from_fn(|byte| head[at::IPV4 + 16 + byte]));
+    let (sum, carry) = eight(at::IPV4).overflowing_add(eight(at::IPV4 + 8));
+    let (sum, more) = sum.overflowing_add(u64::from(four) + u64::from(carry));
+    sum + u64::from(more)
 }
 
 /// Replaces one endpoint, counts the TTL down, and mends both checksums: equation 3 of RFC 1624, folded at the end.
 #[inline]
 fn rewrite<const OUTBOUND: bool>(head: &mut Head, new: Endpoint, is_tcp: bool) {
     let (address_at, port_at) = if OUTBOUND { (at::SOURCE, at::SOURCE_PORT) } else { (at::DESTINATION, at::DESTINATION_PORT) };
-    let address = new.address.to_bits();
-    let addresses = add32(!word(head, address_at), address);
-    let ports = u32::from(!half(head, port_at)) + u32::from(new.port);
-    head[address_at..address_at + 4].copy_from_slice(&address.to_be_bytes());
-    set_half(head, port_at, new.port);
+    // In memory order, which is as good as any for sums.
+    let (address, port) = (u32::from_ne_bytes(new.address.octets()), u16::from_ne_bytes(new.port.to_be_bytes()));
+    let addresses = add32(!u32::from_ne_bytes(core::array::from_fn(|byte| head[address_at + byte])), address);
+    let ports = u32::from(!wire_half(head, port_at)) + u32::from(port);
+    head[address_at..address_at + 4].copy_from_slice(&address.to_ne_bytes());
+    set_wire_half(head, port_at, port);
     head[at::TTL] -= 1;
-    // The TTL is the upper half of its word: minus 0x100 modulo 65,535.
-    let of_header = mended(half(head, at::CHECKSUM), addresses, 0xFEFF);
-    set_half(head, at::CHECKSUM, of_header);
-    let checksum_at = if is_tcp { at::TCP_CHECKSUM } else { at::UDP_CHECKSUM };
-    let before = half(head, checksum_at);
-    if is_tcp || before != 0 {
+    // The TTL is the first byte of its word: minus that modulo 65,535.
+    let fewer = u32::from(!u16::from_ne_bytes([1, 0]));
+    let of_header = mended(wire_half(head, at::CHECKSUM), addresses, fewer);
+    set_wire_half(head, at::CHECKSUM, of_header);
+    let checksum_at = checksum_at(is_tcp);
+    let before = wire_half(head, checksum_at);
+    if is_tcp | (before != 0) {
         let after = mended(before, addresses, ports);
-        set_half(head, checksum_at, if is_tcp { after } else { udp_spelling(after) });
+        // Zero is the same in any order, and so is its other spelling.
+        set_wire_half(head, checksum_at, select_unpredictable(is_tcp, after, udp_spelling(after)));
     }
 }
 

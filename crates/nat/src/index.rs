@@ -99,8 +99,7 @@ impl<'m> Index<'m> {
         for _ in 0..self.probes() {
             let line = &self.lines[at as usize];
             let mut slots = line.with_tag(tag_of(hash));
-            while slots != 0 {
-                let entry = line.entries[slots.trailing_zeros() as usize % SLOTS];
+            while let Some(&entry) = line.entries.get(slots.trailing_zeros() as usize) {
                 if entry & !(NUMBERS - 1) == print && is_match(entry % NUMBERS) {
                     return Some(entry % NUMBERS);
                 }
@@ -122,7 +121,7 @@ impl<'m> Index<'m> {
             let line = &mut self.lines[at as usize];
             let free = line.with_tag(0);
             if free != 0 {
-                let slot = free.trailing_zeros() as usize % SLOTS;
+                let slot = free.trailing_zeros() as usize;
                 line.head[slot] = tag_of(hash);
                 line.entries[slot] = print_of(hash) | number;
                 self.pass_over(hash, probe, |overflow| overflow + 1);
@@ -141,7 +140,7 @@ impl<'m> Index<'m> {
             let line = &mut self.lines[at as usize];
             let mut slots = line.with_tag(tag_of(hash));
             while slots != 0 {
-                let slot = slots.trailing_zeros() as usize % SLOTS;
+                let slot = slots.trailing_zeros() as usize;
                 if line.entries[slot] == entry {
                     (line.head[slot], line.entries[slot]) = (0, 0);
                     self.pass_over(hash, probe, |overflow| overflow - 1);

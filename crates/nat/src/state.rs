@@ -44,8 +44,9 @@ pub(crate) enum Under {
     Forward,
 }
 
-/// An external address in its slot.
+/// An external address in its slot. **Shape:** eight bytes, which processors index with ease.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(align(8))]
 pub(crate) struct Slot {
     pub(crate) address: Option<Ipv4Addr>,
     /// Of the sessions that live.
@@ -53,6 +54,8 @@ pub(crate) struct Slot {
     /// Changes of the address since a whole sweep began.
     unswept: u8,
 }
+
+const _: () = assert!(size_of::<Slot>() == 8);
 
 /// The ports of an address that are this worker's.
 struct OwnedPorts {
@@ -73,7 +76,7 @@ pub(crate) struct State<'m> {
     slot_of: Addresses,
     /// The ports of each slot's address that are this worker's. Empty where it is the only one.
     owned: Vec<Option<OwnedPorts>>,
-    /// Idle times of each kind of session. **Units:** milliseconds.
+    /// Of each kind of session, how long after its last packet it has ended. **Units:** milliseconds.
     timers: [u32; Kind::COUNT],
 }
 
@@ -120,7 +123,7 @@ impl<'m> State<'m> {
         for protocol in Protocol::ALL {
             for state in SessionState::ALL {
                 let idle = timeout_of(&policy.timeouts, protocol, state).min(Tick::HORIZON);
-                self.timers[Kind::new(protocol, state).number()] = idle.as_millis() as u32;
+                self.timers[Kind::new(protocol, state).number()] = idle.as_millis() as u32 + 1;
             }
         }
         if self.slots.iter().any(|slot| slot.unswept == Generation::COUNT - 1) {
@@ -226,7 +229,7 @@ impl<'m> State<'m> {
         if self.slots[usize::from(session.slot)].generation != session.generation() {
             return 0;
         }
-        (self.timers[session.kind.number()] + 1).saturating_sub(now.since(Tick(session.last_seen)))
+        self.timers[session.kind.number()].saturating_sub(now.since(Tick(session.last_seen)))
     }
 
     /// The session of packets from `internal` to `remote`, if it has not ended.
