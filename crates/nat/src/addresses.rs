@@ -71,7 +71,9 @@ mod tests {
             table.insert(Ipv4Addr::LOCALHOST, 9);
             table.clear();
             let model: HashMap<u32, u16> = addresses.iter().copied().zip(0..).collect();
-            model.iter().for_each(|(&address, &slot)| table.insert(Ipv4Addr::from_bits(address), slot));
+            for (&address, &slot) in &model {
+                table.insert(Ipv4Addr::from_bits(address), slot);
+            }
             for address in addresses.iter().flat_map(|&address| [address, address ^ 1, address.wrapping_add(64)]) {
                 prop_assert_eq!(table.get(Ipv4Addr::from_bits(address)), model.get(&address).copied());
             }

@@ -362,7 +362,7 @@ fn rewrite<const OUTBOUND: bool>(head: &mut Head, new: Endpoint, is_tcp: bool) {
     set_wire_half(head, at::CHECKSUM, of_header);
     let checksum_at = checksum_at(is_tcp);
     let before = wire_half(head, checksum_at);
-    if is_tcp | (before != 0) {
+    if is_tcp || before != 0 {
         let after = mended(before, addresses, ports);
         // Zero is the same in any order, and so is its other spelling.
         set_wire_half(head, checksum_at, select_unpredictable(is_tcp, after, udp_spelling(after)));

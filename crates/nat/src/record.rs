@@ -314,8 +314,10 @@ pub(crate) fn wire_word(word: U32) -> u32 {
 /// Two words of a packet, as one number in memory order.
 #[inline]
 pub(crate) fn wire_words(one: U32, other: U32) -> u64 {
-    let ([a, b, c, d], [e, f, g, h]) = (one.to_bytes(), other.to_bytes());
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&one.to_bytes());
+    bytes[4..].copy_from_slice(&other.to_bytes());
+    u64::from_ne_bytes(bytes)
 }
 
 /// Two halves of a word of a packet, as one number in memory order.
