@@ -77,6 +77,11 @@ impl Load {
         Ok(())
     }
 
+    /// Sends a packet of each session from the inside.
+    pub(crate) fn refresh(&mut self, gateway: &mut Gateway<'_>, sessions: impl Iterator<Item = u32>) -> Result<()> {
+        self.send(gateway, sessions, Side::Inside, tcp::SYN)
+    }
+
     fn open_burst(&mut self, gateway: &mut Gateway<'_>, plan: &Plan, sessions: core::ops::Range<u32>, until: Until) -> Result<()> {
         self.send(gateway, sessions.clone(), Side::Inside, tcp::SYN)?;
         for (at, session) in sessions.clone().enumerate() {

@@ -6,6 +6,7 @@
 #![allow(clippy::cast_precision_loss, reason = "sizes, counts and spans are far below 2^52")]
 
 mod allocation;
+mod baseline;
 mod batch;
 mod clock;
 mod count;
@@ -46,6 +47,14 @@ enum Command {
     Allocation(allocation::Options),
     /// Time in the sweep while all sessions end; prints one line of JSON.
     Expiry(expiry::Options),
+    /// Look-ups in our index and in the library's tables; prints one line of JSON.
+    Index(baseline::Options),
+    /// Taking ports from our port space and from a library's set; prints one line of JSON.
+    Ports {
+        /// The seed of draws and hashes.
+        #[arg(long, default_value_t = 4)]
+        seed: u64,
+    },
     /// Instructions for each packet, under callgrind, against the file that is checked in; exits 1 when there are more, 77 when there
     /// is no valgrind.
     Instructions(gate::Options),
@@ -75,6 +84,8 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Newcomers(options) => print(&newcomers::run(options)?)?,
         Command::Allocation(options) => print(&allocation::run(options)?)?,
         Command::Expiry(options) => print(&expiry::run(options)?)?,
+        Command::Index(options) => print(&baseline::run(options)?)?,
+        Command::Ports { seed } => print(&baseline::ports(*seed)?)?,
         Command::Misses(options) => print(&valgrind::misses(options)?)?,
         Command::Count(options) => {
             count::run(options)?;
