@@ -16,18 +16,26 @@ mod flow;
 mod frame;
 mod gate;
 mod gateway;
+mod ladder;
 mod load;
+mod machine;
 mod memory;
 mod newcomers;
+mod plot;
+mod report;
 mod rung;
 mod scramble;
+mod table;
 mod valgrind;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
+
+use crate::report::Report;
 
 /// Measures the NAT in memory, from parse to verdict.
 #[derive(Parser)]
@@ -39,6 +47,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// All of it: writes bench/results/DATE-COMMIT.json and compares with the newest result there.
+    All(ladder::Options),
+    /// Draws docs/performance-*.svg from a result.
+    Plot {
+        /// The result.
+        file: PathBuf,
+    },
     /// Time for each packet of so many live sessions; prints one line of JSON.
     Rung(rung::Options),
     /// Time for each new session while as many end; prints one line of JSON.
@@ -80,6 +95,8 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<ExitCode> {
     match command {
+        Command::All(options) => ladder::run(options)?,
+        Command::Plot { file } => plot::write(&Report::read(file)?)?,
         Command::Rung(options) => print(&rung::run(options)?)?,
         Command::Newcomers(options) => print(&newcomers::run(options)?)?,
         Command::Allocation(options) => print(&allocation::run(options)?)?,
