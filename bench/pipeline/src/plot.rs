@@ -67,7 +67,7 @@ fn memory(report: &Report) -> Plot {
     let mut lines: Vec<_> = lines.into_iter().filter_map(|line| line_of(report, line, |rung| rung.bytes_per_session)).collect();
     // Fixed parts, which a session more does not cost.
     for line in &mut lines {
-        line.points.retain(|&(sessions, _)| sessions > 10_000.0);
+        line.points.retain(|&(sessions, _)| sessions > 100_000.0);
     }
     let last = 16_515_072.0;
     Plot {

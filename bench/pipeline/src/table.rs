@@ -91,7 +91,7 @@ fn short(value: f64) -> String {
     }
 }
 
-/// The least sessions at which bytes a session are judged: below, fixed parts count too much.
+/// The least sessions at which bytes a session are told: below, fixed parts and whole pages count too much.
 const MANY: u32 = 1_000_000;
 
 fn rows(report: &Report) -> Vec<Row> {
@@ -142,7 +142,9 @@ fn ladder(report: &Report) -> Vec<Row> {
             Mode::Dependent => 72.0,
             Mode::Open => 40.0,
         };
-        rows.push(Row::new(name("a session"), rung.bytes_per_session, "bytes").target((rung.sessions >= MANY).then_some(bytes)));
+        if rung.sessions >= MANY {
+            rows.push(Row::new(name("a session"), rung.bytes_per_session, "bytes").target(Some(bytes)));
+        }
     }
     let of = |sessions| {
         let is_it = |rung: &&crate::rung::Measured| {
@@ -180,7 +182,9 @@ fn against_the_library(report: &Report) -> Vec<Row> {
         let tables = [("our index", index.own), ("HashTable<u32>", index.table), ("HashMap by 5-tuple", index.map)];
         for (name, table) in tables {
             rows.push(Row::of(format!("look-up, {} entries, {name}", index.entries), &table.ns, "ns"));
-            rows.push(Row::new(format!("an entry, {} entries, {name}", index.entries), table.bytes_per_entry, "bytes"));
+            if index.entries >= MANY {
+                rows.push(Row::new(format!("an entry, {} entries, {name}", index.entries), table.bytes_per_entry, "bytes"));
+            }
         }
     }
     for fill in &report.ports {
