@@ -9,6 +9,7 @@ use portcullis_wire::ethernet::{self, EthernetHeader};
 use portcullis_wire::ipv4::may_be_host;
 use portcullis_wire::packet::{self, Layout, ParseError};
 
+use crate::adjacency::Adjacency;
 use crate::counters::{Counter, Counters};
 use crate::packet::Packet;
 use crate::path::{Paths, Whereabouts};
@@ -99,6 +100,28 @@ pub(crate) fn check_addresses(
         Side::Inside => Err(DropReason::SpoofedInside),
         Side::Outside => Err(DropReason::SpoofedOutside),
     }
+}
+
+/// By which adjacencies packets go between an internal and a remote address, where both are what [`check_addresses`] asks for in both
+/// directions, and packets can be sent both ways as they are.
+pub(crate) fn adjacencies_between(
+    internal: Ipv4Addr,
+    remote: Ipv4Addr,
+    network: &Network,
+    paths: &mut Paths,
+    state: &State<'_>,
+) -> Option<(Adjacency, Adjacency)> {
+    let is_any = |address| may_be_host(address) && state.slot_of(address).is_none();
+    let (Whereabouts::Via(inside), Whereabouts::Via(outside)) = (paths.towards(network, internal), paths.towards(network, remote))
+    else {
+        return None;
+    };
+    let interface = &network.interfaces[usize::from(inside.interface.0)];
+    let may_pass = is_any(internal)
+        && is_any(remote)
+        && (inside.side, outside.side) == (Side::Inside, Side::Outside)
+        && is_configured(interface, internal);
+    if may_pass { Adjacency::of(&inside).zip(Adjacency::of(&outside)) } else { None }
 }
 
 fn is_configured(interface: &Interface, source: Ipv4Addr) -> bool {

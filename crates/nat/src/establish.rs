@@ -88,7 +88,7 @@ impl Planner<'_, '_> {
         let scope = scope_of(self.policy.mapping, flow.remote);
         if let Some(number) = self.state.mappings.find(flow.protocol, flow.ours, scope) {
             let mapping = self.state.mappings.records.get(number);
-            if self.state.slots[usize::from(mapping.slot)] == Some(mapping.external().address) {
+            if self.state.address_of(mapping.slot) == Some(mapping.external().address) {
                 let (slot, external) = (mapping.slot, mapping.external());
                 return Ok(self.outbound_plan(flow, slot, external, Under::Mapping(number)));
             }
@@ -127,10 +127,10 @@ impl Planner<'_, '_> {
         let mut of_protocol = self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol);
         let leads_here = |forward| Some((forward, forward::port_of(forward, flow.ours, flow.remote, keys)?));
         let (forward, port) = of_protocol.find_map(leads_here)?;
-        let address = self.state.slots.get(forward.external).copied().flatten()?;
-        let external = Endpoint { address, port };
-        let is_free = self.state.sessions.find_inbound(flow.protocol, external, flow.remote).is_none();
-        is_free.then(|| self.outbound_plan(flow, forward.external as u16, external, Under::Forward))
+        let slot = forward.external as u16;
+        let address = self.state.slots().get(forward.external)?.address?;
+        let is_free = self.state.sessions.find_inbound(flow.protocol, self.state.outer(slot, port), flow.remote).is_none();
+        is_free.then(|| self.outbound_plan(flow, slot, Endpoint { address, port }, Under::Forward))
     }
 
     fn new_mapping(&mut self, flow: &Flow, scope: Endpoint) -> Result<Plan, DropReason> {
@@ -138,7 +138,7 @@ impl Planner<'_, '_> {
             return Err(DropReason::MappingsFull);
         }
         let slot = self.slot_for(flow)?;
-        let address = self.state.slots[usize::from(slot)].ok_or(DropReason::NoExternalAddress)?;
+        let address = self.state.address_of(slot).ok_or(DropReason::NoExternalAddress)?;
         let space = self.state.space(slot, flow.protocol);
         let port = space.free_port(self.choice.draw() as u16).ok_or(DropReason::PortsExhausted)?;
         debug_assert_eq!(self.owners.of_external(address, port), self.me, "a worker allocates only what it owns");
@@ -147,15 +147,15 @@ impl Planner<'_, '_> {
 
     /// The slot of the subscriber's external address: the one that it has, or any that has a free port.
     fn slot_for(&mut self, flow: &Flow) -> Result<u16, DropReason> {
-        let slots = &self.state.slots;
+        let slots = self.state.slots();
         if let Some(subscriber) = self.state.subscribers.get(&flow.ours.address.to_bits())
-            && slots[usize::from(subscriber.slot)].is_some()
+            && slots[usize::from(subscriber.slot)].address.is_some()
         {
             return Ok(subscriber.slot);
         }
         let start = self.choice.draw() as usize;
         let mut with_address =
-            (0..slots.len()).map(|step| (start.wrapping_add(step)) % slots.len()).filter(|&slot| slots[slot].is_some());
+            (0..slots.len()).map(|step| (start.wrapping_add(step)) % slots.len()).filter(|&slot| slots[slot].address.is_some());
         let has_port = |slot: &usize| self.state.space(*slot as u16, flow.protocol).has_free();
         match with_address.clone().find(has_port) {
             Some(slot) => Ok(slot as u16),
@@ -166,7 +166,7 @@ impl Planner<'_, '_> {
 
     fn outbound_plan(&self, flow: &Flow, slot: u16, external: Endpoint, under: Under) -> Plan {
         let state = first_state(flow.protocol, Direction::Outbound);
-        let flags = flag::OUTBOUND | self.remote_flag(flow.protocol);
+        let flags = flag::OUTBOUND | self.remote_flag(flow.protocol) | flag_of(under);
         let (protocol, internal, remote) = (flow.protocol, flow.ours, flow.remote);
         Plan { session: NewSession { protocol, internal, external, remote, slot, flags, state }, under }
     }
@@ -174,7 +174,7 @@ impl Planner<'_, '_> {
     /// A session to the server that a forward leads the remote to.
     fn to_a_server(&self, flow: &Flow, forward: &Forward, slot: u16) -> Option<Plan> {
         let server = forward::server(forward, flow.ours.port, flow.remote, &self.choice.keys)?;
-        Some(inbound_plan(flow, server, slot, Under::Forward, 0))
+        Some(inbound_plan(flow, server, slot, Under::Forward, flag_of(Under::Forward)))
     }
 
     /// A session under a mapping, if its filter lets the remote in (RFC 4787, section 5).
@@ -193,7 +193,7 @@ impl Planner<'_, '_> {
         Ok(inbound_plan(flow, internal, slot, Under::Mapping(number), flags))
     }
 
-    fn remote_flag(&self, protocol: Protocol) -> u16 {
+    fn remote_flag(&self, protocol: Protocol) -> u8 {
         match filtering(self.policy, protocol) {
             Filtering::AddressDependent => flag::REMOTE_COUNTED,
             Filtering::EndpointIndependent | Filtering::AddressAndPortDependent => 0,
@@ -201,10 +201,18 @@ impl Planner<'_, '_> {
     }
 }
 
-fn inbound_plan(flow: &Flow, internal: Endpoint, slot: u16, under: Under, flags: u16) -> Plan {
+fn inbound_plan(flow: &Flow, internal: Endpoint, slot: u16, under: Under, flags: u8) -> Plan {
     let state = first_state(flow.protocol, Direction::Inbound);
     let (protocol, external, remote) = (flow.protocol, flow.ours, flow.remote);
     Plan { session: NewSession { protocol, internal, external, remote, slot, flags, state }, under }
+}
+
+/// The flag of a session that comes by its external endpoint so.
+const fn flag_of(under: Under) -> u8 {
+    match under {
+        Under::Forward => flag::FORWARDED,
+        Under::Mapping(_) | Under::NewMapping(_) => 0,
+    }
 }
 
 /// The rules of an external address.

@@ -4,10 +4,10 @@
 
 use portcullis_wire::icmpv4::{self, Query};
 use portcullis_wire::packet::Transport;
+use portcullis_wire::tcp::TcpFlags;
 
 use crate::arrival::Arrival;
 use crate::policy::{Endpoint, Protocol};
-use crate::tcp::Flags;
 use crate::verdict::DropReason;
 
 /// The endpoints of a packet as received.
@@ -21,7 +21,7 @@ pub(crate) struct Tuple {
     /// Whether it may begin a session.
     pub(crate) opens: bool,
     /// Of TCP.
-    pub(crate) flags: Flags,
+    pub(crate) flags: TcpFlags,
 }
 
 impl Tuple {
@@ -53,14 +53,13 @@ pub(crate) fn identify(frame: &[u8], arrival: &Arrival) -> Result<Tuple, DropRea
         Transport::Udp => {
             let ports = layout.ports(frame).ok_or(DropReason::Truncated)?;
             let (source, destination) = endpoints(ports.src(), ports.dst());
-            Ok(Tuple { protocol: Protocol::Udp, source, destination, identifier: 0, opens: true, flags: Flags::default() })
+            Ok(Tuple { protocol: Protocol::Udp, source, destination, identifier: 0, opens: true, flags: TcpFlags(0) })
         }
         Transport::Tcp => {
             let header = layout.tcp(frame).ok_or(DropReason::Truncated)?;
             let (source, destination) = endpoints(header.src_port(), header.dst_port());
-            let seen = header.flags();
-            let flags = Flags { syn: seen.syn(), ack: seen.ack(), fin: seen.fin(), rst: seen.rst() };
-            Ok(Tuple { protocol: Protocol::Tcp, source, destination, identifier: 0, opens: flags.opens(), flags })
+            let flags = header.flags();
+            Ok(Tuple { protocol: Protocol::Tcp, source, destination, identifier: 0, opens: flags.is_opening(), flags })
         }
         Transport::IcmpQuery(query) => {
             let header = layout.icmp(frame).ok_or(DropReason::Truncated)?;
@@ -69,7 +68,7 @@ pub(crate) fn identify(frame: &[u8], arrival: &Arrival) -> Result<Tuple, DropRea
             }
             let (source, destination) = endpoints(0, 0);
             let (identifier, opens) = (header.identifier(), query == Query::Request);
-            Ok(Tuple { protocol: Protocol::Icmp, source, destination, identifier, opens, flags: Flags::default() })
+            Ok(Tuple { protocol: Protocol::Icmp, source, destination, identifier, opens, flags: TcpFlags(0) })
         }
         Transport::OtherIcmp(_) => Err(DropReason::UnsupportedIcmp),
         Transport::IcmpError | Transport::Other(_) | Transport::None => Err(DropReason::UnsupportedProtocol),

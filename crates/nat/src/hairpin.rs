@@ -47,7 +47,7 @@ impl Nat<'_> {
         };
         let number = self.settle(out, now)?;
         self.advance(number, Direction::Outbound, tuple.flags, now);
-        let sender = self.session(number).external();
+        let sender = self.external_of(number);
         let (external, remote) = between(tuple, sender);
         self.own_external(slot, tuple.protocol, (external, remote), HandOffCause::Hairpin, Errand::Hairpin { sender })?;
         self.hairpin_in(packet, arrival, tuple, slot, sender, now)
@@ -73,7 +73,7 @@ impl Nat<'_> {
         leave::check_fit(packet, &arrival.layout, &path)?;
         let number = self.settle(back, now)?;
         self.advance(number, Direction::Inbound, tuple.flags, now);
-        let rewrite = Rewrite::hairpin(tuple.outbound().0, sender, self.session(number));
+        let rewrite = Rewrite::hairpin(tuple.outbound().0, sender, self.session(number), self.external_of(number));
         self.finish(packet, &arrival.layout, &rewrite, &path, Way::Hairpin)
     }
 

@@ -6,10 +6,14 @@
 //! Sources: RFC 4787, 5382, 5508, 7857, 1812. Tests: `tests/`, and the reference NAT of `testkit`.
 #![forbid(unsafe_code)]
 
+mod addresses;
+mod adjacency;
+mod advance;
 mod arena;
 mod arrival;
 pub mod counters;
 mod establish;
+mod fast;
 mod flow;
 mod forward;
 mod fragment;

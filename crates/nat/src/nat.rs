@@ -13,10 +13,12 @@ use portcullis_wire::packet::Fragment;
 use portcullis_wire::partial::{self, ChecksumState};
 use portcullis_wire::{ethernet, icmp_error};
 
+use crate::adjacency::Adjacencies;
 use crate::arena::{Capacity, TooSmall};
 use crate::arrival::{self, Arrival};
 use crate::counters::{Counter, Counters};
 use crate::establish::Choice;
+use crate::fast::{self, Gate};
 use crate::fragment::Fragments;
 use crate::leave;
 use crate::limit::TokenBucket;
@@ -45,6 +47,8 @@ pub struct Nat<'m> {
     pub(crate) policy: Arc<Policy>,
     pub(crate) network: Arc<Network>,
     pub(crate) paths: Paths,
+    pub(crate) adjacencies: Adjacencies,
+    pub(crate) gates: Vec<Option<Gate>>,
     pub(crate) choice: Choice,
     pub(crate) owners: Owners,
     pub(crate) me: WorkerId,
@@ -93,10 +97,12 @@ impl<'m> Nat<'m> {
         let choice = RandomState::with_seeds(d, c, b, a);
         Ok(Self {
             state: State::new(memory, &capacity, &hasher)?,
-            fragments: Fragments::new(capacity.fragments, hasher, now),
+            fragments: Fragments::new(capacity.fragments, hasher.clone(), now),
             policy: Arc::default(),
             network: Arc::default(),
             paths: Paths::new(now),
+            adjacencies: Adjacencies::new(hasher.clone()),
+            gates: Vec::new(),
             choice: Choice::new(choice, me),
             owners,
             me,
@@ -111,7 +117,8 @@ impl<'m> Nat<'m> {
         if Arc::ptr_eq(&policy, &self.policy) {
             return;
         }
-        if self.state.adopt(&policy, &self.owners, self.me) {
+        self.adjacencies.forget();
+        if self.state.adopt(&policy, (&self.owners, self.me), now, &self.adjacencies, &mut self.counters) {
             self.fragments.clear();
         }
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
@@ -123,17 +130,23 @@ impl<'m> Nat<'m> {
     /// Adopts the network as it is now.
     pub fn adopt_network(&mut self, network: Arc<Network>) {
         self.paths.forget();
+        self.adjacencies.forget();
+        self.gates = fast::gates(&network);
         self.network = network;
     }
 
     /// Steps 2 to 7 for a burst from one device. Appends one verdict for each packet, in order.
     pub fn process(&mut self, burst: &mut [Packet<'_>], device: DeviceId, now: Tick, verdicts: &mut Vec<Verdict>) {
-        for packet in burst {
-            let verdict = match self.decide(packet, device, now) {
-                Ok(verdict) => verdict,
-                Err(refusal) => self.refuse(packet, device, refusal, now),
-            };
-            verdicts.push(verdict);
+        for burst in burst.chunks_mut(fast::BURST) {
+            self.process_burst(burst, device, now, verdicts);
+        }
+    }
+
+    /// Steps 2 to 7 for one packet, whatever it is: the ordinary way.
+    pub(crate) fn process_one(&mut self, packet: &mut Packet<'_>, device: DeviceId, now: Tick) -> Verdict {
+        match self.decide(packet, device, now) {
+            Ok(verdict) => verdict,
+            Err(refusal) => self.refuse(packet, device, refusal, now),
         }
     }
 
@@ -279,7 +292,7 @@ impl<'m> Nat<'m> {
             self.finish_round();
         }
         self.fragments.expire(now);
-        self.paths.refresh(now);
+        self.paths.refresh(now, &mut self.adjacencies);
     }
 
     /// The next hops in use, each once in a while: their link-layer addresses are to be kept fresh.
@@ -295,7 +308,7 @@ impl<'m> Nat<'m> {
     }
 
     fn sweep_records(&mut self, most: u32, now: Tick) {
-        match self.state.sweep(self.sweep.cursor, most, now, &mut self.counters) {
+        match self.state.sweep(self.sweep.cursor, most, now, &self.adjacencies, &mut self.counters) {
             Some(next) => self.sweep.cursor = next,
             None => self.finish_round(),
         }
@@ -304,9 +317,10 @@ impl<'m> Nat<'m> {
     /// After two rounds' ends since a policy came, one whole round lies between them.
     fn finish_round(&mut self) {
         self.sweep.cursor = 0;
+        self.adjacencies.swept();
         self.sweep.rounds = self.sweep.rounds.saturating_add(1);
         if self.sweep.rounds >= 2 {
-            self.state.nothing_is_stale();
+            self.state.swept();
         }
     }
 

@@ -5,7 +5,8 @@
 
 use core::net::Ipv4Addr;
 
-use crate::policy::{DeviceId, InterfaceId, Mac, Network, Route, Side};
+use crate::adjacency::Adjacencies;
+use crate::policy::{DeviceId, InterfaceId, Mac, NeighbourKey, Network, Route, Side};
 use crate::time::Tick;
 
 /// A way out of the box.
@@ -56,13 +57,21 @@ pub(crate) struct Paths {
     epoch: u32,
     /// When the epoch began.
     since: Tick,
-    used: Vec<(InterfaceId, Ipv4Addr)>,
+    used: Vec<NeighbourKey>,
+    /// Whether those of the adjacencies have still to be noted in this epoch.
+    notes_adjacencies: bool,
 }
 
 impl Paths {
     pub(crate) fn new(now: Tick) -> Self {
         let nothing = Entry { address: Ipv4Addr::UNSPECIFIED, epoch: 0, whereabouts: Whereabouts::Nowhere };
-        Self { entries: vec![nothing; REMEMBERED].into_boxed_slice(), epoch: 1, since: now, used: Vec::with_capacity(NOTED) }
+        Self {
+            entries: vec![nothing; REMEMBERED].into_boxed_slice(),
+            epoch: 1,
+            since: now,
+            used: Vec::with_capacity(NOTED),
+            notes_adjacencies: false,
+        }
     }
 
     /// Forgets everything: there is another snapshot.
@@ -77,30 +86,37 @@ impl Paths {
         let entry = &mut self.entries[((bits ^ bits >> 10) as usize) % REMEMBERED];
         if entry.epoch != self.epoch || entry.address != address {
             *entry = Entry { address, epoch: self.epoch, whereabouts: look_up(network, address) };
-            if let Whereabouts::Via(path) = entry.whereabouts {
-                note(&mut self.used, &path);
+            if let Whereabouts::Via(path) = entry.whereabouts
+                && path.next_hop_mac.is_some()
+            {
+                note(&mut self.used, (path.interface, path.next_hop));
             }
         }
         entry.whereabouts
     }
 
-    /// Forgets what has been remembered for long, so that next hops still in use are noted anew.
-    pub(crate) fn refresh(&mut self, now: Tick) {
+    /// Forgets what has been remembered for long, so that next hops still in use are noted anew, those of the fast path's too: a few in
+    /// each call, once in each epoch.
+    pub(crate) fn refresh(&mut self, now: Tick, adjacencies: &mut Adjacencies) {
         if now.since(self.since) >= REMEMBERED_FOR {
             self.since = now;
             self.forget();
+            self.notes_adjacencies = true;
+        }
+        if self.notes_adjacencies && self.used.len() < NOTED / 2 {
+            let used = &mut self.used;
+            self.notes_adjacencies = !adjacencies.note_used(|neighbour| note(used, neighbour));
         }
     }
 
     /// The next hops with a known address that were looked up since the last call.
-    pub(crate) fn take_used(&mut self) -> impl Iterator<Item = (InterfaceId, Ipv4Addr)> + '_ {
+    pub(crate) fn take_used(&mut self) -> impl Iterator<Item = NeighbourKey> + '_ {
         self.used.drain(..)
     }
 }
 
-fn note(used: &mut Vec<(InterfaceId, Ipv4Addr)>, path: &Path) {
-    let neighbour = (path.interface, path.next_hop);
-    if path.next_hop_mac.is_some() && used.len() < NOTED && !used.contains(&neighbour) {
+fn note(used: &mut Vec<NeighbourKey>, neighbour: NeighbourKey) {
+    if used.len() < NOTED && !used.contains(&neighbour) {
         used.push(neighbour);
     }
 }
@@ -168,7 +184,7 @@ mod tests {
         paths.towards(&network, destination);
         paths.towards(&network, destination);
         assert_eq!(paths.take_used().collect::<Vec<_>>(), [(InterfaceId(0), gateway)]);
-        paths.refresh(Tick(REMEMBERED_FOR));
+        paths.refresh(Tick(REMEMBERED_FOR), &mut Adjacencies::new(ahash::RandomState::with_seeds(1, 2, 3, 4)));
         paths.towards(&network, destination);
         assert_eq!(paths.take_used().count(), 1, "noted again after a while");
     }

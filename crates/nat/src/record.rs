@@ -5,7 +5,7 @@
 
 use core::net::Ipv4Addr;
 
-use portcullis_wire::checksum::Delta;
+use portcullis_wire::tcp::TcpFlags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::policy::{Endpoint, Protocol};
@@ -13,56 +13,121 @@ use crate::slab::Record;
 use crate::view::{MappingView, SessionState, SessionView};
 
 /// The version of the layouts in this file.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
-/// A session: a mapping (or a forward) with one remote. One cache line.
+/// A session: a mapping (or a forward) with one remote. Half a cache line.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 pub(crate) struct Session {
+    /// Of a free record: the next free one.
     pub(crate) internal_address: u32,
-    pub(crate) external_address: u32,
     pub(crate) remote_address: u32,
     pub(crate) internal_port: u16,
-    pub(crate) external_port: u16,
     pub(crate) remote_port: u16,
-    /// The protocol's number; zero for a free record.
-    pub(crate) protocol: u8,
-    /// [`SessionState`] as a number.
-    pub(crate) state: u8,
+    pub(crate) external_port: u16,
+    /// The external address's slot.
+    pub(crate) slot: u16,
     /// When it was last refreshed. **Units:** ticks.
     pub(crate) last_seen: u32,
-    /// Its mapping, or [`crate::slab::NONE`] under a forward. Of a free record: the next free one.
-    pub(crate) mapping: u32,
     /// Packets from the inside; wraps.
     pub(crate) packets_out: u32,
     /// Packets from the outside; wraps.
     pub(crate) packets_in: u32,
-    /// What internal to external changes in a sum over the address (RFC 1624).
-    pub(crate) address_delta: Delta,
-    /// The same over the port or identifier.
-    pub(crate) port_delta: Delta,
-    /// The external address's slot.
-    pub(crate) slot: u16,
-    /// Bits of [`flag`].
-    pub(crate) flags: u16,
-    spare: [u32; 5],
+    /// Its pair of adjacencies; zero where none has been found out. See `adjacency.rs`.
+    pub(crate) adjacencies: u16,
+    pub(crate) kind: Kind,
+    /// Bits of [`flag`], and in the topmost two the generation of the slot's address.
+    pub(crate) flags: u8,
+}
+
+/// Protocol and state of a session in one byte; zero for a free record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub(crate) struct Kind(u8);
+
+impl Kind {
+    /// Of a free record.
+    const FREE: Self = Self(0);
+
+    /// How many kinds there may be.
+    pub(crate) const COUNT: usize = 64;
+
+    #[inline]
+    pub(crate) const fn new(protocol: Protocol, state: SessionState) -> Self {
+        Self((protocol.index() as u8 + 1) << 4 | state as u8)
+    }
+
+    /// Its number, below [`Kind::COUNT`].
+    #[inline]
+    pub(crate) const fn number(self) -> usize {
+        self.0 as usize % Self::COUNT
+    }
+
+    /// **Panics** for a free record, which no one asks.
+    #[inline]
+    pub(crate) const fn protocol(self) -> Protocol {
+        Protocol::ALL[(self.0 >> 4) as usize - 1]
+    }
+
+    #[inline]
+    pub(crate) const fn state(self) -> SessionState {
+        SessionState::from_number(self.0 & 0xF)
+    }
+
+    /// Whether a packet with those flags leaves it as it is, whichever way it goes: it is what nearly all packets find.
+    #[inline]
+    pub(crate) const fn is_settled(self, flags: TcpFlags) -> bool {
+        const REPLIED: u8 = SessionState::Replied as u8;
+        const ESTABLISHED: u8 = SessionState::Established as u8;
+        let state = self.0 & 0xF;
+        state == REPLIED || state == ESTABLISHED && flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) == 0
+    }
+
+    /// Whether it is a session of that protocol.
+    #[inline]
+    pub(crate) const fn is_of(self, protocol: Protocol) -> bool {
+        self.0 >> 4 == protocol.index() as u8 + 1
+    }
 }
 
 /// The bits of [`Session::flags`].
 pub(crate) mod flag {
     /// The inside started it.
-    pub(crate) const OUTBOUND: u16 = 1;
+    pub(crate) const OUTBOUND: u8 = 1;
     /// The filter alone let it in: neither the inside nor a forward asked for it.
-    pub(crate) const ADMITTED: u16 = 2;
+    pub(crate) const ADMITTED: u8 = 2;
     /// It is counted in the table of remotes that an address-dependent filter asks.
-    pub(crate) const REMOTE_COUNTED: u16 = 4;
+    pub(crate) const REMOTE_COUNTED: u8 = 4;
+    /// It is under a forward: no mapping, no port of the pool.
+    pub(crate) const FORWARDED: u8 = 8;
 }
 
-const _: () = assert!(size_of::<Session>() == 64);
+const _: () = assert!(size_of::<Session>() == 32);
 
-/// A mapping: an internal endpoint's external endpoint (RFC 4787, section 4.1). One cache line.
+/// How often a slot's address changed, as far as two bits tell: what tells sessions of an address that is gone from those of the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Generation(u8);
+
+impl Generation {
+    /// Where [`Session::flags`] has it.
+    const SHIFT: u32 = 6;
+
+    /// Changes after which a generation comes again.
+    pub(crate) const COUNT: u8 = 4;
+
+    pub(crate) const fn next(self) -> Self {
+        Self((self.0 + 1) % Self::COUNT)
+    }
+
+    #[inline]
+    pub(crate) const fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// A mapping: an internal endpoint's external endpoint (RFC 4787, section 4.1). Half a cache line.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 pub(crate) struct Mapping {
     pub(crate) internal_address: u32,
     pub(crate) external_address: u32,
@@ -72,17 +137,16 @@ pub(crate) struct Mapping {
     pub(crate) external_port: u16,
     /// The remote port that it is for; zero where the mapping behaviour does not ask.
     pub(crate) scope_port: u16,
-    /// The protocol's number; zero for a free record.
-    pub(crate) protocol: u8,
-    pub(crate) zero: u8,
-    /// Live sessions under it; it ends with the last. Of a free record: the next free one.
-    pub(crate) sessions: u32,
     /// The external address's slot.
     pub(crate) slot: u16,
-    pub(crate) spare: [u16; 19],
+    /// Live sessions under it; it ends with the last. Of a free record: the next free one.
+    pub(crate) sessions: u32,
+    /// The protocol's number; zero for a free record.
+    pub(crate) protocol: u8,
+    pub(crate) spare: [u8; 7],
 }
 
-const _: () = assert!(size_of::<Mapping>() == 64);
+const _: () = assert!(size_of::<Mapping>() == 32);
 
 /// What a new session is made of.
 #[derive(Clone, Copy, Debug)]
@@ -92,68 +156,63 @@ pub(crate) struct NewSession {
     pub(crate) external: Endpoint,
     pub(crate) remote: Endpoint,
     pub(crate) slot: u16,
-    pub(crate) flags: u16,
+    pub(crate) flags: u8,
     pub(crate) state: SessionState,
 }
 
 impl Session {
-    /// The record of a session under `mapping`.
-    pub(crate) fn new(new: &NewSession, mapping: u32, now: u32) -> Self {
-        let (internal, external) = (new.internal, new.external);
+    /// The record of a session under an address of that generation.
+    pub(crate) fn new(new: &NewSession, generation: Generation, now: u32) -> Self {
         Self {
-            internal_address: internal.address.to_bits(),
-            external_address: external.address.to_bits(),
+            internal_address: new.internal.address.to_bits(),
             remote_address: new.remote.address.to_bits(),
-            internal_port: internal.port,
-            external_port: external.port,
+            internal_port: new.internal.port,
             remote_port: new.remote.port,
-            protocol: new.protocol as u8,
-            state: new.state as u8,
+            external_port: new.external.port,
+            slot: new.slot,
             last_seen: now,
-            mapping,
             packets_out: 0,
             packets_in: 0,
-            address_delta: Delta::of_address(internal.address, external.address),
-            port_delta: Delta::of_u16(internal.port, external.port),
-            slot: new.slot,
-            flags: new.flags,
-            spare: [0; 5],
+            adjacencies: 0,
+            kind: Kind::new(new.protocol, new.state),
+            flags: new.flags | generation.0 << Generation::SHIFT,
         }
     }
 
+    #[inline]
     pub(crate) fn internal(&self) -> Endpoint {
         endpoint(self.internal_address, self.internal_port)
     }
 
-    pub(crate) fn external(&self) -> Endpoint {
-        endpoint(self.external_address, self.external_port)
+    /// The external endpoint, whose address is its slot's.
+    #[inline]
+    pub(crate) fn external(&self, address: Ipv4Addr) -> Endpoint {
+        Endpoint { address, port: self.external_port }
     }
 
+    #[inline]
     pub(crate) fn remote(&self) -> Endpoint {
         endpoint(self.remote_address, self.remote_port)
     }
 
-    /// The protocol. **Panics** for a free record, which no one asks.
-    pub(crate) fn protocol(&self) -> Protocol {
-        Protocol::from_number(self.protocol).expect("a live session has a protocol")
+    #[inline]
+    pub(crate) fn generation(&self) -> Generation {
+        Generation(self.flags >> Generation::SHIFT)
     }
 
-    pub(crate) fn state(&self) -> SessionState {
-        SessionState::from_number(self.state)
-    }
-
-    pub(crate) fn has(&self, bit: u16) -> bool {
+    #[inline]
+    pub(crate) fn has(&self, bit: u8) -> bool {
         self.flags & bit != 0
     }
 
-    /// A copy for others, with the time that is left.
-    pub(crate) fn view(&self, expires_in: u32) -> SessionView {
+    /// A copy for others, with its external address and the time that is left.
+    pub(crate) fn view(&self, address: Ipv4Addr, expires_in: u32) -> SessionView {
         SessionView {
-            protocol: self.protocol(),
+            protocol: self.kind.protocol(),
             internal: self.internal(),
-            external: self.external(),
+            external: self.external(address),
             remote: self.remote(),
-            state: self.state(),
+            state: self.kind.state(),
             outbound: self.has(flag::OUTBOUND),
             expires_in,
             packets_out: self.packets_out,
@@ -195,14 +254,14 @@ impl Mapping {
 
 impl Record for Session {
     fn is_live(&self) -> bool {
-        self.protocol != 0
+        self.kind != Kind::FREE
     }
     fn set_free(&mut self, next: u32) {
-        self.protocol = 0;
-        self.mapping = next;
+        self.kind = Kind::FREE;
+        self.internal_address = next;
     }
     fn next_free(&self) -> u32 {
-        self.mapping
+        self.internal_address
     }
 }
 

@@ -24,30 +24,32 @@ pub(crate) struct Rewrite {
 
 impl Rewrite {
     /// Of a packet from inside: the source becomes the session's external endpoint.
-    pub(crate) fn outbound(session: &Session) -> Self {
+    pub(crate) fn outbound(session: &Session, external: Endpoint) -> Self {
+        let internal = session.internal();
         Self {
-            source: session.external(),
+            source: external,
             destination: session.remote(),
-            identifier: session.external_port,
-            address_delta: session.address_delta,
-            port_delta: session.port_delta,
+            identifier: external.port,
+            address_delta: Delta::of_address(internal.address, external.address),
+            port_delta: Delta::of_u16(internal.port, external.port),
         }
     }
 
     /// Of a packet from outside: the destination becomes the session's internal endpoint.
-    pub(crate) fn inbound(session: &Session) -> Self {
+    pub(crate) fn inbound(session: &Session, external: Endpoint) -> Self {
+        let internal = session.internal();
         Self {
             source: session.remote(),
-            destination: session.internal(),
-            identifier: session.internal_port,
-            address_delta: session.address_delta.reversed(),
-            port_delta: session.port_delta.reversed(),
+            destination: internal,
+            identifier: internal.port,
+            address_delta: Delta::of_address(external.address, internal.address),
+            port_delta: Delta::of_u16(external.port, internal.port),
         }
     }
 
     /// Of a packet from inside to inside: out as `sender`, the external endpoint of `internal`, and in by another session.
-    pub(crate) fn hairpin(internal: Endpoint, sender: Endpoint, back: &Session) -> Self {
-        let inbound = Self::inbound(back);
+    pub(crate) fn hairpin(internal: Endpoint, sender: Endpoint, back: &Session, external: Endpoint) -> Self {
+        let inbound = Self::inbound(back, external);
         Self {
             source: sender,
             destination: inbound.destination,

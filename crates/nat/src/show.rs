@@ -30,10 +30,10 @@ impl Nat<'_> {
     /// The use of each external address, for each protocol. **Cost:** cold; O(addresses).
     pub fn port_use(&self) -> Vec<PortUse> {
         let mut uses = Vec::new();
-        for (slot, address) in self.state.slots.iter().enumerate() {
-            let Some(address) = *address else { continue };
+        for (number, slot) in self.state.slots().iter().enumerate() {
+            let Some(address) = slot.address else { continue };
             for protocol in Protocol::ALL {
-                let space = self.state.space(slot as u16, protocol);
+                let space = self.state.space(number as u16, protocol);
                 uses.push(PortUse { address, protocol, used: space.used(), limit: space.limit() });
             }
         }
@@ -46,7 +46,7 @@ impl Nat<'_> {
         for (_, session) in records {
             let expires_in = self.state.expires_in(session, now);
             if expires_in > 0 {
-                into.push(session.view(expires_in));
+                into.push(session.view(self.state.external_of(session).address, expires_in));
             }
         }
         next
@@ -55,7 +55,7 @@ impl Nat<'_> {
     /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
     pub fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
         let (records, next) = self.state.mappings.records.slice(cursor, most);
-        let is_live = |slot: u16, external| self.state.slots[usize::from(slot)] == Some(external);
+        let is_live = |slot: u16, external| self.state.address_of(slot) == Some(external);
         let live = records.filter(|(_, mapping)| is_live(mapping.slot, mapping.external().address));
         into.extend(live.map(|(_, mapping)| mapping.view()));
         next

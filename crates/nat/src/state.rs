@@ -4,20 +4,23 @@
 //! has its port and at least one session; a subscriber has at least one mapping; what ends takes all that only it needed with it.
 
 use core::net::Ipv4Addr;
+use core::time::Duration;
 
 use ahash::RandomState;
 use hashbrown::HashMap;
 use portcullis_steering::owners::PORT_WORDS;
 use portcullis_steering::{Owners, WorkerId};
 
+use crate::addresses::Addresses;
+use crate::adjacency::Adjacencies;
 use crate::arena::{Arenas, Capacity, TooSmall};
 use crate::counters::{Counter, Counters};
 use crate::index::Index;
-use crate::policy::{Endpoint, Policy, PortSet, Protocol};
+use crate::policy::{Endpoint, Policy, PortSet, Protocol, Timeouts};
 use crate::ports::PortSpace;
-use crate::record::{Mapping, NewSession, Session, flag};
-use crate::slab::{NONE, Slab};
-use crate::table::{Mappings, Sessions, TableFull};
+use crate::record::{Generation, Kind, Mapping, NewSession, Session, flag};
+use crate::slab::{Record as _, Slab};
+use crate::table::{Mappings, Outer, Sessions, TableFull};
 use crate::time::Tick;
 use crate::view::SessionState;
 
@@ -41,6 +44,16 @@ pub(crate) enum Under {
     Forward,
 }
 
+/// An external address in its slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) address: Option<Ipv4Addr>,
+    /// Of the sessions that live.
+    pub(crate) generation: Generation,
+    /// Changes of the address since a whole sweep began.
+    unswept: u8,
+}
+
 /// The ports of an address that are this worker's.
 struct OwnedPorts {
     address: Ipv4Addr,
@@ -55,27 +68,23 @@ pub(crate) struct State<'m> {
     pub(crate) subscribers: HashMap<u32, Subscriber, RandomState>,
     /// Live sessions by (mapping, remote address), of those made while the filter asked for them.
     remotes: HashMap<(u32, u32), u32, RandomState>,
-    /// The external address of each slot.
-    pub(crate) slots: Vec<Option<Ipv4Addr>>,
-    slot_of: HashMap<u32, u16, RandomState>,
+    /// The external addresses.
+    slots: Vec<Slot>,
+    slot_of: Addresses,
     /// The ports of each slot's address that are this worker's. Empty where it is the only one.
     owned: Vec<Option<OwnedPorts>>,
-    /// Idle times by [`timer_of`]. **Units:** milliseconds.
-    timers: [u32; TIMERS],
-    /// Whether sessions of addresses that are gone may still be there.
-    stale: bool,
+    /// Idle times of each kind of session. **Units:** milliseconds.
+    timers: [u32; Kind::COUNT],
 }
 
-/// Timers: ICMP, UDP, TCP established, TCP transitory.
-const TIMERS: usize = 4;
-
-/// The timer of a session in that state.
-const fn timer_of(protocol: u8, state: SessionState) -> usize {
+/// The idle time of a session in that state.
+fn timeout_of(timeouts: &Timeouts, protocol: Protocol, state: SessionState) -> Duration {
     match state {
         // RFC 6146, section 3.5.2.2: half-closed connections keep the timeout of established ones.
-        SessionState::Established | SessionState::FinSent | SessionState::FinReceived => 2,
-        SessionState::SynSent | SessionState::SynReceived | SessionState::Closing | SessionState::Reset => 3,
-        SessionState::Unreplied | SessionState::Replied => (protocol == Protocol::Udp as u8) as usize,
+        SessionState::Established | SessionState::FinSent | SessionState::FinReceived => timeouts.tcp_established,
+        SessionState::SynSent | SessionState::SynReceived | SessionState::Closing | SessionState::Reset => timeouts.tcp_transitory,
+        SessionState::Unreplied | SessionState::Replied if protocol == Protocol::Udp => timeouts.udp,
+        SessionState::Unreplied | SessionState::Replied => timeouts.icmp,
     }
 }
 
@@ -91,45 +100,63 @@ impl<'m> State<'m> {
             ports: arenas.ports,
             subscribers: HashMap::with_capacity_and_hasher(capacity.mappings as usize, hasher.clone()),
             remotes: HashMap::with_hasher(hasher.clone()),
-            slots: vec![None; usize::from(capacity.externals)],
-            slot_of: HashMap::with_hasher(hasher.clone()),
+            slots: vec![Slot::default(); usize::from(capacity.externals)],
+            slot_of: Addresses::new(usize::from(capacity.externals)),
             owned: Vec::new(),
-            timers: [0; TIMERS],
-            stale: false,
+            timers: [0; Kind::COUNT],
         })
     }
 
     /// Takes over the addresses, ports and timeouts of `policy`; of the ports, those that are `me`'s. Sessions of addresses that are gone
     /// are dead from now on. Returns whether there are such addresses. **Cost:** cold; 65,536 owners asked for each new address.
-    pub(crate) fn adopt(&mut self, policy: &Policy, owners: &Owners, me: WorkerId) -> bool {
-        let timeouts = &policy.timeouts;
-        self.timers = [timeouts.icmp, timeouts.udp, timeouts.tcp_established, timeouts.tcp_transitory]
-            .map(|idle| idle.min(Tick::HORIZON).as_millis() as u32);
-        self.slot_of.clear();
-        let mut some_are_gone = false;
-        for slot in 0..self.slots.len() {
-            let external = policy.externals.get(slot);
-            // An address that two slots have is the first's: else an external endpoint could be given twice.
-            let address = external.and_then(|external| external.address).filter(|address| self.slot_of(*address).is_none());
-            some_are_gone |= self.slots[slot].is_some_and(|before| address != Some(before));
-            self.slots[slot] = address;
-            if owners.workers() > 1 {
-                self.learn_owned(slot, owners, me);
-            }
-            let none = PortSet::empty();
-            self.allow(slot, external.map_or(&none, |external| &external.ports));
-            if let Some(address) = address {
-                self.slot_of.insert(address.to_bits(), slot as u16);
+    pub(crate) fn adopt(
+        &mut self,
+        policy: &Policy,
+        (owners, me): (&Owners, WorkerId),
+        now: Tick,
+        adjacencies: &Adjacencies,
+        counters: &mut Counters,
+    ) -> bool {
+        for protocol in Protocol::ALL {
+            for state in SessionState::ALL {
+                let idle = timeout_of(&policy.timeouts, protocol, state).min(Tick::HORIZON);
+                self.timers[Kind::new(protocol, state).number()] = idle.as_millis() as u32;
             }
         }
-        self.stale |= some_are_gone;
+        if self.slots.iter().any(|slot| slot.unswept == Generation::COUNT - 1) {
+            // One more change, and sessions that the sweep has not met would come to life again.
+            self.sweep(0, u32::MAX, now, adjacencies, counters);
+            self.swept();
+        }
+        self.slot_of.clear();
+        let mut some_are_gone = false;
+        for number in 0..self.slots.len() {
+            let external = policy.externals.get(number);
+            // An address that two slots have is the first's: else an external endpoint could be given twice.
+            let address = external.and_then(|external| external.address).filter(|address| self.slot_of(*address).is_none());
+            let slot = &mut self.slots[number];
+            if slot.address.is_some() && slot.address != address {
+                some_are_gone = true;
+                slot.generation = slot.generation.next();
+                slot.unswept += 1;
+            }
+            slot.address = address;
+            if owners.workers() > 1 {
+                self.learn_owned(number, owners, me);
+            }
+            let none = PortSet::empty();
+            self.allow(number, external.map_or(&none, |external| &external.ports));
+            if let Some(address) = address {
+                self.slot_of.insert(address, number as u16);
+            }
+        }
         some_are_gone
     }
 
     /// Finds out which ports of a slot's address are this worker's, if it is another address than before.
     fn learn_owned(&mut self, slot: usize, owners: &Owners, me: WorkerId) {
         self.owned.resize_with(self.slots.len(), || None);
-        let Some(address) = self.slots[slot] else { return };
+        let Some(address) = self.slots[slot].address else { return };
         if self.owned[slot].as_ref().is_none_or(|owned| owned.address != address) {
             self.owned[slot] = Some(OwnedPorts { address, ports: owners.ports_of(address, me) });
         }
@@ -144,10 +171,33 @@ impl<'m> State<'m> {
         }
     }
 
+    /// The external addresses, by slot.
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The external address of a slot.
+    #[inline]
+    pub(crate) fn address_of(&self, slot: u16) -> Option<Ipv4Addr> {
+        self.slots[usize::from(slot)].address
+    }
+
+    /// The external endpoint of a session. Of one whose address is gone, the unspecified address.
+    #[inline]
+    pub(crate) fn external_of(&self, session: &Session) -> Endpoint {
+        session.external(self.address_of(session.slot).unwrap_or(Ipv4Addr::UNSPECIFIED))
+    }
+
+    /// An external endpoint, as sessions that live are found by it.
+    #[inline]
+    pub(crate) fn outer(&self, slot: u16, port: u16) -> Outer {
+        Outer { slot, generation: self.slots[usize::from(slot)].generation, port }
+    }
+
     /// The slot of an external address.
     #[inline]
     pub(crate) fn slot_of(&self, address: Ipv4Addr) -> Option<u16> {
-        self.slot_of.get(&address.to_bits()).copied()
+        self.slot_of.get(address)
     }
 
     pub(crate) fn space(&self, slot: u16, protocol: Protocol) -> &PortSpace {
@@ -173,11 +223,10 @@ impl<'m> State<'m> {
     /// Time until a session ends. **Units:** milliseconds. Zero when it has, or when its external address is gone.
     #[inline]
     pub(crate) fn expires_in(&self, session: &Session, now: Tick) -> u32 {
-        if self.stale && self.slots[usize::from(session.slot)].map(Ipv4Addr::to_bits) != Some(session.external_address) {
+        if self.slots[usize::from(session.slot)].generation != session.generation() {
             return 0;
         }
-        let timer = self.timers[timer_of(session.protocol, session.state())];
-        (timer + 1).saturating_sub(now.since(Tick(session.last_seen)))
+        (self.timers[session.kind.number()] + 1).saturating_sub(now.since(Tick(session.last_seen)))
     }
 
     /// The session of packets from `internal` to `remote`, if it has not ended.
@@ -194,17 +243,17 @@ impl<'m> State<'m> {
         self.unless_ended(number, now, counters)
     }
 
-    /// The session of packets from `remote` to `external`, if it has not ended.
+    /// The session of packets from `remote` to a port of a slot's address, if it has not ended.
     #[inline]
     pub(crate) fn inbound(
         &mut self,
         protocol: Protocol,
-        external: Endpoint,
+        (slot, port): (u16, u16),
         remote: Endpoint,
         now: Tick,
         counters: &mut Counters,
     ) -> Option<u32> {
-        let number = self.sessions.find_inbound(protocol, external, remote)?;
+        let number = self.sessions.find_inbound(protocol, self.outer(slot, port), remote)?;
         self.unless_ended(number, now, counters)
     }
 
@@ -219,17 +268,18 @@ impl<'m> State<'m> {
     /// Makes a planned session. **Errors:** [`TableFull`]; nothing has changed then.
     pub(crate) fn create(&mut self, new: &NewSession, under: Under, now: Tick, counters: &mut Counters) -> Result<u32, TableFull> {
         let mapping = match under {
-            Under::Mapping(number) => number,
-            Under::NewMapping(scope) => self.create_mapping(new, scope, counters)?,
-            Under::Forward => NONE,
+            Under::Mapping(number) => Some(number),
+            Under::NewMapping(scope) => Some(self.create_mapping(new, scope, counters)?),
+            Under::Forward => None,
         };
-        let Ok(number) = self.sessions.insert(Session::new(new, mapping, now.0)) else {
-            if matches!(under, Under::NewMapping(_)) {
+        let generation = self.slots[usize::from(new.slot)].generation;
+        let Ok(number) = self.sessions.insert(Session::new(new, generation, now.0)) else {
+            if let (Under::NewMapping(_), Some(mapping)) = (under, mapping) {
                 self.end_mapping(mapping, counters);
             }
             return Err(TableFull);
         };
-        if mapping != NONE {
+        if let Some(mapping) = mapping {
             self.mappings.records.get_mut(mapping).sessions += 1;
             if new.flags & flag::REMOTE_COUNTED != 0 {
                 *self.remotes.entry((mapping, new.remote.address.to_bits())).or_insert(0) += 1;
@@ -248,11 +298,10 @@ impl<'m> State<'m> {
             internal_port: internal.port,
             external_port: external.port,
             scope_port: scope.port,
-            protocol: new.protocol as u8,
-            zero: 0,
-            sessions: 0,
             slot: new.slot,
-            spare: [0; 19],
+            sessions: 0,
+            protocol: new.protocol as u8,
+            spare: [0; 7],
         })?;
         self.space_mut(new.slot, new.protocol).take(external.port, number);
         let fresh = Subscriber { slot: new.slot, mappings: 0 };
@@ -263,20 +312,26 @@ impl<'m> State<'m> {
         Ok(number)
     }
 
+    /// The mapping of a session: the one that has its port, until it ends. None under a forward.
+    fn mapping_of(&self, session: &Session) -> Option<u32> {
+        if session.has(flag::FORWARDED) {
+            return None;
+        }
+        self.space(session.slot, session.kind.protocol()).mapping(session.external_port)
+    }
+
     /// Ends a session, and its mapping when it was the last one under it.
     pub(crate) fn end_session(&mut self, number: u32, counters: &mut Counters) {
         let session = self.sessions.remove(number);
         counters.count(Counter::SessionsRemoved);
-        if session.mapping == NONE {
-            return;
-        }
+        let Some(number) = self.mapping_of(&session) else { return };
         if session.has(flag::REMOTE_COUNTED) {
-            self.forget_remote((session.mapping, session.remote_address));
+            self.forget_remote((number, session.remote_address));
         }
-        let mapping = self.mappings.records.get_mut(session.mapping);
+        let mapping = self.mappings.records.get_mut(number);
         mapping.sessions -= 1;
         if mapping.sessions == 0 {
-            self.end_mapping(session.mapping, counters);
+            self.end_mapping(number, counters);
         }
     }
 
@@ -301,20 +356,30 @@ impl<'m> State<'m> {
         counters.count(Counter::MappingsRemoved);
     }
 
-    /// Ends the sessions that are over among the `most` records from `cursor` on. Returns where to go on, or none at the end.
-    pub(crate) fn sweep(&mut self, cursor: u32, most: u32, now: Tick, counters: &mut Counters) -> Option<u32> {
+    /// Ends the sessions that are over among the `most` records from `cursor` on, and takes from the others what holds no more of
+    /// `adjacencies`. Returns where to go on, or none at the end.
+    pub(crate) fn sweep(
+        &mut self,
+        cursor: u32,
+        most: u32,
+        now: Tick,
+        adjacencies: &Adjacencies,
+        counters: &mut Counters,
+    ) -> Option<u32> {
         let end = self.sessions.records.high_water().min(cursor.saturating_add(most));
         for number in cursor..end {
             let session = self.sessions.records.get(number);
-            if session.protocol != 0 && self.expires_in(session, now) == 0 {
+            if session.is_live() && self.expires_in(session, now) == 0 {
                 self.end_session(number, counters);
+            } else if session.adjacencies != 0 && adjacencies.get(session.adjacencies).is_none() {
+                self.sessions.records.get_mut(number).adjacencies = 0;
             }
         }
         (end < self.sessions.records.high_water()).then_some(end)
     }
 
     /// After a whole sweep that began since the last [`State::adopt`]: no session of an address that is gone is left.
-    pub(crate) fn nothing_is_stale(&mut self) {
-        self.stale = false;
+    pub(crate) fn swept(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.unswept = 0);
     }
 }

@@ -11,6 +11,8 @@
 //!               any, RST -> Reset -- data ---+     Closing or Reset, new SYN -> SynSent or SynReceived
 //! ```
 
+use portcullis_wire::tcp::TcpFlags;
+
 use crate::view::SessionState;
 
 /// Which way a packet goes, seen from the inside.
@@ -22,23 +24,6 @@ pub(crate) enum Direction {
     Inbound,
 }
 
-/// The flags that matter to the state.
-#[expect(clippy::struct_excessive_bools, reason = "they are four flags")]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Flags {
-    pub(crate) syn: bool,
-    pub(crate) ack: bool,
-    pub(crate) fin: bool,
-    pub(crate) rst: bool,
-}
-
-impl Flags {
-    /// Whether this is the first packet of a connection.
-    pub(crate) const fn opens(self) -> bool {
-        self.syn && !self.ack
-    }
-}
-
 /// The state of a session that begins with a SYN in that direction.
 pub(crate) const fn opened(direction: Direction) -> SessionState {
     match direction {
@@ -48,21 +33,21 @@ pub(crate) const fn opened(direction: Direction) -> SessionState {
 }
 
 /// The state after a packet.
-pub(crate) const fn advance(state: SessionState, direction: Direction, flags: Flags) -> SessionState {
+pub(crate) const fn advance(state: SessionState, direction: Direction, flags: TcpFlags) -> SessionState {
     use Direction::{Inbound, Outbound};
     use SessionState as S;
-    if flags.rst {
+    if flags.rst() {
         return S::Reset;
     }
     match (state, direction) {
-        (S::SynSent, Inbound) | (S::SynReceived, Outbound) if flags.syn => S::Established,
-        (S::Closing | S::Reset, _) if flags.opens() => opened(direction),
+        (S::SynSent, Inbound) | (S::SynReceived, Outbound) if flags.syn() => S::Established,
+        (S::Closing | S::Reset, _) if flags.is_opening() => opened(direction),
         // RFC 7857, section 2.2: a session goes on if anything but a RST follows one, which may have been forged. A FIN does not
         // revive it: what is revived only to be closed would be kept for two hours.
-        (S::Reset, _) if !flags.fin => S::Established,
-        (S::Established, Outbound) if flags.fin => S::FinSent,
-        (S::Established, Inbound) if flags.fin => S::FinReceived,
-        (S::FinSent, Inbound) | (S::FinReceived, Outbound) if flags.fin => S::Closing,
+        (S::Reset, _) if !flags.fin() => S::Established,
+        (S::Established, Outbound) if flags.fin() => S::FinSent,
+        (S::Established, Inbound) if flags.fin() => S::FinReceived,
+        (S::FinSent, Inbound) | (S::FinReceived, Outbound) if flags.fin() => S::Closing,
         _ => state,
     }
 }
@@ -73,13 +58,13 @@ mod tests {
     use Direction::{Inbound, Outbound};
     use SessionState as S;
 
-    const SYN: Flags = Flags { syn: true, ack: false, fin: false, rst: false };
-    const SYN_ACK: Flags = Flags { syn: true, ack: true, fin: false, rst: false };
-    const ACK: Flags = Flags { syn: false, ack: true, fin: false, rst: false };
-    const FIN: Flags = Flags { syn: false, ack: true, fin: true, rst: false };
-    const RST: Flags = Flags { syn: false, ack: false, fin: false, rst: true };
+    const SYN: TcpFlags = TcpFlags::SYN;
+    const SYN_ACK: TcpFlags = TcpFlags::SYN.and(TcpFlags::ACK);
+    const ACK: TcpFlags = TcpFlags::ACK;
+    const FIN: TcpFlags = TcpFlags::FIN.and(TcpFlags::ACK);
+    const RST: TcpFlags = TcpFlags::RST;
 
-    fn run(start: SessionState, packets: &[(Direction, Flags)]) -> SessionState {
+    fn run(start: SessionState, packets: &[(Direction, TcpFlags)]) -> SessionState {
         packets.iter().fold(start, |state, &(direction, flags)| advance(state, direction, flags))
     }
 

@@ -4,6 +4,7 @@
 //! packet comes before the first change to a table; then nothing refuses it any more.
 
 use portcullis_wire::packet::{Fragment, Layout, Transport};
+use portcullis_wire::tcp::TcpFlags;
 
 use crate::arrival::Arrival;
 use crate::counters::Counter;
@@ -14,13 +15,12 @@ use crate::nat::{Decision, Nat, Way};
 use crate::packet::Packet;
 use crate::path::Path;
 use crate::policy::{Endpoint, Side};
-use crate::record::{Session, flag};
+use crate::record::Session;
 use crate::refusal::{self, Refusal};
 use crate::rewrite::Rewrite;
-use crate::tcp::{self, Direction, Flags};
+use crate::tcp::Direction;
 use crate::time::Tick;
 use crate::verdict::{DropReason, Errand, HandOffCause, Verdict};
-use crate::view::SessionState;
 
 /// A session to use: one that is there, or one that is made once nothing can refuse the packet any more.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ impl Nat<'_> {
         let chosen = self.choose_outbound(tuple, now)?;
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Outbound, tuple.flags, now);
-        let rewrite = Rewrite::outbound(self.session(number));
+        let rewrite = Rewrite::outbound(self.session(number), self.external_of(number));
         self.finish(packet, &arrival.layout, &rewrite, &path, Way::Outbound)
     }
 
@@ -94,7 +94,7 @@ impl Nat<'_> {
         leave::check_fit(packet, &arrival.layout, &path)?;
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Inbound, tuple.flags, now);
-        let rewrite = Rewrite::inbound(self.session(number));
+        let rewrite = Rewrite::inbound(self.session(number), self.external_of(number));
         self.finish(packet, &arrival.layout, &rewrite, &path, Way::Inbound)
     }
 
@@ -106,7 +106,7 @@ impl Nat<'_> {
         let flow = Flow { protocol: tuple.protocol, ours: internal, remote, opens: tuple.opens };
         let plan = self.planner().outbound(&flow).map_err(|reason| refusal::of_outbound(reason, &self.policy))?;
         // A forward that is gone may have left a session with the external endpoint that its port's new mapping has.
-        let external = plan.session.external;
+        let external = (plan.session.slot, plan.session.external.port);
         if self.state.inbound(tuple.protocol, external, remote, now, &mut self.counters).is_some() {
             return Err(Refusal::Drop(DropReason::SessionConflict));
         }
@@ -121,7 +121,7 @@ impl Nat<'_> {
         slot: u16,
         now: Tick,
     ) -> Result<Chosen, DropReason> {
-        if let Some(number) = self.state.inbound(tuple.protocol, external, remote, now, &mut self.counters) {
+        if let Some(number) = self.state.inbound(tuple.protocol, (slot, external.port), remote, now, &mut self.counters) {
             return Ok(Chosen::Found(number));
         }
         let flow = Flow { protocol: tuple.protocol, ours: external, remote, opens: tuple.opens };
@@ -161,10 +161,13 @@ impl Nat<'_> {
         }
     }
 
-    /// Makes a planned session. From here on the packet is not refused.
+    /// Makes a planned session; of one that is there, the fast path gets to know the way. From here on the packet is not refused.
     pub(crate) fn settle(&mut self, chosen: Chosen, now: Tick) -> Result<u32, DropReason> {
         match chosen {
-            Chosen::Found(number) => Ok(number),
+            Chosen::Found(number) => {
+                self.learn_way(number);
+                Ok(number)
+            }
             Chosen::Planned(plan) => {
                 self.state.create(&plan.session, plan.under, now, &mut self.counters).map_err(|_| DropReason::SessionsFull)
             }
@@ -175,29 +178,14 @@ impl Nat<'_> {
         self.state.sessions.records.get(number)
     }
 
-    /// Step 7's bookkeeping: packets, state, and when it was last seen (RFC 4787, REQ-6).
-    pub(crate) fn advance(&mut self, number: u32, direction: Direction, flags: Flags, now: Tick) {
-        let refreshes_inbound = self.policy.inbound_refresh;
-        let session = self.state.sessions.records.get_mut(number);
-        let (count, other) = match direction {
-            Direction::Outbound => (&mut session.packets_out, session.packets_in),
-            Direction::Inbound => (&mut session.packets_in, session.packets_out),
-        };
-        *count = count.wrapping_add(1);
-        let state = SessionState::from_number(session.state);
-        let next = match state {
-            SessionState::Unreplied if other > 0 => SessionState::Replied,
-            SessionState::Unreplied | SessionState::Replied => state,
-            _ => tcp::advance(state, direction, flags),
-        };
-        session.state = next as u8;
-        // RFC 7857, section 7.1: to refuse what was let in does not keep the mapping alive either.
-        let refuses = flags.rst && matches!(state, SessionState::SynReceived | SessionState::Reset);
-        // RFC 7857, section 7: who was let in by the filter alone does not keep the mapping alive, unless configured.
-        let by_outbound = direction == Direction::Outbound && !refuses;
-        if by_outbound || refreshes_inbound || session.flags & flag::ADMITTED == 0 {
-            session.last_seen = now.0;
-        }
+    /// The external endpoint of a session that lives.
+    pub(crate) fn external_of(&self, number: u32) -> Endpoint {
+        self.state.external_of(self.session(number))
+    }
+
+    /// Step 7's bookkeeping.
+    pub(crate) fn advance(&mut self, number: u32, direction: Direction, flags: TcpFlags, now: Tick) {
+        self.state.sessions.records.get_mut(number).advance(direction, flags, self.policy.inbound_refresh, now);
     }
 
     /// Rewrites, and sends on its way.

@@ -37,7 +37,7 @@ impl Nat<'_> {
         }
         let ends = (quoted.source, quoted.destination);
         self.own_external(slot, quoted.protocol, ends, HandOffCause::IcmpError, Errand::Whole)?;
-        let internal = self.internal_behind(&quoted, now)?;
+        let internal = self.internal_behind(&quoted, slot, now)?;
         let outer = Outer { source: arrival.source, destination: internal.address };
         self.send_error(packet, arrival, outer, Way::Inbound, &[(End::Source, internal)], &quoted)
     }
@@ -70,7 +70,7 @@ impl Nat<'_> {
         }
         let (ends, errand) = ((back.source, back.destination), Errand::HairpinError { external });
         self.own_external(slot, back.protocol, ends, HandOffCause::IcmpError, errand)?;
-        let internal = self.internal_behind(&back, now)?;
+        let internal = self.internal_behind(&back, slot, now)?;
         let outer = Outer { source: external.address, destination: internal.address };
         let changes = [(End::Destination, external), (End::Source, internal)];
         self.send_error(packet, arrival, outer, Way::Hairpin, &changes, &quoted)
@@ -84,16 +84,16 @@ impl Nat<'_> {
         self.own(self.owners.of_subscriber(quoted.destination.address), HandOffCause::IcmpError, Errand::Whole)
     }
 
-    /// The internal endpoint that sent a packet which was seen outside as quoted.
-    fn internal_behind(&mut self, quoted: &Quoted, now: Tick) -> Result<Endpoint, DropReason> {
-        let number = self.state.inbound(quoted.protocol, quoted.source, quoted.destination, now, &mut self.counters);
+    /// The internal endpoint that sent a packet which was seen outside as quoted, from the address of that slot.
+    fn internal_behind(&mut self, quoted: &Quoted, slot: u16, now: Tick) -> Result<Endpoint, DropReason> {
+        let number = self.state.inbound(quoted.protocol, (slot, quoted.source.port), quoted.destination, now, &mut self.counters);
         number.map(|number| self.session(number).internal()).ok_or(DropReason::IcmpNoSession)
     }
 
     /// The external endpoint to which a packet was sent that was seen inside as quoted.
     fn external_before(&mut self, quoted: &Quoted, now: Tick) -> Result<Endpoint, DropReason> {
         let number = self.state.outbound(quoted.protocol, quoted.destination, quoted.source, now, &mut self.counters);
-        number.map(|number| self.session(number).external()).ok_or(DropReason::IcmpNoSession)
+        number.map(|number| self.external_of(number)).ok_or(DropReason::IcmpNoSession)
     }
 
     fn send_error(

@@ -46,6 +46,9 @@ impl Done {
     }
 }
 
+/// Frames that a worker takes from a queue at once, at most.
+const MOST_AT_ONCE: usize = 6;
+
 /// The workers' NATs.
 pub struct Fleet<'m> {
     nats: Vec<Nat<'m>>,
@@ -135,30 +138,51 @@ impl<'m> Fleet<'m> {
                 return std::mem::take(&mut self.done);
             }
             let (worker, from) = filled[draw(&mut self.random) as usize % filled.len()];
-            if let Some(frame) = self.queues[worker][from].pop_front() {
-                self.serve(worker, frame, now);
-            }
+            let burst = self.take_burst(worker, from);
+            self.serve(worker, burst, now);
         }
     }
 
-    fn serve(&mut self, worker: usize, frame: Done, now: Tick) {
-        self.process(worker, frame, now);
+    /// As many of a queue's first frames as are drawn, all from one device.
+    fn take_burst(&mut self, worker: usize, from: usize) -> Vec<Done> {
+        let most = 1 + draw(&mut self.random) as usize % MOST_AT_ONCE;
+        let queue = &mut self.queues[worker][from];
+        let device = queue.front().map(|frame| frame.device);
+        let count = queue.iter().take(most).take_while(|frame| Some(frame.device) == device).count();
+        queue.drain(..count).collect()
+    }
+
+    fn serve(&mut self, worker: usize, burst: Vec<Done>, now: Tick) {
+        self.process(worker, burst, now);
         while let Some(token) = self.nats[worker].take_released() {
-            for mut frame in self.take_early(worker, token) {
+            let mut frames = self.take_early(worker, token);
+            for frame in &mut frames {
                 frame.errand = Errand::Released;
-                self.process(worker, frame, now);
             }
+            self.process(worker, frames, now);
         }
         self.give_up(worker);
     }
 
-    fn process(&mut self, worker: usize, mut frame: Done, now: Tick) {
+    /// Has a worker's NAT decide on frames from one device.
+    fn process(&mut self, worker: usize, mut frames: Vec<Done>, now: Tick) {
+        let Some(device) = frames.first().map(|frame| frame.device) else { return };
         let mut verdicts = Vec::new();
-        let mut packet = [Packet { buffer: &mut frame.memory, len: frame.len, errand: frame.errand, handed: frame.handed }];
-        self.nats[worker].process(&mut packet, frame.device, now, &mut verdicts);
-        frame.len = packet[0].len;
-        frame.worker = WorkerId(worker as u16);
-        frame.verdict = verdicts[0];
+        // Packets borrow the memory, while the frames are wanted again after them.
+        let mut memories: Vec<_> = frames.iter_mut().map(|frame| std::mem::take(&mut frame.memory)).collect();
+        let packet =
+            |(memory, frame): (_, &Done)| Packet { buffer: memory, len: frame.len, errand: frame.errand, handed: frame.handed };
+        let mut packets: Vec<_> = memories.iter_mut().map(Vec::as_mut_slice).zip(&frames).map(packet).collect();
+        self.nats[worker].process(&mut packets, device, now, &mut verdicts);
+        let lens: Vec<_> = packets.iter().map(|packet| packet.len).collect();
+        for (((mut frame, memory), len), verdict) in frames.into_iter().zip(memories).zip(lens).zip(verdicts) {
+            (frame.memory, frame.len, frame.verdict, frame.worker) = (memory, len, verdict, WorkerId(worker as u16));
+            self.note(worker, frame);
+        }
+    }
+
+    /// Keeps a frame where its verdict says.
+    fn note(&mut self, worker: usize, mut frame: Done) {
         match frame.verdict {
             Verdict::HandOff { to, errand, .. } => {
                 (frame.errand, frame.handed) = (errand, frame.handed + 1);

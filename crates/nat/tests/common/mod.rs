@@ -15,7 +15,7 @@ use portcullis_nat::policy::{
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_nat::view::{MappingView, SessionView};
-use portcullis_nat::{Capacity, Seeds};
+use portcullis_nat::{Capacity, Packet, Seeds};
 use portcullis_steering::Owners;
 use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
 use portcullis_testkit::fleet::{self, Done, Fleet};
@@ -291,6 +291,25 @@ impl Gateway<'_> {
         let counted = self.accounted() + self.nat.waiting() as u64;
         assert_eq!(counted, self.offered, "every packet is counted once, or waits");
         out
+    }
+
+    /// Frames from a device, all at once to one worker.
+    pub(crate) fn burst(&mut self, device: DeviceId, frames: &[Vec<u8>]) -> Vec<Out> {
+        let mut memories: Vec<_> = frames.iter().map(|frame| [&frame[..], &[GUARD; ROOM]].concat()).collect();
+        let packet = |(memory, frame): (_, &Vec<u8>)| Packet::received(memory, frame.len());
+        let mut packets: Vec<_> = memories.iter_mut().map(Vec::as_mut_slice).zip(frames).map(packet).collect();
+        let mut verdicts = Vec::new();
+        self.nat.nat(0).process(&mut packets, device, self.now, &mut verdicts);
+        let lens: Vec<_> = packets.iter().map(|packet| packet.len).collect();
+        self.offered += frames.len() as u64;
+        assert_eq!(verdicts.len(), frames.len(), "one verdict for each packet");
+        assert_eq!(self.accounted(), self.offered, "every packet is counted once");
+        let out = |((verdict, memory), (len, frame)): ((_, Vec<u8>), (usize, &Vec<u8>))| Out {
+            verdict,
+            frame: memory[..len].to_vec(),
+            was_right: verify(frame).is_ok(),
+        };
+        verdicts.into_iter().zip(memories).zip(lens.into_iter().zip(frames)).map(out).collect()
     }
 
     fn note_late(&mut self, done: &[Done]) {

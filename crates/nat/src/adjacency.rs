@@ -1,0 +1,203 @@
+//! Adjacencies: with which link-layer header and by which device a session's packets leave, remembered in pairs, one for each way.
+//!
+//! Knows one network snapshot and one policy. A session has the number of its pair; the fast path goes by it, and needs neither route nor
+//! neighbour. Invariants: a pair of the epoch in use was found out under the rules and the network in use; a number is given anew only
+//! when a whole sweep has passed since its pair went out of use, and taken it out of every session.
+
+use core::net::Ipv4Addr;
+
+use ahash::RandomState;
+use hashbrown::HashMap;
+
+use crate::path::Path;
+use crate::policy::{DeviceId, InterfaceId, Mac, NeighbourKey};
+
+/// Pairs at most, with the one that is never in use: as many as [`crate::record::Session::adjacencies`] tells apart.
+const MOST: usize = 1 << 16;
+
+/// Pairs looked at in one step of [`Adjacencies::note_used`]: two next hops each, and the list of those in use is short.
+const NOTED_STEP: usize = 16;
+
+/// How the packets of one way leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Adjacency {
+    pub(crate) destination: Mac,
+    pub(crate) source: Mac,
+    pub(crate) interface: InterfaceId,
+    /// The largest datagram, the route's or the interface's. **Units:** bytes.
+    pub(crate) mtu: u16,
+    pub(crate) next_hop: Ipv4Addr,
+    pub(crate) device: DeviceId,
+}
+
+impl Adjacency {
+    /// Of a path by which packets can be sent as they are: it is up, without tag, and its next hop is known.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let (destination, true, None) = (path.next_hop_mac?, path.up, path.vlan) else { return None };
+        let Path { source_mac: source, interface, mtu, next_hop, device, .. } = *path;
+        Some(Self { destination, source, interface, mtu, next_hop, device })
+    }
+
+    fn neighbour(&self) -> NeighbourKey {
+        (self.interface, self.next_hop)
+    }
+}
+
+/// Both ways of a session.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Pair {
+    /// To the internal endpoint.
+    pub(crate) inside: Adjacency,
+    /// To the remote endpoint.
+    pub(crate) outside: Adjacency,
+    epoch: u32,
+    /// Whether packets went by it since it was last noted.
+    used: bool,
+}
+
+/// The pairs.
+pub(crate) struct Adjacencies {
+    pairs: Vec<Pair>,
+    numbers: HashMap<(Adjacency, Adjacency), u16, RandomState>,
+    epoch: u32,
+    /// No session has a pair of an epoch before this one.
+    forgotten: u32,
+    /// The epoch when the sweep's round began.
+    round: u32,
+    /// The number that is given next.
+    next: usize,
+    /// The next pair that [`Adjacencies::note_used`] looks at.
+    cursor: usize,
+}
+
+impl Adjacencies {
+    pub(crate) fn new(hasher: RandomState) -> Self {
+        let numbers = HashMap::with_hasher(hasher);
+        // Room for all: nothing is moved later. Pages that no pair is in are never touched.
+        Self { pairs: Vec::with_capacity(MOST), numbers, epoch: 1, forgotten: 0, round: 1, next: 1, cursor: 0 }
+    }
+
+    /// There are other rules, or another network: no pair holds any more.
+    pub(crate) fn forget(&mut self) {
+        self.epoch += 1;
+        self.numbers.clear();
+    }
+
+    /// The pair of that number, if it holds.
+    #[inline]
+    pub(crate) fn get(&self, number: u16) -> Option<&Pair> {
+        // Zero is no pair, and never in use.
+        self.pairs.get(usize::from(number)).filter(|pair| pair.epoch == self.epoch)
+    }
+
+    /// The same; it is noted as used.
+    #[inline]
+    pub(crate) fn used(&mut self, number: u16) -> Option<&Pair> {
+        let pair = self.pairs.get_mut(usize::from(number)).filter(|pair| pair.epoch == self.epoch)?;
+        pair.used = true;
+        Some(pair)
+    }
+
+    /// The number of a pair. Zero when none is left.
+    pub(crate) fn number_of(&mut self, inside: Adjacency, outside: Adjacency) -> u16 {
+        if let Some(&number) = self.numbers.get(&(inside, outside)) {
+            return number;
+        }
+        let pair = Pair { inside, outside, epoch: self.epoch, used: true };
+        if self.pairs.is_empty() {
+            self.pairs.push(Pair { epoch: 0, ..pair });
+        }
+        let number = if self.next < MOST { self.next } else { 1 };
+        match self.pairs.get_mut(number) {
+            None => self.pairs.push(pair),
+            Some(old) if old.epoch < self.forgotten => *old = pair,
+            Some(_) => return 0,
+        }
+        self.next = number + 1;
+        self.numbers.insert((inside, outside), number as u16);
+        number as u16
+    }
+
+    /// After a whole round of the sweep, which takes out of the sessions what [`Adjacencies::get`] does not give.
+    pub(crate) fn swept(&mut self) {
+        self.forgotten = self.round;
+        self.round = self.epoch;
+    }
+
+    /// Gives the next hops of some pairs that were used since they were last given. Returns whether that was the last of them; then it
+    /// begins anew.
+    pub(crate) fn note_used(&mut self, mut note: impl FnMut(NeighbourKey)) -> bool {
+        let end = self.pairs.len().min(self.cursor + NOTED_STEP);
+        for pair in &mut self.pairs[self.cursor..end] {
+            if core::mem::take(&mut pair.used) && pair.epoch == self.epoch {
+                note(pair.inside.neighbour());
+                note(pair.outside.neighbour());
+            }
+        }
+        let is_last = end == self.pairs.len();
+        self.cursor = if is_last { 0 } else { end };
+        is_last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adjacency(number: u32) -> Adjacency {
+        Adjacency {
+            destination: [2; 6],
+            source: [4; 6],
+            interface: InterfaceId(1),
+            mtu: 1500,
+            next_hop: Ipv4Addr::from_bits(number),
+            device: DeviceId(0),
+        }
+    }
+
+    fn adjacencies() -> Adjacencies {
+        Adjacencies::new(RandomState::with_seeds(1, 2, 3, 4))
+    }
+
+    #[test]
+    fn a_pair_has_one_number_until_it_is_forgotten() {
+        let mut table = adjacencies();
+        let (one, other) = (table.number_of(adjacency(1), adjacency(9)), table.number_of(adjacency(2), adjacency(9)));
+        assert_eq!((one, table.number_of(adjacency(1), adjacency(9))), (1, 1));
+        assert_eq!((other, table.get(other).map(|pair| pair.inside.next_hop)), (2, Some(Ipv4Addr::from_bits(2))));
+        assert!(table.get(0).is_none() && table.get(3).is_none());
+        table.forget();
+        assert!(table.get(one).is_none() && table.used(other).is_none());
+        assert_eq!(table.number_of(adjacency(2), adjacency(9)), 3, "another number: sessions still have the old ones");
+    }
+
+    #[test]
+    fn numbers_run_out_and_come_again_after_a_whole_sweep() {
+        let mut table = adjacencies();
+        let all: Vec<_> = (1..MOST as u32).map(|hop| table.number_of(adjacency(hop), adjacency(0))).collect();
+        assert!(all.iter().map(|&number| usize::from(number)).eq(1..MOST));
+        assert_eq!(table.number_of(adjacency(70_000), adjacency(0)), 0);
+        table.forget();
+        // The first round may have begun before.
+        table.swept();
+        assert_eq!(table.number_of(adjacency(1), adjacency(0)), 0, "a session may have any of them");
+        table.swept();
+        assert_eq!(table.number_of(adjacency(1), adjacency(0)), 1);
+        assert_eq!(table.get(1).map(|pair| pair.inside.next_hop), Some(Ipv4Addr::from_bits(1)));
+    }
+
+    #[test]
+    fn next_hops_are_given_once_for_each_use() {
+        let mut table = adjacencies();
+        let numbers: Vec<_> = (1..=600).map(|hop| table.number_of(adjacency(hop), adjacency(0))).collect();
+        let note = |table: &mut Adjacencies| {
+            let mut noted = Vec::new();
+            while !table.note_used(|neighbour| noted.push(neighbour)) {}
+            noted.len()
+        };
+        assert_eq!((note(&mut table), note(&mut table)), (1200, 0));
+        assert!(table.used(numbers[599]).is_some());
+        assert_eq!(note(&mut table), 2);
+    }
+}
