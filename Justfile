@@ -46,6 +46,11 @@ fuzz CASES="4096":
 fuzz-process SECONDS="60":
     cargo +nightly fuzz run --fuzz-dir crates/nat/fuzz --sanitizer none process -- -max_total_time="$1" -max_len=4096
 
+# The NAT in memory: time, instructions, misses and bytes over the ladder of sessions; compares with the last result. `--plots` draws.
+bench *ARGS:
+    cargo build --release -p portcullis-pipeline
+    exec target/release/pipeline all "$@"
+
 # Instructions for each packet against bench/pipeline/instructions.json, as CI does; `--update` writes them there.
 bench-instructions *ARGS:
     cargo build --release -p portcullis-pipeline

@@ -26,7 +26,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 8)]
     pub(crate) externals: u16,
     /// How often the pool is filled.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 4)]
     pub(crate) rounds: u32,
     /// The pages that the tables are on.
     #[arg(long, value_enum, default_value_t = Wanted::Huge)]

@@ -45,6 +45,12 @@ impl Batch {
         }
     }
 
+    /// The sessions that the next `batches` calls of [`Batch::write`] draw.
+    pub(crate) fn preview(&self, sessions: u32, batches: u32) -> impl Iterator<Item = u32> + use<> {
+        let mut draws = self.draws;
+        (0..batches as usize * 2 * HALF).map(move |_| draws.below(sessions))
+    }
+
     /// Writes the first packets of the sessions from `first` on, from the inside.
     pub(crate) fn write_first(&mut self, load: &Load, first: u32) {
         for ((frame, session), number) in self.frames[0].iter_mut().zip(&mut self.sessions[0]).zip(first..) {
@@ -71,5 +77,24 @@ impl Batch {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Flows, SESSIONS_PER_HOST};
+
+    #[test]
+    fn a_preview_is_what_is_drawn() {
+        let load = Load::new(Flows::new(1, 500, SESSIONS_PER_HOST), 500);
+        let mut batch = Batch::new(1);
+        let preview: Vec<u32> = batch.preview(500, 2).collect();
+        let mut drawn = Vec::new();
+        for _ in 0..2 {
+            batch.write(&load, 500);
+            drawn.extend(batch.sessions.iter().flatten().copied());
+        }
+        assert_eq!(preview, drawn);
     }
 }

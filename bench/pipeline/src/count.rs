@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, HALF, SIDES};
 use crate::flow::{Flows, SESSIONS_PER_HOST};
-use crate::gateway::{Gateway, Mode, Plan, externals_for};
+use crate::gateway::{BURST, Gateway, Mode, Plan, externals_for};
 use crate::load::{Load, Until};
 use crate::memory::{self, Wanted};
 
@@ -97,13 +97,11 @@ pub(crate) fn run(options: &Options) -> Result<u32> {
     let (mut region, _) = memory::region(plan.bytes(), Wanted::Ordinary)?;
     let mut gateway = Gateway::new(&plan, &mut region, HALF)?;
     let mut load = Load::new(Flows::new(seed, all, SESSIONS_PER_HOST), all);
-    // A tool is slow: where there are many sessions, their first packets have to do.
-    let until = if sessions > MANY { Until::Opened } else { Until::Established };
-    load.open(&mut gateway, &plan, (0, sessions), until)?;
+    let mut batch = Batch::new(seed);
+    make_sessions(&mut gateway, &plan, &mut load, &batch, options)?;
     if options.wait {
         wait()?;
     }
-    let mut batch = Batch::new(seed);
     for _ in 0..options.warm {
         batch.write(&load, sessions);
         batch.pass(&mut gateway)?;
@@ -116,7 +114,17 @@ pub(crate) fn run(options: &Options) -> Result<u32> {
     Ok(counted)
 }
 
-/// Above this a session is only opened.
+/// Makes the sessions. Under a tool that is slow: where there are many, only those are established whose packets will be sent.
+fn make_sessions(gateway: &mut Gateway<'_>, plan: &Plan, load: &mut Load, batch: &Batch, options: &Options) -> Result<()> {
+    if options.sessions <= MANY {
+        return load.open(gateway, plan, (0, options.sessions), Until::Established);
+    }
+    load.open(gateway, plan, (0, options.sessions), Until::Opened)?;
+    let drawn: Vec<u32> = batch.preview(options.sessions, options.warm + options.batches).collect();
+    drawn.chunks(BURST).try_for_each(|sessions| load.establish(gateway, sessions))
+}
+
+/// Above this, not all sessions are established. Chosen: the counts of the gate stay far below.
 const MANY: u32 = 100_000;
 
 /// Tells whoever watches that what is to be counted comes now, and waits for a line.

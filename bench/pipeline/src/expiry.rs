@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Watch, thread_time};
@@ -15,11 +15,22 @@ use crate::flow::{Flows, SESSIONS_PER_HOST};
 use crate::gateway::{BURST, Gateway, Mode, Plan, externals_for};
 use crate::load::{Load, Until};
 use crate::memory::{self, Wanted};
+use crate::scramble::Permutation;
 
 /// The idle time of all sessions, and the time over which they were made.
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// A session may outlive its timeout by a round of the sweep, and that may have begun just before.
 const LATEST: Duration = Duration::from_secs(10);
+
+/// In which order the sessions end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Order {
+    /// As they were made: the records of those that are due lie side by side, and a sweep by records meets them all at once.
+    Made,
+    /// In random order.
+    Random,
+}
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, Args)]
@@ -27,6 +38,9 @@ pub(crate) struct Options {
     /// Sessions that end.
     #[arg(long, default_value_t = 10_000_000)]
     pub(crate) sessions: u32,
+    /// The order in which they end.
+    #[arg(long, value_enum, default_value_t = Order::Random)]
+    pub(crate) order: Order,
     /// The pages that the tables are on.
     #[arg(long, value_enum, default_value_t = Wanted::Huge)]
     pub(crate) pages: Wanted,
@@ -42,6 +56,7 @@ pub(crate) struct Options {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) sessions: u32,
+    pub(crate) order: Order,
     pub(crate) runs: u32,
     /// Calls of the sweep in a run.
     pub(crate) calls: u32,
@@ -55,7 +70,7 @@ pub(crate) struct Measured {
 
 /// Measures it.
 pub(crate) fn run(options: &Options) -> Result<Measured> {
-    let Options { sessions, runs, .. } = *options;
+    let Options { sessions, order, runs, .. } = *options;
     ensure!(sessions > 0 && runs > 0, "--sessions and --runs have to be at least 1");
     let mut all: Vec<Run> = Vec::new();
     for _ in 0..runs {
@@ -67,6 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     let span = (TIMEOUT + Duration::from_millis(u64::from(all[0].late_ms))).as_secs_f64();
     Ok(Measured {
         sessions,
+        order,
         runs,
         calls: calls as u32,
         share_of_core: all.iter().map(|run| run.busy.as_secs_f64()).fold(f64::INFINITY, f64::min) / span,
@@ -88,7 +104,7 @@ fn run_once(options: &Options) -> Result<Run> {
         Plan { mode: Mode::Independent, capacity: sessions, externals: externals_for(sessions), timeout: Some(TIMEOUT), seed };
     let (mut region, _) = memory::region(plan.bytes(), pages)?;
     let mut gateway = Gateway::new(&plan, &mut region, BURST)?;
-    open_over_time(&mut gateway, &plan, sessions)?;
+    open_over_time(&mut gateway, &plan, options)?;
     let watch = Watch::new();
     let most = (TIMEOUT + LATEST).as_millis() as u32;
     let mut calls = Vec::with_capacity(most as usize);
@@ -106,14 +122,21 @@ fn run_once(options: &Options) -> Result<Run> {
     Ok(Run { calls, busy, late_ms })
 }
 
-/// Makes the sessions at an even rate over [`TIMEOUT`], so that afterwards they end at that rate.
-fn open_over_time(gateway: &mut Gateway<'_>, plan: &Plan, sessions: u32) -> Result<()> {
+/// Makes the sessions, and sends their last packets at an even rate over [`TIMEOUT`], so that afterwards they end at that rate.
+fn open_over_time(gateway: &mut Gateway<'_>, plan: &Plan, options: &Options) -> Result<()> {
+    let Options { sessions, order, .. } = *options;
     let mut load = Load::new(Flows::new(plan.seed, sessions, SESSIONS_PER_HOST), sessions);
-    let milliseconds = TIMEOUT.as_millis() as u64;
+    if order == Order::Random {
+        load.open(gateway, plan, (0, sessions), Until::Opened)?;
+    }
+    let (milliseconds, shuffle) = (TIMEOUT.as_millis() as u64, Permutation::below(sessions));
     let mut passed = 0;
     for first in (0..sessions).step_by(BURST) {
         let count = (sessions - first).min(BURST as u32);
-        load.open(gateway, plan, (first, count), Until::Opened)?;
+        match order {
+            Order::Made => load.open(gateway, plan, (first, count), Until::Opened)?,
+            Order::Random => load.refresh(gateway, (first..first + count).map(|number| shuffle.of(plan.seed, number)))?,
+        }
         let due = u64::from(first + count) * milliseconds / u64::from(sessions);
         gateway.idle((due - passed) as u32);
         passed = due;
@@ -127,9 +150,11 @@ mod tests {
 
     #[test]
     fn every_session_ends_in_time() {
-        let options = Options { sessions: 5000, pages: Wanted::Ordinary, runs: 2, seed: 3 };
-        let measured = run(&options).expect("it runs");
-        assert!(measured.calls >= 119_000 && measured.late_ms <= 10_000, "{measured:?}");
-        assert!(measured.share_of_core > 0.0 && measured.us.max >= measured.us.median, "{measured:?}");
+        for order in [Order::Made, Order::Random] {
+            let options = Options { sessions: 5000, order, pages: Wanted::Ordinary, runs: 2, seed: 3 };
+            let measured = run(&options).expect("it runs");
+            assert!(measured.calls >= 119_000 && measured.late_ms <= 10_000, "{measured:?}");
+            assert!(measured.share_of_core > 0.0 && measured.us.max >= measured.us.median, "{measured:?}");
+        }
     }
 }

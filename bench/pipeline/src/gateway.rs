@@ -41,6 +41,8 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
+    pub(crate) const ALL: [Self; 3] = [Self::Independent, Self::Dependent, Self::Open];
+
     /// The word for tables and options.
     pub(crate) const fn label(self) -> &'static str {
         match self {

@@ -77,6 +77,11 @@ impl Load {
         Ok(())
     }
 
+    /// Sends a packet of each session from the inside.
+    pub(crate) fn refresh(&mut self, gateway: &mut Gateway<'_>, sessions: impl Iterator<Item = u32>) -> Result<()> {
+        self.send(gateway, sessions, Side::Inside, tcp::SYN)
+    }
+
     fn open_burst(&mut self, gateway: &mut Gateway<'_>, plan: &Plan, sessions: core::ops::Range<u32>, until: Until) -> Result<()> {
         self.send(gateway, sessions.clone(), Side::Inside, tcp::SYN)?;
         for (at, session) in sessions.clone().enumerate() {
@@ -89,12 +94,17 @@ impl Load {
             self.ports[session as usize] = external.port;
         }
         if until == Until::Established {
-            self.send(gateway, sessions.clone(), Side::Outside, tcp::SYN | tcp::ACK)?;
-            let is_tcp = |session: &u32| self.flows.protocol(*session) == Protocol::Tcp;
-            let handshakes: Vec<u32> = sessions.filter(is_tcp).collect();
-            self.send(gateway, handshakes.into_iter(), Side::Inside, tcp::ACK)?;
+            self.establish(gateway, &sessions.collect::<Vec<_>>())?;
         }
         Ok(())
+    }
+
+    /// Answers what opened sessions have sent: at most a burst of them.
+    pub(crate) fn establish(&mut self, gateway: &mut Gateway<'_>, sessions: &[u32]) -> Result<()> {
+        self.send(gateway, sessions.iter().copied(), Side::Outside, tcp::SYN | tcp::ACK)?;
+        let flows = self.flows;
+        let handshakes = sessions.iter().copied().filter(|&session| flows.protocol(session) == Protocol::Tcp);
+        self.send(gateway, handshakes, Side::Inside, tcp::ACK)
     }
 
     fn send(&mut self, gateway: &mut Gateway<'_>, sessions: impl Iterator<Item = u32>, side: Side, flags: u8) -> Result<()> {

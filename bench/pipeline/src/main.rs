@@ -6,6 +6,7 @@
 #![allow(clippy::cast_precision_loss, reason = "sizes, counts and spans are far below 2^52")]
 
 mod allocation;
+mod baseline;
 mod batch;
 mod clock;
 mod count;
@@ -15,18 +16,26 @@ mod flow;
 mod frame;
 mod gate;
 mod gateway;
+mod ladder;
 mod load;
+mod machine;
 mod memory;
 mod newcomers;
+mod plot;
+mod report;
 mod rung;
 mod scramble;
+mod table;
 mod valgrind;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
+
+use crate::report::Report;
 
 /// Measures the NAT in memory, from parse to verdict.
 #[derive(Parser)]
@@ -38,6 +47,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// All of it: writes bench/results/DATE-COMMIT.json and compares with the newest result there.
+    All(ladder::Options),
+    /// Draws docs/performance-*.svg from a result.
+    Plot {
+        /// The result.
+        file: PathBuf,
+    },
     /// Time for each packet of so many live sessions; prints one line of JSON.
     Rung(rung::Options),
     /// Time for each new session while as many end; prints one line of JSON.
@@ -46,6 +62,14 @@ enum Command {
     Allocation(allocation::Options),
     /// Time in the sweep while all sessions end; prints one line of JSON.
     Expiry(expiry::Options),
+    /// Look-ups in our index and in the library's tables; prints one line of JSON.
+    Index(baseline::Options),
+    /// Taking ports from our port space and from a library's set; prints one line of JSON.
+    Ports {
+        /// The seed of draws and hashes.
+        #[arg(long, default_value_t = 4)]
+        seed: u64,
+    },
     /// Instructions for each packet, under callgrind, against the file that is checked in; exits 1 when there are more, 77 when there
     /// is no valgrind.
     Instructions(gate::Options),
@@ -71,10 +95,14 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<ExitCode> {
     match command {
+        Command::All(options) => ladder::run(options)?,
+        Command::Plot { file } => plot::write(&Report::read(file)?)?,
         Command::Rung(options) => print(&rung::run(options)?)?,
         Command::Newcomers(options) => print(&newcomers::run(options)?)?,
         Command::Allocation(options) => print(&allocation::run(options)?)?,
         Command::Expiry(options) => print(&expiry::run(options)?)?,
+        Command::Index(options) => print(&baseline::run(options)?)?,
+        Command::Ports { seed } => print(&baseline::ports(*seed)?)?,
         Command::Misses(options) => print(&valgrind::misses(options)?)?,
         Command::Count(options) => {
             count::run(options)?;

@@ -20,6 +20,8 @@ mod fragment;
 mod hairpin;
 mod icmp;
 mod index;
+#[cfg(feature = "internals")]
+pub mod internals;
 mod leave;
 mod limit;
 mod nat;
