@@ -113,6 +113,12 @@ impl<'m> Index<'m> {
         None
     }
 
+    /// Reads something of a hash's home line.
+    #[inline]
+    pub(crate) fn touch(&self, hash: u64) -> u8 {
+        self.lines[self.home(hash) as usize].head[0]
+    }
+
     /// Adds `number`, below [`NUMBERS`], under `hash`. **Errors:** [`IndexFull`]; nothing has changed then.
     pub(crate) fn insert(&mut self, hash: u64, number: u32) -> Result<(), IndexFull> {
         debug_assert!(number < NUMBERS);

@@ -72,14 +72,18 @@ struct Sweep {
 }
 
 /// A round over all sessions takes this long: a session outlives its timeout in the tables by no more (in look-ups by nothing), as long
-/// as steps come often enough: one each millisecond suffices for four million sessions. **Units:** milliseconds.
+/// as steps come often enough: one each millisecond suffices for sixteen million sessions, and of those that are over at once 128 each time. **Units:** milliseconds.
 pub const SWEEP_ROUND: u32 = 4000;
 
-/// Sessions looked at in one step for each millisecond since the last. Chosen so that a step stays in the tens of microseconds.
-const SWEEP_MOST: u32 = 1024;
+/// Sessions looked at in one step for each millisecond since the last. Two are in a cache line, and they are read in order.
+const SWEEP_MOST: u32 = 4096;
+
+/// Sessions that a step ends at most for each millisecond since the last: each costs about 100 ns, and a step each millisecond is to stay below 20 us. What is over and waits for the sweep has
+/// ended for look-ups, and has its port still.
+const SWEEP_ENDS: u32 = 128;
 
 /// Milliseconds that a step makes up for at most: what sleeps for longer sweeps later, rather than pause. Chosen, not measured.
-const SWEEP_ARREARS: u32 = 16;
+const SWEEP_ARREARS: u32 = 4;
 
 impl<'m> Nat<'m> {
     /// An empty NAT whose tables are in zeroed `memory` of at least [`Capacity::bytes`]. It drops everything until it has adopted a
@@ -286,9 +290,9 @@ impl<'m> Nat<'m> {
         self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
         let bound = SWEEP_MOST * elapsed.clamp(1, SWEEP_ARREARS);
         let most = (self.sweep.due / round).min(u64::from(bound)) as u32;
-        self.sweep.due -= u64::from(most) * round;
         if most > 0 {
-            self.sweep_records(most, now);
+            let looked = self.sweep_records((most, SWEEP_ENDS * elapsed.max(1)), now);
+            self.sweep.due = self.sweep.due.saturating_sub(u64::from(looked.max(1)) * round);
         } else if records == 0 {
             self.finish_round();
         }
@@ -304,15 +308,18 @@ impl<'m> Nat<'m> {
     /// Ends everything that has been idle too long, at once. **Cost:** cold; O(sessions).
     pub fn expire_all(&mut self, now: Tick) {
         self.sweep.cursor = 0;
-        self.sweep_records(u32::MAX, now);
+        self.sweep_records((u32::MAX, u32::MAX), now);
         self.fragments.expire_all(now);
     }
 
-    fn sweep_records(&mut self, most: u32, now: Tick) {
-        match self.state.sweep(self.sweep.cursor, most, now, &self.adjacencies, &mut self.counters) {
-            Some(next) => self.sweep.cursor = next,
-            None => self.finish_round(),
+    /// Looks at so many records at most, and ends so many sessions. Returns how many it looked at.
+    fn sweep_records(&mut self, most: (u32, u32), now: Tick) -> u32 {
+        let (looked, is_last) = self.state.sweep(self.sweep.cursor, most, now, &self.adjacencies, &mut self.counters);
+        self.sweep.cursor += looked;
+        if is_last {
+            self.finish_round();
         }
+        looked
     }
 
     /// After two rounds' ends since a policy came, one whole round lies between them.

@@ -44,6 +44,12 @@ pub(crate) enum Under {
     Forward,
 }
 
+/// Subscribers that there is room for from the start. More make the table grow, each time to twice as many, which takes about 10 ns for each.
+const SUBSCRIBERS: u32 = 1 << 16;
+
+/// Sessions that the sweep ends together.
+const TOGETHER: usize = 32;
+
 /// An external address in its slot. **Shape:** eight bytes, which processors index with ease.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(8))]
@@ -101,7 +107,7 @@ impl<'m> State<'m> {
             sessions,
             mappings,
             ports: arenas.ports,
-            subscribers: HashMap::with_capacity_and_hasher(capacity.mappings as usize, hasher.clone()),
+            subscribers: HashMap::with_capacity_and_hasher(SUBSCRIBERS.min(capacity.mappings) as usize, hasher.clone()),
             remotes: HashMap::with_hasher(hasher.clone()),
             slots: vec![Slot::default(); usize::from(capacity.externals)],
             slot_of: Addresses::new(usize::from(capacity.externals)),
@@ -128,7 +134,7 @@ impl<'m> State<'m> {
         }
         if self.slots.iter().any(|slot| slot.unswept == Generation::COUNT - 1) {
             // One more change, and sessions that the sweep has not met would come to life again.
-            self.sweep(0, u32::MAX, now, adjacencies, counters);
+            self.sweep(0, (u32::MAX, u32::MAX), now, adjacencies, counters);
             self.swept();
         }
         self.slot_of.clear();
@@ -359,26 +365,45 @@ impl<'m> State<'m> {
         counters.count(Counter::MappingsRemoved);
     }
 
-    /// Ends the sessions that are over among the `most` records from `cursor` on, and takes from the others what holds no more of
-    /// `adjacencies`. Returns where to go on, or none at the end.
+    /// Ends the sessions that are over among the `most` records from `cursor` on, `ends` of them at most, and takes from the others what
+    /// holds no more of `adjacencies`. Returns how many records that were, and whether they were the last.
     pub(crate) fn sweep(
         &mut self,
         cursor: u32,
-        most: u32,
+        (most, ends): (u32, u32),
         now: Tick,
         adjacencies: &Adjacencies,
         counters: &mut Counters,
-    ) -> Option<u32> {
+    ) -> (u32, bool) {
         let end = self.sessions.records.high_water().min(cursor.saturating_add(most));
-        for number in cursor..end {
-            let session = self.sessions.records.get(number);
+        let (mut over, mut count, mut left) = ([0; TOGETHER], 0, ends);
+        let mut next = cursor.min(end);
+        while next < end && left > 0 {
+            let session = self.sessions.records.get(next);
             if session.is_live() && self.expires_in(session, now) == 0 {
-                self.end_session(number, counters);
+                over[count] = next;
+                (count, left) = (count + 1, left - 1);
+                if count == TOGETHER {
+                    self.end_sessions(&over, counters);
+                    count = 0;
+                }
             } else if session.adjacencies != 0 && adjacencies.get(session.adjacencies).is_none() {
-                self.sessions.records.get_mut(number).adjacencies = 0;
+                self.sessions.records.get_mut(next).adjacencies = 0;
             }
+            next += 1;
         }
-        (end < self.sessions.records.high_water()).then_some(end)
+        self.end_sessions(&over[..count], counters);
+        (next - cursor.min(end), next == self.sessions.records.high_water())
+    }
+
+    /// Ends sessions, whose lines are all read first, so that the processor fetches them at once.
+    fn end_sessions(&mut self, numbers: &[u32], counters: &mut Counters) {
+        self.sessions.touch_lines(numbers);
+        let mappings = numbers.iter().filter_map(|&number| self.mapping_of(self.sessions.records.get(number)));
+        self.mappings.touch_lines(mappings);
+        for &number in numbers {
+            self.end_session(number, counters);
+        }
     }
 
     /// After a whole sweep that began since the last [`State::adopt`]: no session of an address that is gone is left.

@@ -168,6 +168,15 @@ impl<'m> Sessions<'m> {
         Ok(number)
     }
 
+    /// Reads something of the index lines of sessions that are to be removed, all independently.
+    pub(crate) fn touch_lines(&self, numbers: &[u32]) {
+        let lines = numbers.iter().map(|&number| {
+            let (inner, outer) = self.hashes(self.records.get(number));
+            self.index.touch(inner) | self.index.touch(outer)
+        });
+        core::hint::black_box(lines.fold(0, |all, one| all | one));
+    }
+
     /// Removes a session and returns what it was.
     pub(crate) fn remove(&mut self, number: u32) -> Session {
         let session = *self.records.get(number);
@@ -225,6 +234,15 @@ impl<'m> Mappings<'m> {
             return Err(TableFull);
         }
         Ok(number)
+    }
+
+    /// Reads something of the index lines of mappings that are to be removed, all independently.
+    pub(crate) fn touch_lines(&self, numbers: impl Iterator<Item = u32>) {
+        let lines = numbers.map(|number| {
+            let mapping = self.records.get(number);
+            self.index.touch(self.hash(mapping.protocol(), mapping.internal(), mapping.scope()))
+        });
+        core::hint::black_box(lines.fold(0, |all, one| all | one));
     }
 
     /// Removes a mapping and returns what it was.
