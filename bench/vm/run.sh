@@ -43,5 +43,5 @@ reason=$(bench/vm/fetch.sh "$cache" "$kernel") || code=$?
 [ "$code" -eq 0 ] || exit "$code"
 mkdir -p "$(dirname "$image")"
 bench/vm/image.sh "$cache/tools" "$cache/kernel-$kernel" "$image" \
-    target/$build/portcullis target/$build/portcullis-bench "$(command -v ethtool)"
+    target/$build/portcullis target/$build/portcullis-bench bench/pktgen/pktgen.sh "$(command -v ethtool)"
 exec timeout --foreground -k 30 840 nice -n 5 target/$build/vm "$cache/tools" "$cache/kernel-$kernel" "$image" "$@"
