@@ -102,7 +102,7 @@ pub struct Options {
     /// The inside hosts: sources of outbound packets. The gateway has to route them to this machine's inside port.
     #[arg(long, value_name = "ADDRESSES", default_value = "10.1.0.1-10.1.3.254")]
     hosts: AddressRange,
-    /// The remotes: sources of inbound packets; outbound ones go to the first. The gateway has to route them to the outside port.
+    /// The remotes: outbound packets go to the first, inbound ones come from the others. The gateway has to route them to the outside port.
     #[arg(long, value_name = "ADDRESSES", default_value = "198.18.0.1-198.18.3.254")]
     remotes: AddressRange,
     /// External UDP endpoints that the gateway forwards inside, for `inbound` and `both`: ADDRESS:FIRST-LAST.
@@ -320,8 +320,10 @@ impl Options {
             Direction::Inbound => {
                 let forward = self.forward.context("--forward is missing")?;
                 let gateway = self.outside_mac.context("--outside-mac is missing")?;
+                // Not from the one that outbound packets go to: a mapping of theirs would let it in.
+                let remotes = self.remotes.after_first().context("--remotes: a second address is needed for inbound packets")?;
                 let varied = Varied::SourceAndDestinationPort;
-                (&self.outside, gateway, varied, Many::Ports, self.remotes, forward.address, forward.ports)
+                (&self.outside, gateway, varied, Many::Ports, remotes, forward.address, forward.ports)
             }
         };
         let parts = flows::divide(flows, self.queues, many, addresses, ports).with_context(|| match direction {
@@ -424,6 +426,7 @@ mod tests {
         let inbound = &streams[1].1[0];
         assert_eq!((inbound.destination, inbound.varied), (Ipv4Addr::new(203, 0, 113, 16), Varied::SourceAndDestinationPort));
         assert_eq!(inbound.gateway.to_string(), "02:00:00:00:00:02");
+        assert_eq!(Ipv4Addr::from(inbound.part.first_address), Ipv4Addr::new(198, 18, 0, 2), "not where outbound packets go");
         let outbound = &streams[0].1[0];
         assert_eq!((outbound.destination, outbound.part.first_port), (Ipv4Addr::new(198, 18, 0, 1), 1024));
     }

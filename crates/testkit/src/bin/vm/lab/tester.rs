@@ -20,6 +20,8 @@ use super::Lab;
 pub(super) const TAPS: [&str; 2] = ["tester-inside", "tester-outside"];
 /// The ports in the guest, with the addresses that qemu.sh gives them.
 pub(crate) const NICS: [(&str, &str); 2] = [("inside1", "52:54:00:00:00:03"), ("outside1", "52:54:00:00:00:04")];
+/// How long the gateway's machine may take to answer once it is cabled.
+const ANSWER: Duration = Duration::from_secs(30);
 /// How long one of the tester's programs may take.
 const RUN: Duration = Duration::from_secs(240);
 
@@ -83,6 +85,16 @@ impl Lab {
         Ok(Ended { code: code.trim().parse().with_context(|| format!("an exit code {code:?}"))?, printed })
     }
 
+    /// Makes the outside cable, on the tester's end, as narrow as tc-tbf(8) is told. It is so until [`Self::widen_cable`].
+    pub(crate) fn narrow_cable(&self, words: &str) -> Result<()> {
+        self.outside.run(&format!("tc qdisc add dev {} root tbf {words}", TAPS[1])).map(drop)
+    }
+
+    /// Makes it wide again.
+    pub(crate) fn widen_cable(&self) -> Result<()> {
+        self.outside.run(&format!("tc qdisc delete dev {} root", TAPS[1])).map(drop)
+    }
+
     fn lay_cables(&mut self) -> Result<()> {
         for (host, tap, other) in [(&self.inside, TAPS[0], "inside"), (&self.outside, TAPS[1], "outside")] {
             // Two ports and no memory: what comes in at one goes out at the other, as in a cable.
@@ -96,7 +108,10 @@ impl Lab {
         }
         self.forget_neighbours()?;
         for address in [GATEWAY_INSIDE, GATEWAY_OUTSIDE] {
-            self.in_tester(&format!("ping -c 1 -w 10 {address}"))?;
+            // The first may be lost while a gateway that has just started gets its queues going.
+            let ping = format!("nsenter -t $(cat /run/tester.pid) -n ping -c 1 -W 2 {address}");
+            let answers = self.guest.wait_until(ANSWER, |guest| guest.run(&ping).is_ok_and(|it| it.code == 0));
+            ensure!(answers, "{address} does not answer the tester\n{}", self.gateway_log()?);
         }
         Ok(())
     }
