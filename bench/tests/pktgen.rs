@@ -57,7 +57,9 @@ impl Wire {
     fn send(&self, frames: &[Vec<u8>]) {
         self.near(|| {
             let sender = Sender::open("near").unwrap();
-            frames.iter().for_each(|frame| sender.send(frame).unwrap());
+            for frame in frames {
+                sender.send(frame).unwrap();
+            }
         });
     }
 }

@@ -14,8 +14,7 @@ export LD_LIBRARY_PATH="$libraries" QEMU_MODULE_DIR="$tools/usr/lib/x86_64-linux
 # without copying are iommu_platform and disable-legacy: the driver then maps memory by the kernel's DMA functions.
 queues=4
 nic=virtio-net-pci,mq=on,vectors=$((2 * queues + 2)),iommu_platform=on,disable-legacy=on,rss=on,romfile=
-# A tap whose buffer was full once may stay silent for good, so there is no bound on it: what is too much is dropped behind it.
-tap=script=no,downscript=no,vhost=off,sndbuf=0
+tap=script=no,downscript=no,vhost=off
 # The tester's have two queues, to have more than one.
 tester_nic=virtio-net-pci,mq=on,vectors=6,romfile=
 

@@ -243,7 +243,10 @@ impl Case {
                 note(format!("{way}: packets came out with an address that has to be translated: is it the NAT that forwards?"));
             }
             if leg.surplus > 0 {
-                note(format!("{way}: more packets arrived than were sent: something doubles them, or another sender uses pktgen"));
+                note(format!(
+                    "{way}: more packets arrived than were sent: some of an earlier trial were held up for longer than --settle, \
+                     something doubles them, or another sender uses pktgen"
+                ));
             }
         }
     }

@@ -8,6 +8,8 @@
 //! Invariant: a run is bounded, removes what it has put into the kernel, and writes its report even when something was wrong.
 //! bench/pktgen/README.md is for people. Tests: in each module; `tests/pktgen.rs` (root); the whole in the guest (docs/vm.md).
 
+#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "rates and parts of counts far below 2^52, none negative")]
+
 mod case;
 mod control;
 pub mod count;
@@ -395,7 +397,7 @@ mod tests {
     const WHOLE: &[&str] = &["--outside-mac", "02:00:00:00:00:02", "--forward", "203.0.113.16:1024-9215"];
 
     fn options(more: &[&str]) -> Options {
-        Line::try_parse_from(LEAST.iter().chain(more)).map(|line| line.options).unwrap_or_else(|error| panic!("{error}"))
+        Line::try_parse_from(LEAST.iter().chain(more)).map_or_else(|error| panic!("{error}"), |line| line.options)
     }
 
     fn refused(more: &[&str]) -> String {
@@ -451,8 +453,7 @@ mod tests {
             assert!(error.contains(words), "{more:?}: {error}");
         }
         let one_port = ["pktgen", "--inside", "eth1", "--outside", "eth1", "--inside-mac", "02:00:00:00:00:01"];
-        let error =
-            Line::try_parse_from(one_port).map(|line| line.options.check().unwrap_err()).unwrap_or_else(|error| error.into());
+        let error = Line::try_parse_from(one_port).unwrap_or_else(|error| panic!("{error}")).options.check().unwrap_err();
         assert!(error.to_string().contains("two ports are needed"), "{error}");
     }
 
