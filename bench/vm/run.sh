@@ -34,7 +34,7 @@ obstacle() {
 if [ "${1:-}" = --list ]; then exec cargo run --quiet --profile $profile --locked -p portcullis-testkit --bin vm -- --list; fi
 reason=$(obstacle)
 [ -z "$reason" ] || skip "$reason"
-for program in ip ethtool ping curl; do command -v "$program" >/dev/null || skip "no $program"; done
+for program in ip tc ethtool ping curl; do command -v "$program" >/dev/null || skip "no $program"; done
 
 cargo build --profile $profile --locked -p portcullis -p portcullis-bench -p portcullis-testkit --bins
 code=0

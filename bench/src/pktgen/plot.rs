@@ -43,73 +43,85 @@ pub(super) struct Frame<'a> {
     pub(super) diagonal: bool,
 }
 
+/// Where values are on the drawing.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    /// The values at the ends of the axes; both begin at 0.
+    x_top: f64,
+    y_top: f64,
+}
+
+impl Scale {
+    fn of(frame: &Frame<'_>, series: &[Series]) -> Self {
+        let most = |value: fn(&Point) -> f64| series.iter().flat_map(|series| &series.points).map(value).fold(0.0, f64::max);
+        let named = || (frame.names.len() as f64 - 1.0).max(1.0);
+        let x_top = if frame.names.is_empty() { top(most(|point| point.x)) } else { named() };
+        Self { x_top, y_top: top(most(|point| point.y)) }
+    }
+
+    fn x(self, value: f64) -> f64 {
+        LEFT + value / self.x_top * (WIDTH - LEFT - RIGHT)
+    }
+
+    fn y(self, value: f64) -> f64 {
+        HEIGHT - BOTTOM - value / self.y_top * (HEIGHT - TOP - BOTTOM)
+    }
+}
+
 /// Draws a plot. Both axes begin at 0.
 pub(super) fn plot(frame: &Frame<'_>, series: &[Series]) -> String {
-    let points = || series.iter().flat_map(|series| &series.points);
-    let most = |value: fn(&Point) -> f64| points().map(value).fold(0.0, f64::max);
-    let x_top = if frame.names.is_empty() { top(most(|point| point.x)) } else { (frame.names.len() as f64 - 1.0).max(1.0) };
-    let y_top = top(most(|point| point.y));
-    let x = |value: f64| LEFT + value / x_top * (WIDTH - LEFT - RIGHT);
-    let y = |value: f64| HEIGHT - BOTTOM - value / y_top * (HEIGHT - TOP - BOTTOM);
+    let scale = Scale::of(frame, series);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fff\"/>\n"
     );
-    let mut text = |at: (f64, f64), anchor: &str, colour: &str, words: &str| {
-        let _ = writeln!(
-            svg,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" fill=\"{colour}\">{}</text>",
-            at.0,
-            at.1,
-            escape(words)
-        );
-    };
-    text((LEFT, 18.0), "start", "#000", frame.title);
-    text((x(x_top / 2.0), HEIGHT - 10.0), "middle", "#444", frame.x);
-    text((8.0, TOP - 4.0), "start", "#444", frame.y);
-    for tick in ticks(y_top) {
-        text((LEFT - 6.0, y(tick) + 4.0), "end", "#444", &short(tick));
-    }
-    if frame.names.is_empty() {
-        for tick in ticks(x_top) {
-            text((x(tick), HEIGHT - BOTTOM + 16.0), "middle", "#444", &short(tick));
-        }
-    }
-    for (at, name) in frame.names.iter().enumerate() {
-        text((x(at as f64), HEIGHT - BOTTOM + 16.0), "middle", "#444", name);
-    }
-    for (at, series) in series.iter().enumerate() {
-        text((WIDTH - RIGHT + 14.0, TOP + 14.0 + 18.0 * at as f64), "start", COLOURS[at % COLOURS.len()], &series.name);
-    }
-    for tick in ticks(y_top) {
-        let _ = writeln!(svg, "<path d=\"M{LEFT} {:.1}H{:.1}\" stroke=\"#ddd\"/>", y(tick), WIDTH - RIGHT);
-    }
-    if frame.diagonal {
-        let end = x_top.min(y_top);
-        let _ = writeln!(
-            svg,
-            "<path d=\"M{:.1} {:.1}L{:.1} {:.1}\" stroke=\"#999\" stroke-dasharray=\"4\"/>",
-            x(0.0),
-            y(0.0),
-            x(end),
-            y(end)
-        );
-    }
+    axes(&mut svg, frame, scale);
     for (at, series) in series.iter().enumerate() {
         let colour = COLOURS[at % COLOURS.len()];
-        let places: Vec<_> = series.points.iter().map(|point| format!("{:.1},{:.1}", x(point.x), y(point.y))).collect();
-        let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\"/>", places.join(" "));
-        for point in &series.points {
-            let fill = if point.solid { colour } else { "#fff" };
-            let _ = writeln!(
-                svg,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3.5\" fill=\"{fill}\" stroke=\"{colour}\"/>",
-                x(point.x),
-                y(point.y)
-            );
-        }
+        text(&mut svg, (WIDTH - RIGHT + 14.0, TOP + 14.0 + 18.0 * at as f64), "start", colour, &series.name);
+        marks(&mut svg, series, colour, scale);
     }
     svg + "</svg>\n"
+}
+
+/// The title, the axes with their ticks, the grid, and the diagonal.
+fn axes(svg: &mut String, frame: &Frame<'_>, scale: Scale) {
+    const GREY: &str = "#444";
+    text(svg, (LEFT, 14.0), "start", "#000", frame.title);
+    text(svg, (scale.x(scale.x_top / 2.0), HEIGHT - 10.0), "middle", GREY, frame.x);
+    text(svg, (8.0, TOP - 4.0), "start", GREY, frame.y);
+    for tick in ticks(scale.y_top) {
+        let y = scale.y(tick);
+        text(svg, (LEFT - 6.0, y + 4.0), "end", GREY, &short(tick));
+        let _ = writeln!(svg, "<path d=\"M{LEFT} {y:.1}H{:.1}\" stroke=\"#ddd\"/>", WIDTH - RIGHT);
+    }
+    let below = HEIGHT - BOTTOM + 16.0;
+    let numbers = ticks(scale.x_top).filter(|_| frame.names.is_empty()).map(|tick| (tick, short(tick)));
+    let names = frame.names.iter().enumerate().map(|(at, name)| (at as f64, name.clone()));
+    for (value, name) in numbers.chain(names) {
+        text(svg, (scale.x(value), below), "middle", GREY, &name);
+    }
+    if frame.diagonal {
+        let end = scale.x_top.min(scale.y_top);
+        let (x, y) = (scale.x(end), scale.y(end));
+        let line = format!("M{LEFT:.1} {:.1}L{x:.1} {y:.1}", HEIGHT - BOTTOM);
+        let _ = writeln!(svg, "<path d=\"{line}\" stroke=\"#999\" stroke-dasharray=\"4\"/>");
+    }
+}
+
+/// A series: a line, and a circle for each point.
+fn marks(svg: &mut String, series: &Series, colour: &str, scale: Scale) {
+    let places: Vec<_> = series.points.iter().map(|point| format!("{:.1},{:.1}", scale.x(point.x), scale.y(point.y))).collect();
+    let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\"/>", places.join(" "));
+    for point in &series.points {
+        let (x, y, fill) = (scale.x(point.x), scale.y(point.y), if point.solid { colour } else { "#fff" });
+        let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{fill}\" stroke=\"{colour}\"/>");
+    }
+}
+
+fn text(svg: &mut String, at: (f64, f64), anchor: &str, colour: &str, words: &str) {
+    let (x, y) = at;
+    let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"{colour}\">{}</text>", escape(words));
 }
 
 /// A round number not below `most`, and above 0.
