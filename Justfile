@@ -61,6 +61,11 @@ bench-wire *ARGS:
     cargo build --release -p portcullis-bench
     bench/wire.sh "$@"
 
+# A gateway between two ports of this machine, by the kernel's pktgen (root): rates without loss, a report. bench/pktgen/README.md
+bench-pktgen *ARGS:
+    cargo build --release --locked -p portcullis-bench
+    exec bench/pktgen/pktgen.sh "$@"
+
 # Installs the release build, an example configuration and the systemd unit (PREFIX, DESTDIR).
 install:
     cargo build --release --locked -p portcullis

@@ -1,17 +1,21 @@
-//! Compiles the generator's XDP programs and writes their skeleton.
+//! Compiles the XDP programs and writes their skeletons.
 
 use std::path::PathBuf;
 use std::{env, error::Error};
 
 use libbpf_cargo::SkeletonBuilder;
 
-const SOURCE: &str = "src/generate.bpf.c";
+/// Each with the name of its skeleton.
+const SOURCES: [(&str, &str); 2] = [("src/generate.bpf.c", "generate.skel.rs"), ("src/pktgen/count.bpf.c", "count.skel.rs")];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let skeleton = PathBuf::from(env::var("OUT_DIR")?).join("generate.skel.rs");
+    let output = PathBuf::from(env::var("OUT_DIR")?);
     // Debian keeps asm/types.h in a directory per architecture, where clang for the bpf target does not look.
     let include = format!("-I/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?);
-    SkeletonBuilder::new().source(SOURCE).clang_args(["-Wall", "-Werror", "-O2", &include]).build_and_generate(&skeleton)?;
-    println!("cargo::rerun-if-changed={SOURCE}");
+    for (source, skeleton) in SOURCES {
+        let mut builder = SkeletonBuilder::new();
+        builder.source(source).clang_args(["-Wall", "-Werror", "-O2", &include]).build_and_generate(output.join(skeleton))?;
+        println!("cargo::rerun-if-changed={source}");
+    }
     Ok(())
 }

@@ -27,6 +27,11 @@ impl AddressRange {
         (self.last - self.first).saturating_add(1)
     }
 
+    /// All but the first; none when that is all.
+    pub fn after_first(self) -> Option<Self> {
+        (self.first < self.last).then(|| Self { first: self.first + 1, ..self })
+    }
+
     /// Whether `address` is one of them.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         (self.first..=self.last).contains(&address.into())
@@ -158,6 +163,8 @@ mod tests {
         let range: AddressRange = "10.0.0.2-10.0.0.4".parse().unwrap();
         let inside: Vec<_> = (1..=5).filter(|last| range.contains(Ipv4Addr::new(10, 0, 0, *last))).collect();
         assert_eq!(inside, [2, 3, 4]);
+        assert_eq!(range.after_first(), Some("10.0.0.3-10.0.0.4".parse().unwrap()));
+        assert_eq!(AddressRange::from(Ipv4Addr::LOCALHOST).after_first(), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod hold;
 mod inspect;
 mod interface;
 pub mod pace;
+pub mod pktgen;
 pub mod raw;
 mod ring;
 pub mod sink;
@@ -20,8 +21,14 @@ pub mod stamp;
 pub mod stream;
 pub mod tally;
 
-/// The compiled XDP programs.
+/// The compiled XDP programs of the generator and the sink.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, clippy::restriction)]
 mod skeleton {
     include!(concat!(env!("OUT_DIR"), "/generate.skel.rs"));
+}
+
+/// The compiled XDP program that counts pktgen's packets.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic, clippy::restriction)]
+mod count_skeleton {
+    include!(concat!(env!("OUT_DIR"), "/count.skel.rs"));
 }

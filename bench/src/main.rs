@@ -1,4 +1,4 @@
-//! The command line of the generator, the sink and the echo server.
+//! The command line of the generator, the sink, the echo server and the measurement with pktgen.
 //!
 //! Results go to standard output, one line of JSON with `--json`; everything else to standard error.
 //! Exit codes: 0 right, 1 something is wrong with what arrived or with the run, 2 usage, 77 missing privilege.
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use portcullis_bench::echo::{self, Echo};
 use portcullis_bench::generate::{self, Sent};
+use portcullis_bench::pktgen;
 use portcullis_bench::sink::{self, Sink};
 use serde::Serialize;
 
@@ -35,6 +36,8 @@ enum Command {
     Sink(sink::Options),
     /// Answer UDP datagrams with themselves.
     Echo(echo::Options),
+    /// Measure a gateway between two ports of this machine with the kernel's pktgen; exits 1 when something is wrong.
+    Pktgen(Box<pktgen::Options>),
 }
 
 fn main() -> ExitCode {
@@ -81,6 +84,15 @@ fn run(arguments: &Arguments) -> Result<bool> {
             let echo::Report { answered, bytes, failed } = report;
             print(json, &report, &format!("answered {answered} datagrams, {bytes} bytes; {failed} answers failed"))?;
             Ok(true)
+        }
+        Command::Pktgen(options) => {
+            let pktgen::Outcome { report, files: [data, page] } = pktgen::run(options)?;
+            print(json, &report, &format!("{}\n{}", data.display(), page.display()))?;
+            let faults = report.faults();
+            for fault in &faults {
+                eprintln!("wrong: {fault}");
+            }
+            Ok(faults.is_empty())
         }
     }
 }

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Makes the guest's root file system, an archive that the kernel unpacks into memory: busybox, ethtool, modules, the gateway, init.sh.
 #
-# Usage: image.sh TOOLS KERNEL OUTPUT PROGRAM...: the directories that fetch.sh left, and programs of this machine, which are copied with
-# the libraries that ldd names. Modules are unpacked and put in the order in which they can be loaded.
+# Usage: image.sh TOOLS KERNEL OUTPUT PROGRAM...: the directories that fetch.sh left, and programs and scripts of this machine, which are
+# copied with the libraries that ldd names. Modules are unpacked and put in the order in which they can be loaded.
 set -eu
 tools=$1 kernel=$2 output=$3
 shift 3
@@ -15,11 +15,11 @@ rm -rf "$root"
 mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/run" "$root/tmp" "$root/etc" "$root/modules"
 trap 'rm -rf "$root"' EXIT
 
-# Copies a program with its libraries, each to where the loader looks for it.
+# Copies a program with its libraries, each to where the loader looks for it. A script has none.
 add_program() {
     install -D "$1" "$root/bin/$(basename "$1")"
     strip --strip-debug "$root/bin/$(basename "$1")" 2>/dev/null || true
-    ldd "$1" | sed -n 's|^[^/]*\(/[^ ]*\) (0x.*|\1|p' | while read -r library; do
+    ldd "$1" 2>/dev/null | sed -n 's|^[^/]*\(/[^ ]*\) (0x.*|\1|p' | while read -r library; do
         [ -e "$root$library" ] || install -D "$library" "$root$library"
     done
 }

@@ -34,7 +34,7 @@ obstacle() {
 if [ "${1:-}" = --list ]; then exec cargo run --quiet --profile $profile --locked -p portcullis-testkit --bin vm -- --list; fi
 reason=$(obstacle)
 [ -z "$reason" ] || skip "$reason"
-for program in ip ethtool ping curl; do command -v "$program" >/dev/null || skip "no $program"; done
+for program in ip tc ethtool ping curl; do command -v "$program" >/dev/null || skip "no $program"; done
 
 cargo build --profile $profile --locked -p portcullis -p portcullis-bench -p portcullis-testkit --bins
 code=0
@@ -43,5 +43,5 @@ reason=$(bench/vm/fetch.sh "$cache" "$kernel") || code=$?
 [ "$code" -eq 0 ] || exit "$code"
 mkdir -p "$(dirname "$image")"
 bench/vm/image.sh "$cache/tools" "$cache/kernel-$kernel" "$image" \
-    target/$build/portcullis target/$build/portcullis-bench "$(command -v ethtool)"
+    target/$build/portcullis target/$build/portcullis-bench bench/pktgen/pktgen.sh "$(command -v ethtool)"
 exec timeout --foreground -k 30 840 nice -n 5 target/$build/vm "$cache/tools" "$cache/kernel-$kernel" "$image" "$@"

@@ -31,6 +31,12 @@ fn every_example_is_legal() {
 }
 
 #[test]
+fn the_gateway_that_pktgen_measures_is_legal_and_forwards_what_its_readme_says() {
+    let config = load("../bench/pktgen/gateway.toml");
+    assert_eq!(config.forwards[0].to_string(), "udp 203.0.113.16:1024-9215 -> 10.2.0.1:1024");
+}
+
+#[test]
 fn the_demo_has_the_addresses_of_its_topology() {
     let config = load("demo.toml");
     let names: Vec<_> = config.interfaces.iter().map(|interface| interface.name.as_str()).collect();

@@ -4,6 +4,7 @@
 //! Invariant: a check that has passed has compared numbers from the guest with numbers that were known before.
 
 mod owners;
+mod pktgen;
 mod settings;
 
 use std::net::UdpSocket;
@@ -50,11 +51,13 @@ pub(crate) const ALL: &[Check] = &[
     Check { name: "a table set while an XDP program is attached is in force", short: false, run: table_can_be_set },
     Check { name: "the gateway binds all queues without copying", short: true, run: gateway_binds },
     Check { name: "ping, UDP and TCP pass the gateway, and no frame is missing", short: true, run: traffic_passes },
+    Check { name: "pktgen's packets pass the gateway and come back, each counted", short: true, run: pktgen::smoke },
     Check { name: "100,000 frames through four workers: none misplaced", short: false, run: owners::four_workers },
     Check { name: "a key changed under traffic: seen, nothing lost, trusted again", short: false, run: owners::changed_key },
     Check { name: "two workers: none misplaced", short: false, run: owners::two_workers },
     Check { name: "one worker: nothing handed over", short: false, run: owners::one_worker },
     Check { name: "NICs left alone: handed over as foretold, nothing lost", short: false, run: owners::in_software },
+    Check { name: "pktgen: all ways, a search, and what the gateway refuses", short: false, run: pktgen::all_ways },
     Check { name: "after SIGTERM the NICs are as they were", short: false, run: settings::put_back },
     Check { name: "after kill, start and SIGTERM the NICs are as they were", short: false, run: settings::put_back_after_kill },
     Check { name: "the gateway ends and the NICs receive again", short: false, run: gateway_ends },

@@ -71,28 +71,28 @@ impl fmt::Display for Answer {
 }
 
 impl Guest {
-    /// Boots a guest in `host`, with NICs on the tap devices `inside` and `outside` of that namespace.
+    /// Boots a guest in `host`, with NICs on these tap devices of that namespace, in qemu.sh's order.
     ///
     /// QEMU 10.0.2 dies of an assertion in one boot of about forty (in `msix_table_mmio_write`), so one that dies is started again.
     ///
     /// **Errors:** the last of [`ATTEMPTS`] died, or the guest was not ready in time, with the last that its kernel said.
-    pub(crate) fn boot(host: &Namespace, parts: &Parts, inside: &str, outside: &str) -> Result<Self> {
+    pub(crate) fn boot(host: &Namespace, parts: &Parts, taps: &[&str]) -> Result<Self> {
         for _ in 1..ATTEMPTS {
-            match Self::boot_once(host, parts, inside, outside) {
+            match Self::boot_once(host, parts, taps) {
                 Err(error) if error.is::<Died>() && !cleanup::is_interrupted() => eprintln!("{error:#}\nstarting it again"),
                 outcome => return outcome,
             }
         }
-        Self::boot_once(host, parts, inside, outside)
+        Self::boot_once(host, parts, taps)
     }
 
-    fn boot_once(host: &Namespace, parts: &Parts, inside: &str, outside: &str) -> Result<Self> {
+    fn boot_once(host: &Namespace, parts: &Parts, taps: &[&str]) -> Result<Self> {
         let directory = directory_of(host.name());
         std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
         let socket = directory.join("control");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/vm/qemu.sh");
         let words = [&script, &parts.tools, &parts.kernel, &parts.image, &socket].map(|path| path.display().to_string());
-        let arguments = words.iter().map(String::as_str).chain([inside, outside]);
+        let arguments = words.iter().map(String::as_str).chain(taps.iter().copied());
         // The socket of one that died would be taken for this one's.
         let _ = std::fs::remove_file(&socket);
         let mut machine = host.program("sh", arguments).start()?;

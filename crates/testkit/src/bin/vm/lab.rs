@@ -4,8 +4,12 @@
 //! inside host 10.0.0.2 ── tap ── inside0 10.0.0.1 [guest] 203.0.113.1 outside0 ── tap ── 203.0.113.2 outside host, 198.51.100.2
 //! ```
 //!
+//! A tester in a namespace of the guest takes the hosts' places, with their addresses, while it is cabled ([`tester`]).
+//!
 //! Knows names, addresses and how the gateway is started in the guest; not what is checked. Invariant: whatever was built is removed on
 //! drop, on a signal, and by the next run after a kill (the names are those that `cleanup` knows). Called by the checks.
+
+pub(crate) mod tester;
 
 use std::time::Duration;
 
@@ -40,22 +44,29 @@ pub(crate) enum Manner {
     OneWorker,
     /// `worker.count = 2`: each has two queues of each NIC.
     TwoWorkers,
+    /// By the configuration of bench/pktgen.
+    Pktgen,
 }
 
 impl Manner {
     const fn words(self) -> &'static str {
         match self {
-            Self::SetUp | Self::OneWorker | Self::TwoWorkers => "",
+            Self::SetUp | Self::OneWorker | Self::TwoWorkers | Self::Pktgen => "",
             Self::NicsLeftAlone => "--no-nic-setup",
         }
     }
 
     const fn tables(self) -> &'static str {
         match self {
-            Self::SetUp | Self::NicsLeftAlone => "",
+            Self::SetUp | Self::NicsLeftAlone | Self::Pktgen => "",
             Self::OneWorker => "\n[worker]\ncount = 1\n",
             Self::TwoWorkers => "\n[worker]\ncount = 2\n",
         }
+    }
+
+    /// The whole configuration, where it is not made of the end-to-end tests' default.
+    fn file(self) -> Option<String> {
+        (self == Self::Pktgen).then(|| include_str!("../../../../../bench/pktgen/gateway.toml").to_owned())
     }
 }
 
@@ -70,6 +81,8 @@ pub(crate) struct Lab {
     gateway: Option<Manner>,
     /// Whether the sink runs that has frames counted.
     counts: bool,
+    /// Whether the tester has its namespace.
+    tester: bool,
 }
 
 impl Lab {
@@ -83,12 +96,13 @@ impl Lab {
             // Packets to addresses that nobody has end here.
             host.sysctl("net/ipv4/ip_forward", "0")?;
         }
-        for tap in ["inside", "outside"] {
+        let taps = ["inside", "outside", tester::TAPS[0], tester::TAPS[1]];
+        for tap in taps {
             machine.ip(&format!("tuntap add dev {tap} mode tap multi_queue vnet_hdr"))?;
             machine.ip(&format!("link set {tap} txqueuelen {TAP_QUEUE}"))?;
         }
-        let guest = Guest::boot(&machine, parts, "inside", "outside")?;
-        let mut lab = Self { guest, inside, outside, machine, gateway: None, counts: false };
+        let guest = Guest::boot(&machine, parts, &taps)?;
+        let mut lab = Self { guest, inside, outside, machine, gateway: None, counts: false, tester: false };
         lab.hand_over_taps()?;
         lab.number_guest()?;
         Ok(lab)
@@ -98,6 +112,8 @@ impl Lab {
     fn hand_over_taps(&self) -> Result<()> {
         self.machine.ip(&format!("link set inside netns {}", self.inside.name()))?;
         self.machine.ip(&format!("link set outside netns {}", self.outside.name()))?;
+        self.machine.ip(&format!("link set {} netns {}", tester::TAPS[0], self.inside.name()))?;
+        self.machine.ip(&format!("link set {} netns {}", tester::TAPS[1], self.outside.name()))?;
         let ([(_, inside_mac), (_, outside_mac)], [a, b]) = (NICS, BEHIND);
         // The guest's link addresses are known: no ARP among the checks' frames.
         self.inside.ip_batch(&format!(
@@ -118,7 +134,7 @@ impl Lab {
 
     /// Names the guest's NICs, gives them addresses, and waits for their links.
     fn number_guest(&mut self) -> Result<()> {
-        for (name, mac) in NICS {
+        for (name, mac) in NICS.into_iter().chain(tester::NICS) {
             self.guest
                 .expect(&format!("ip link set $(basename $(dirname $(grep -l {mac} /sys/class/net/*/address))) name {name}"))?;
         }
@@ -141,7 +157,7 @@ impl Lab {
     }
 
     /// Sees to it that the gateway forwards, started in that manner. Its configuration is the end-to-end tests' default, but that anyone
-    /// may send to an external endpoint.
+    /// may send to an external endpoint; or the manner's own.
     ///
     /// **Errors:** it ended or was not ready in time, with its log.
     pub(crate) fn start_gateway(&mut self, manner: Manner) -> Result<()> {
@@ -151,7 +167,7 @@ impl Lab {
         self.stop_gateway()?;
         self.stop_counting()?;
         let tables = format!("\n[nat]\nfiltering = \"endpoint-independent\"\n{}", manner.tables());
-        let setup = Setup { tables, ..Setup::default() }.toml("/run/portcullis".as_ref());
+        let setup = Setup { tables, file: manner.file(), ..Setup::default() }.toml("/run/portcullis".as_ref());
         self.guest.expect("mkdir -p /run/portcullis")?;
         self.guest.write("/run/portcullis.toml", &setup)?;
         // That the guest's kernel would forward too is the worst case on purpose, as in the end-to-end tests.
