@@ -10,7 +10,7 @@ use ahash::RandomState;
 use hashbrown::HashMap;
 
 use crate::path::Path;
-use crate::policy::{DeviceId, InterfaceId, Mac, NeighbourKey};
+use crate::policy::{DeviceId, InterfaceId, NeighbourKey};
 
 /// Pairs at most, with the one that is never in use: as many as [`crate::record::Session::adjacencies`] tells apart.
 const MOST: usize = 1 << 16;
@@ -21,8 +21,8 @@ const NOTED_STEP: usize = 16;
 /// How the packets of one way leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Adjacency {
-    pub(crate) destination: Mac,
-    pub(crate) source: Mac,
+    /// Destination and source of the link-layer header.
+    pub(crate) addresses: [u8; 12],
     pub(crate) interface: InterfaceId,
     /// The largest datagram, the route's or the interface's. **Units:** bytes.
     pub(crate) mtu: u16,
@@ -32,20 +32,17 @@ pub(crate) struct Adjacency {
 
 impl Adjacency {
     /// That of no packet: none is short enough.
-    const NONE: Self = Self {
-        destination: [0; 6],
-        source: [0; 6],
-        interface: InterfaceId(0),
-        mtu: 0,
-        next_hop: Ipv4Addr::UNSPECIFIED,
-        device: DeviceId(0),
-    };
+    const NONE: Self =
+        Self { addresses: [0; 12], interface: InterfaceId(0), mtu: 0, next_hop: Ipv4Addr::UNSPECIFIED, device: DeviceId(0) };
 
     /// Of a path by which packets can be sent as they are: it is up, without tag, and its next hop is known.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let (destination, true, None) = (path.next_hop_mac?, path.up, path.vlan) else { return None };
-        let Path { source_mac: source, interface, mtu, next_hop, device, .. } = *path;
-        Some(Self { destination, source, interface, mtu, next_hop, device })
+        let Path { source_mac, interface, mtu, next_hop, device, .. } = *path;
+        let mut addresses = [0; 12];
+        addresses[..6].copy_from_slice(&destination);
+        addresses[6..].copy_from_slice(&source_mac);
+        Some(Self { addresses, interface, mtu, next_hop, device })
     }
 
     fn neighbour(&self) -> NeighbourKey {
@@ -162,8 +159,7 @@ mod tests {
 
     fn adjacency(number: u32) -> Adjacency {
         Adjacency {
-            destination: [2; 6],
-            source: [4; 6],
+            addresses: [2; 12],
             interface: InterfaceId(1),
             mtu: 1500,
             next_hop: Ipv4Addr::from_bits(number),

@@ -17,7 +17,7 @@ use portcullis_wire::tcp::TcpFlags;
 use crate::counters::Counter;
 use crate::nat::Nat;
 use crate::packet::Packet;
-use crate::policy::{DeviceId, Endpoint, InterfaceId, Mac, Network, Protocol, Side};
+use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Protocol, Side};
 use crate::record::{Generation, Session};
 use crate::table::{Candidate, Outer};
 use crate::tcp::Direction;
@@ -58,6 +58,9 @@ const IPV4_LEN: u16 = 20;
 const PLAIN: u32 = 0x0800_4500;
 const PLAIN_MASK: u32 = 0xFFFF_FF00;
 
+/// Of eight bytes of a frame, the first six.
+const MAC_MASK: u64 = u64::from_ne_bytes([0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]);
+
 /// More fragments, and the offset; not the reserved bit and not Don't Fragment.
 const FRAGMENT_MASK: u16 = 0x3FFF;
 
@@ -76,7 +79,8 @@ const LEGAL_FLAGS: u64 = {
 /// The interface of a device's untagged frames.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gate {
-    mac: Mac,
+    /// Its link-layer address, as the first six bytes of a frame's eight.
+    mac: u64,
     interface: InterfaceId,
     side: Side,
 }
@@ -87,7 +91,9 @@ pub(crate) fn gates(network: &Network) -> Vec<Option<Gate>> {
     let gate = |device| {
         let interface = network.interface_of(DeviceId(device as u8), None)?;
         let configured = &network.interfaces[usize::from(interface.0)];
-        Some(Gate { mac: configured.mac, interface, side: configured.side })
+        let [a, b, c, d, e, f] = configured.mac;
+        let mac = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
+        Some(Gate { mac, interface, side: configured.side })
     };
     (0..devices).map(gate).collect()
 }
@@ -191,23 +197,23 @@ impl Nat<'_> {
         let len = half(head, at::LEN);
         let is_plain = word(head, at::ETHERTYPE) & PLAIN_MASK == PLAIN
             && matches!(packet.errand, Errand::Whole)
-            && head[..6] == gate.mac
+            && eight(head, 0) & MAC_MASK == gate.mac
             && half(head, at::FRAGMENT) & FRAGMENT_MASK == 0
             && head[at::TTL] > 1
-            && ETHERNET_LEN + usize::from(len) <= packet.len
-            && len >= IPV4_LEN
             && header_sum(head).is_multiple_of(0xFFFF);
         if !is_plain || !is_either(head[at::PROTOCOL]) {
             return;
         }
         // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
         let is_tcp = head[at::PROTOCOL] == TCP;
-        let payload = len - IPV4_LEN;
+        let payload = len.wrapping_sub(IPV4_LEN);
         let (udp_len, header_len) = (half(head, at::UDP_LEN), u16::from(head[at::TCP_OFFSET] >> 4) * 4);
         let least = select_unpredictable(is_tcp, 20, 8);
         let claimed = select_unpredictable(is_tcp, header_len, udp_len);
         let flags = select_unpredictable(is_tcp, head[at::TCP_FLAGS], TcpFlags::ACK.0);
-        if claimed < least || claimed > payload || LEGAL_FLAGS >> (flags % 64) & 1 == 0 {
+        // A length below that of its own header has wrapped to one that no frame has.
+        let room = packet.len.saturating_sub(ETHERNET_LEN + usize::from(IPV4_LEN));
+        if usize::from(payload) > room || claimed < least || claimed > payload || LEGAL_FLAGS >> (flags % 64) & 1 == 0 {
             return;
         }
         // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
@@ -243,7 +249,9 @@ impl Nat<'_> {
                 && session.inbound_ports() == ports(head)
                 && Outer::of(session) == seen.outer
         };
-        if !is_it || !session.kind.is_of(protocol_of(seen.is_tcp)) || self.state.expires_in(session, now) == 0 {
+        // From outside it was found by its slot's address of now.
+        let external = if OUTBOUND { self.state.live_address_of(session)? } else { Ipv4Addr::UNSPECIFIED };
+        if !is_it || !session.kind.is_of(protocol_of(seen.is_tcp)) || self.state.time_left(session, now) == 0 {
             return None;
         }
         let pair = self.adjacencies.used(session.adjacencies)?;
@@ -251,12 +259,11 @@ impl Nat<'_> {
         if seen.len > leaves.mtu || OUTBOUND && pair.inside.interface != gate.interface {
             return None;
         }
-        let ours = if OUTBOUND { self.state.external_of(session) } else { session.internal() };
+        let ours = if OUTBOUND { session.external(external) } else { session.internal() };
         let direction = if OUTBOUND { Direction::Outbound } else { Direction::Inbound };
         let session = self.state.sessions.records.get_mut(number);
         session.advance(direction, seen.flags, self.policy.inbound_refresh, now);
-        head[..6].copy_from_slice(&leaves.destination);
-        head[6..12].copy_from_slice(&leaves.source);
+        head[..12].copy_from_slice(&leaves.addresses);
         rewrite::<OUTBOUND>(head, ours, seen.is_tcp);
         Some(leaves.device)
     }
@@ -304,11 +311,16 @@ fn set_wire_half(head: &mut Head, at: usize, value: u16) {
     [head[at], head[at + 1]] = value.to_ne_bytes();
 }
 
+/// Eight bytes, as one number in memory order.
+#[inline]
+fn eight(head: &Head, at: usize) -> u64 {
+    u64::from_ne_bytes(core::array::from_fn(|byte| head[at + byte]))
+}
+
 /// Source and destination address, as one number in memory order.
 #[inline]
 fn addresses(head: &Head) -> u64 {
-    let at: [u8; 8] = core::array::from_fn(|byte| head[at::SOURCE + byte]);
-    u64::from_ne_bytes(at)
+    eight(head, at::SOURCE)
 }
 
 /// Source and destination port, as one number in memory order.
@@ -338,9 +350,8 @@ fn checksum_at(is_tcp: bool) -> usize {
 /// A number that is congruent to the IPv4 header's sum modulo 65,535. Any byte order will do.
 #[inline]
 fn header_sum(head: &Head) -> u64 {
-    let eight = |at: usize| u64::from_ne_bytes(core::array::from_fn(|byte| head[at + byte]));
     let four = u32::from_ne_bytes(core::array::from_fn(|byte| head[at::IPV4 + 16 + byte]));
-    let (sum, carry) = eight(at::IPV4).overflowing_add(eight(at::IPV4 + 8));
+    let (sum, carry) = eight(head, at::IPV4).overflowing_add(eight(head, at::IPV4 + 8));
     let (sum, more) = sum.overflowing_add(u64::from(four) + u64::from(carry));
     sum + u64::from(more)
 }

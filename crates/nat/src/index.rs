@@ -174,10 +174,10 @@ impl<'m> Index<'m> {
     }
 }
 
-/// The tag of a hash: its top bits, never zero.
+/// The tag of a hash: its top seven bits, and one that makes it none of an empty slot.
 #[inline]
 fn tag_of(hash: u64) -> u8 {
-    ((hash >> 56) as u8).max(1)
+    (hash >> 56) as u8 | 1
 }
 
 /// The bits of a hash that an entry has above its number.

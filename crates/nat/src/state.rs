@@ -232,9 +232,22 @@ impl<'m> State<'m> {
     /// Time until a session ends. **Units:** milliseconds. Zero when it has, or when its external address is gone.
     #[inline]
     pub(crate) fn expires_in(&self, session: &Session, now: Tick) -> u32 {
-        if self.slots[usize::from(session.slot)].generation != session.generation() {
+        if self.live_address_of(session).is_none() {
             return 0;
         }
+        self.time_left(session, now)
+    }
+
+    /// The external address of a session, if it is not gone.
+    #[inline]
+    pub(crate) fn live_address_of(&self, session: &Session) -> Option<Ipv4Addr> {
+        let slot = &self.slots[usize::from(session.slot)];
+        if slot.generation == session.generation() { slot.address } else { None }
+    }
+
+    /// Time until a session whose external address is not gone ends. **Units:** milliseconds.
+    #[inline]
+    pub(crate) fn time_left(&self, session: &Session, now: Tick) -> u32 {
         self.timers[session.kind.number()].saturating_sub(now.since(Tick(session.last_seen)))
     }
 
