@@ -19,8 +19,8 @@ use crate::scramble::Permutation;
 
 /// The idle time of all sessions, and the time over which they were made.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// A session may outlive its timeout by a round of the sweep, and that may have begun just before.
-const LATEST: Duration = Duration::from_secs(10);
+/// When the last session has to be gone, after its timeout. Chosen: far beyond what the sweep should take, so that its lateness is measured.
+const LATEST: Duration = Duration::from_secs(60);
 
 /// In which order the sessions end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -153,7 +153,7 @@ mod tests {
         for order in [Order::Made, Order::Random] {
             let options = Options { sessions: 5000, order, pages: Wanted::Ordinary, runs: 2, seed: 3 };
             let measured = run(&options).expect("it runs");
-            assert!(measured.calls >= 119_000 && measured.late_ms <= 10_000, "{measured:?}");
+            assert!(measured.calls >= 119_000 && measured.late_ms <= 5000, "{measured:?}");
             assert!(measured.share_of_core > 0.0 && measured.us.max >= measured.us.median, "{measured:?}");
         }
     }

@@ -119,6 +119,7 @@ fn rows(report: &Report) -> Vec<Row> {
         rows.push(Row::new(name("share of a core"), expiry.share_of_core, "").target(Some(0.01)));
         rows.push(Row::new(name("longest call"), expiry.us.max, "us").target(Some(20.0)));
         rows.push(Row::new(name("p99 of calls"), expiry.us.p99, "us"));
+        rows.push(Row::new(name("last one gone after its timeout"), f64::from(expiry.late_ms), "ms"));
     }
     rows.extend(against_the_library(report));
     rows
