@@ -143,7 +143,9 @@ fn ladder(report: &Report) -> Vec<Row> {
             Mode::Dependent => 72.0,
             Mode::Open => 40.0,
         };
+        rows.push(Row::of(name("sweep for each packet"), &rung.ns_sweep, "ns"));
         if rung.sessions >= MANY {
+            rows.push(Row::new(name("touched"), rung.touched_bytes as f64 / 1e6, "MB"));
             rows.push(Row::new(name("a session"), rung.bytes_per_session, "bytes").target(Some(bytes)));
         }
     }
