@@ -31,6 +31,16 @@ pub(crate) struct Adjacency {
 }
 
 impl Adjacency {
+    /// That of no packet: none is short enough.
+    const NONE: Self = Self {
+        destination: [0; 6],
+        source: [0; 6],
+        interface: InterfaceId(0),
+        mtu: 0,
+        next_hop: Ipv4Addr::UNSPECIFIED,
+        device: DeviceId(0),
+    };
+
     /// Of a path by which packets can be sent as they are: it is up, without tag, and its next hop is known.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let (destination, true, None) = (path.next_hop_mac?, path.up, path.vlan) else { return None };
@@ -119,6 +129,11 @@ impl Adjacencies {
         number as u16
     }
 
+    /// The number of the pair that leads no packet anywhere: for a session that has to go the ordinary way, until the epoch ends.
+    pub(crate) fn number_of_none(&mut self) -> u16 {
+        self.number_of(Adjacency::NONE, Adjacency::NONE)
+    }
+
     /// After a whole round of the sweep, which takes out of the sessions what [`Adjacencies::get`] does not give.
     pub(crate) fn swept(&mut self) {
         self.forgotten = self.round;
@@ -130,7 +145,7 @@ impl Adjacencies {
     pub(crate) fn note_used(&mut self, mut note: impl FnMut(NeighbourKey)) -> bool {
         let end = self.pairs.len().min(self.cursor + NOTED_STEP);
         for pair in &mut self.pairs[self.cursor..end] {
-            if core::mem::take(&mut pair.used) && pair.epoch == self.epoch {
+            if core::mem::take(&mut pair.used) && pair.epoch == self.epoch && pair.inside != Adjacency::NONE {
                 note(pair.inside.neighbour());
                 note(pair.outside.neighbour());
             }
@@ -185,6 +200,16 @@ mod tests {
         table.swept();
         assert_eq!(table.number_of(adjacency(1), adjacency(0)), 1);
         assert_eq!(table.get(1).map(|pair| pair.inside.next_hop), Some(Ipv4Addr::from_bits(1)));
+    }
+
+    #[test]
+    fn who_has_no_way_is_not_asked_again_in_the_epoch() {
+        let mut table = adjacencies();
+        let none = table.number_of_none();
+        assert_eq!((table.get(none).map(|pair| (pair.inside.mtu, pair.outside.mtu)), table.number_of_none()), (Some((0, 0)), none));
+        assert!(table.note_used(|neighbour| panic!("{neighbour:?} is nobody")));
+        table.forget();
+        assert!(table.get(none).is_none());
     }
 
     #[test]

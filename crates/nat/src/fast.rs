@@ -267,7 +267,7 @@ impl Nat<'_> {
     pub(crate) fn learn_way(&mut self, number: u32) {
         let session = *self.session(number);
         if self.adjacencies.get(session.adjacencies).is_none() {
-            let learnt = self.way_of(&session).unwrap_or(0);
+            let learnt = self.way_of(&session).unwrap_or_else(|| self.adjacencies.number_of_none());
             self.state.sessions.records.get_mut(number).adjacencies = learnt;
         }
     }
