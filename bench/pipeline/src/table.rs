@@ -59,14 +59,14 @@ impl Row {
 pub(crate) fn print(report: &Report, before: Option<&Report>) {
     let earlier: BTreeMap<_, _> =
         before.map(rows).unwrap_or_default().into_iter().map(|row| (row.name.clone(), row.steady)).collect();
-    println!("{:58} {:>10} {:>10} {:6} {:>8} {:6} {:>8}", "", "median", "p10", "", "target", "", "to before");
+    println!("{:66} {:>10} {:>10} {:6} {:>8} {:6} {:>8}", "", "median", "p10", "", "target", "", "to before");
     for row in rows(report) {
         let target = row.target.map_or_else(String::new, short);
         let met = row.is_met().map_or("", |met| if met { "met" } else { "not met" });
         let ratio = earlier.get(&row.name).and_then(|&before| ratio(row.steady, before));
         let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.3}"));
         println!(
-            "{:58} {:>10} {:>10} {:6} {target:>8} {met:7} {ratio:>8}",
+            "{:66} {:>10} {:>10} {:6} {target:>8} {met:7} {ratio:>8}",
             row.name,
             short(row.value),
             short(row.steady),
