@@ -1,7 +1,7 @@
 //! Expiry: millions of sessions that end one after the other, the sweep called every millisecond as by an idle worker.
 //!
-//! Knows time and the sweep. The same run is made several times, and a call's time is the least of its times: the work of a call is the
-//! same in each run, and what disturbs differs. Invariant: at the end no session is left.
+//! Knows time and the sweep. A call's time is that on the clock, or that of the thread where this is less: then something else ran
+//! meanwhile. The same run may be made several times; then it is the least of its times, since the work of a call is the same in each. Invariant: at the end no session is left.
 
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,8 @@ use crate::scramble::Permutation;
 
 /// The idle time of all sessions, and the time over which they were made.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// A session may outlive its timeout by a round of the sweep, and that may have begun just before.
-const LATEST: Duration = Duration::from_secs(10);
+/// When the last session has to be gone, after its timeout. Chosen: far beyond what the sweep should take, so that its lateness is measured.
+const LATEST: Duration = Duration::from_secs(60);
 
 /// In which order the sessions end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -111,9 +111,10 @@ fn run_once(options: &Options) -> Result<Run> {
     let before = thread_time();
     while gateway.nat.gauges().sessions > 0 && calls.len() < most as usize {
         gateway.now = gateway.now.after(1);
-        let start = Instant::now();
+        let (ran, start) = (thread_time(), Instant::now());
         gateway.nat.expire(gateway.now);
-        calls.push(watch.since(start));
+        let wall = watch.since(start);
+        calls.push(wall.min(thread_time().saturating_sub(ran).as_nanos() as f64));
     }
     let busy = thread_time().saturating_sub(before);
     let left = gateway.nat.gauges().sessions;
@@ -153,7 +154,7 @@ mod tests {
         for order in [Order::Made, Order::Random] {
             let options = Options { sessions: 5000, order, pages: Wanted::Ordinary, runs: 2, seed: 3 };
             let measured = run(&options).expect("it runs");
-            assert!(measured.calls >= 119_000 && measured.late_ms <= 10_000, "{measured:?}");
+            assert!(measured.calls >= 119_000 && measured.late_ms <= 5000, "{measured:?}");
             assert!(measured.share_of_core > 0.0 && measured.us.max >= measured.us.median, "{measured:?}");
         }
     }

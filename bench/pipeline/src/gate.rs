@@ -76,13 +76,14 @@ pub(crate) fn count_all() -> Result<BTreeMap<String, f64>> {
 
 /// Counts, and compares or updates. Returns whether nothing has grown.
 pub(crate) fn run(options: &Options) -> Result<bool> {
+    // Read first: what is wrong with it shows before the counting.
+    let before = if options.update { None } else { Some(load(&options.file)?) };
     let counted = Counts { schema: SCHEMA, sessions: SESSIONS, per_packet: count_all()? };
-    if options.update {
+    let Some(before) = before else {
         write(&options.file, &counted)?;
         counted.per_packet.iter().for_each(|(name, count)| println!("{count:10.2}  {name}"));
         return Ok(true);
-    }
-    let before = load(&options.file)?;
+    };
     let outcomes: Vec<_> = counted.per_packet.iter().map(|(name, &count)| report(&before, name, count)).collect();
     let failed = outcomes.iter().filter(|&&outcome| matches!(outcome, Outcome::More | Outcome::Unknown)).count();
     if failed > 0 {

@@ -59,14 +59,14 @@ impl Row {
 pub(crate) fn print(report: &Report, before: Option<&Report>) {
     let earlier: BTreeMap<_, _> =
         before.map(rows).unwrap_or_default().into_iter().map(|row| (row.name.clone(), row.steady)).collect();
-    println!("{:58} {:>10} {:>10} {:6} {:>8} {:6} {:>8}", "", "median", "p10", "", "target", "", "to before");
+    println!("{:66} {:>10} {:>10} {:6} {:>8} {:6} {:>8}", "", "median", "p10", "", "target", "", "to before");
     for row in rows(report) {
         let target = row.target.map_or_else(String::new, short);
         let met = row.is_met().map_or("", |met| if met { "met" } else { "not met" });
         let ratio = earlier.get(&row.name).and_then(|&before| ratio(row.steady, before));
         let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.3}"));
         println!(
-            "{:58} {:>10} {:>10} {:6} {target:>8} {met:7} {ratio:>8}",
+            "{:66} {:>10} {:>10} {:6} {target:>8} {met:7} {ratio:>8}",
             row.name,
             short(row.value),
             short(row.steady),
@@ -119,6 +119,7 @@ fn rows(report: &Report) -> Vec<Row> {
         rows.push(Row::new(name("share of a core"), expiry.share_of_core, "").target(Some(0.01)));
         rows.push(Row::new(name("longest call"), expiry.us.max, "us").target(Some(20.0)));
         rows.push(Row::new(name("p99 of calls"), expiry.us.p99, "us"));
+        rows.push(Row::new(name("last one gone after its timeout"), f64::from(expiry.late_ms), "ms"));
     }
     rows.extend(against_the_library(report));
     rows
@@ -142,7 +143,9 @@ fn ladder(report: &Report) -> Vec<Row> {
             Mode::Dependent => 72.0,
             Mode::Open => 40.0,
         };
+        rows.push(Row::of(name("sweep for each packet"), &rung.ns_sweep, "ns"));
         if rung.sessions >= MANY {
+            rows.push(Row::new(name("touched"), rung.touched_bytes as f64 / 1e6, "MB"));
             rows.push(Row::new(name("a session"), rung.bytes_per_session, "bytes").target(Some(bytes)));
         }
     }
