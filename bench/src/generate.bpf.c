@@ -7,6 +7,9 @@
  * their last reader left in them: so it writes every header byte, every time. template.rs says in Rust what it must write, and
  * a test compares the two byte for byte.
  *
+ * `pump` writes the same into frames that go round in a loop of their own, and redirects a copy: as many as it is allowed, without a
+ * system call for each few. pump.rs says how the loop is made.
+ *
  * `accept` passes everything: a veth takes redirected frames only when its peer has an XDP program (or GRO).
  */
 #include <linux/bpf.h>
@@ -37,23 +40,48 @@ const volatile struct setup {
 	__u32 checksum;
 	__u32 flows;
 	__u32 first_flow;
+	__u32 step;
 	__u32 ip_sum;
 	__u32 l4_sum;
 	__u32 pseudo_sum;
 	__u32 payload_len;
+	__u32 size;
 	struct range src, dst, sport, dport;
 	__u8 template[HEADERS_MAX];
 	__u8 padding[2];
 } setup = {};
 
-/* What the next packet is. One runner at a time, so plain writes. The indices are the flow's digits in mixed radix. */
+/*
+ * What the next packet is. One runner at a time, so plain writes. `turn` is its place in the pass over all flows; the indices are the
+ * flow's digits in mixed radix.
+ */
 struct state {
 	__u64 sent;
 	__u64 sequence;
+	__u32 turn;
 	__u32 flow;
 	__u32 src, sport, dst, dport;
-	__u32 padding;
 } state = {};
+
+/* Of the pump: where copies go, and where the frame goes round. The last one gets the frame itself. */
+enum target { OUT, ROUND, TARGETS };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, TARGETS);
+	__type(key, __u32);
+	__type(value, __u32);
+} targets SEC(".maps");
+
+/* How many packets the pump may have sent by now; all ones: it is to be emptied. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} allowed SEC(".maps");
+
+#define EMPTY (~0ULL)
 
 struct ipv4 {
 	__u8 fixed[10];
@@ -113,15 +141,38 @@ static __always_inline __u64 sum64(__u64 value)
 	return (value & 0xffffffff) + (value >> 32);
 }
 
+/* Jumps to the flow `step` further on, round and round: each pass meets every flow once, as `step` and the count have no common divisor. */
+static __always_inline void jump(void)
+{
+	__u32 rest;
+
+	state.flow += setup.step;
+	if (state.flow >= setup.flows)
+		state.flow -= setup.flows;
+	rest = state.flow;
+	state.src = rest % setup.src.count;
+	rest /= setup.src.count;
+	state.sport = rest % setup.sport.count;
+	rest /= setup.sport.count;
+	state.dst = rest % setup.dst.count;
+	rest /= setup.dst.count;
+	state.dport = rest % setup.dport.count;
+}
+
 /* Steps to the next flow, and after the last one to the next sequence number. */
 static __always_inline void advance(void)
 {
 	state.sent++;
-	if (++state.flow >= setup.flows) {
-		state.flow = state.src = state.sport = state.dst = state.dport = 0;
+	if (++state.turn >= setup.flows) {
+		state.turn = state.flow = state.src = state.sport = state.dst = state.dport = 0;
 		state.sequence++;
 		return;
 	}
+	if (setup.step != 1) {
+		jump();
+		return;
+	}
+	state.flow++;
 	if (++state.src < setup.src.count)
 		return;
 	state.src = 0;
@@ -148,6 +199,7 @@ static __always_inline __u16 l4_check(__u64 sum, __u64 pseudo)
 	return check ? check : 0xffff;
 }
 
+/* Writes the next packet. Returns 0, or -1 where the frame has no room for it. */
 static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 {
 	void *data = (void *)(long)ctx->data;
@@ -162,7 +214,7 @@ static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 	__u64 addresses, sum;
 
 	if (data + headers + STAMP_LEN > end)
-		return XDP_ABORTED;
+		return -1;
 #pragma unroll
 	for (__u32 i = 0; i < headers; i += 2)
 		*(__u16 *)(data + i) = *(const volatile __u16 *)(setup.template + i);
@@ -204,15 +256,40 @@ static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 		tcp->check = l4_check(sum + addresses + sport + dport, setup.pseudo_sum + addresses);
 	}
 	advance();
-	return bpf_redirect(setup.ifindex, 0);
+	return 0;
+}
+
+static __always_inline int write_next(struct xdp_md *ctx)
+{
+	if (setup.protocol == TCP_SYN || setup.protocol == TCP_ACK)
+		return emit(ctx, 20);
+	return emit(ctx, 8);
 }
 
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
-	if (setup.protocol == TCP_SYN || setup.protocol == TCP_ACK)
-		return emit(ctx, 20);
-	return emit(ctx, 8);
+	return write_next(ctx) ? XDP_ABORTED : bpf_redirect(setup.ifindex, 0);
+}
+
+SEC("xdp")
+int pump(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	__u32 key = 0;
+	__u64 *limit = bpf_map_lookup_elem(&allowed, &key);
+
+	if (!limit)
+		return XDP_ABORTED;
+	/* The loop's frames are all of one length. */
+	if (end - data != setup.size)
+		return XDP_PASS;
+	if (*limit == EMPTY)
+		return XDP_DROP;
+	if (state.sent >= *limit)
+		return bpf_redirect_map(&targets, ROUND, 0);
+	return write_next(ctx) ? XDP_ABORTED : bpf_redirect_map(&targets, 0, BPF_F_BROADCAST);
 }
 
 SEC("xdp")

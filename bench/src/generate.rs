@@ -61,6 +61,40 @@ impl Options {
     }
 }
 
+/// A stream that is being sent, batch by batch. It goes on where the last batch ended.
+pub struct Generator<'object> {
+    program: GenerateSkel<'object>,
+    template: Template,
+    interface: String,
+    _hold: Hold,
+}
+
+impl<'object> Generator<'object> {
+    /// Loads the program for `stream`, to send by `interface` of the calling thread's network namespace.
+    ///
+    /// **Errors:** when the stream contradicts itself; without `CAP_NET_ADMIN`, `CAP_BPF` and `CAP_SYS_ADMIN`; when the interface is
+    /// not there.
+    pub fn open(object: &'object mut MaybeUninit<OpenObject>, interface: &str, stream: &Stream) -> Result<Self> {
+        let index = interface::index(interface)?;
+        let template = Template::new(stream, interface::mac(interface)?)?;
+        let program = load(object, &template, index)?;
+        let hold = Hold::new(&program.progs.generate)?;
+        Ok(Self { program, template, interface: interface.to_owned(), _hold: hold })
+    }
+
+    /// Sends the next `batch` packets. Has to be called in the namespace that it was opened in. **Cost:** 24 us besides the packets.
+    ///
+    /// **Errors:** when the interface is down or gone.
+    pub fn send(&self, batch: u64) -> Result<()> {
+        run(&self.program, &self.template, batch, &self.interface)
+    }
+
+    /// How many packets were sent since it was opened.
+    pub fn sent(&self) -> Result<u64> {
+        sent_so_far(&self.program)
+    }
+}
+
 /// What was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Sent {
@@ -85,16 +119,12 @@ pub struct Sent {
 pub fn generate(options: &Options) -> Result<Sent> {
     ensure!(options.count.is_some() || options.duration.is_some(), "a run needs a count or a duration to end by");
     let name = &options.interface;
-    let index = interface::index(name)?;
-    let template = Template::new(&options.stream, interface::mac(name)?)?;
     let mut object = MaybeUninit::uninit();
-    let program = load(&mut object, &template, index)?;
-
-    let _hold = Hold::new(&program.progs.generate)?;
+    let generator = Generator::open(&mut object, name, &options.stream)?;
 
     let before = interface::transmitted(name)?;
-    let elapsed = drive(options, |batch| run(&program, &template, batch, name))?;
-    let sent = sent_so_far(&program)?;
+    let elapsed = drive(options, |batch| generator.send(batch))?;
+    let sent = generator.sent()?;
     let (interface_sent, interface_dropped) = settled(name, before, sent)?;
     if sent > 0 && interface_sent == 0 && interface_dropped == 0 {
         bail!("interface {name}: nothing came out; a veth's peer takes redirected frames only with an XDP program or GRO on");
@@ -130,7 +160,11 @@ fn drive(options: &Options, mut send: impl FnMut(u64) -> Result<()>) -> Result<D
 }
 
 /// Loads the program for `template`, to send by the interface of `index`.
-fn load<'object>(object: &'object mut MaybeUninit<OpenObject>, template: &Template, index: u32) -> Result<GenerateSkel<'object>> {
+pub(crate) fn load<'object>(
+    object: &'object mut MaybeUninit<OpenObject>,
+    template: &Template,
+    index: u32,
+) -> Result<GenerateSkel<'object>> {
     let mut open = GenerateSkelBuilder::default().open(object).context("opening the generator's program")?;
     let constants = open.maps.rodata_data.as_mut().context("the generator's program has no constants")?;
     constants.setup = setup(template, index);
@@ -155,10 +189,12 @@ fn setup(template: &Template, index: u32) -> types::setup {
         },
         flows: stream.flows,
         first_flow: stream.first_flow,
+        step: stream.order.step(stream.flows),
         ip_sum: sums.ip.into(),
         l4_sum: sums.l4.into(),
         pseudo_sum: sums.pseudo.into(),
         payload_len: (stream.size - headers) as u32,
+        size: stream.size as u32,
         src: range(stream.sources.first().into(), stream.sources.count()),
         dst: range(stream.destinations.first().into(), stream.destinations.count()),
         sport: range(stream.source_ports.first().into(), stream.source_ports.count()),
@@ -179,7 +215,7 @@ fn run(program: &GenerateSkel<'_>, template: &Template, batch: u64, name: &str) 
 }
 
 /// The program's own count. Read by a system call: the kernel writes it behind the compiler's back.
-fn sent_so_far(program: &GenerateSkel<'_>) -> Result<u64> {
+pub(crate) fn sent_so_far(program: &GenerateSkel<'_>) -> Result<u64> {
     let state = program.maps.bss.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).context("reading the generator's state")?;
     let sent = state.as_deref().and_then(<[u8]>::first_chunk).context("the generator has no state")?;
     Ok(u64::from_ne_bytes(*sent))
@@ -214,6 +250,7 @@ mod tests {
     use super::*;
     use crate::inspect::{Check, Seen, inspect};
     use crate::stamp::Stamp;
+    use crate::stream::Order;
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
     const XDP_REDIRECT: u32 = 4;
@@ -242,16 +279,17 @@ mod tests {
             eprintln!("SKIPPED (needs root): the program writes byte for byte what the template says");
             return;
         }
-        for (protocol, checksum) in [
-            (Protocol::Udp, Checksum::Right),
-            (Protocol::Udp, Checksum::Zero),
-            (Protocol::Udp, Checksum::Partial),
-            (Protocol::TcpSyn, Checksum::Right),
-            (Protocol::TcpAck, Checksum::Right),
-            (Protocol::TcpAck, Checksum::Partial),
-            (Protocol::IcmpEcho, Checksum::Right),
+        for (protocol, checksum, order) in [
+            (Protocol::Udp, Checksum::Right, Order::InTurn),
+            (Protocol::Udp, Checksum::Right, Order::Scattered),
+            (Protocol::Udp, Checksum::Zero, Order::InTurn),
+            (Protocol::Udp, Checksum::Partial, Order::InTurn),
+            (Protocol::TcpSyn, Checksum::Right, Order::InTurn),
+            (Protocol::TcpAck, Checksum::Right, Order::Scattered),
+            (Protocol::TcpAck, Checksum::Partial, Order::InTurn),
+            (Protocol::IcmpEcho, Checksum::Right, Order::InTurn),
         ] {
-            let template = Template::new(&Stream { protocol, checksum, ..stream() }, MAC).unwrap();
+            let template = Template::new(&Stream { protocol, order, checksum, ..stream() }, MAC).unwrap();
             let mut object = MaybeUninit::uninit();
             let program = load(&mut object, &template, 1).unwrap();
             // Garbage where headers go: a recycled frame, as its last reader may have left it.
