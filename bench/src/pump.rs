@@ -94,3 +94,56 @@ impl Drop for Pump<'_> {
         let _gone_already = self.link.detach();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use libbpf_rs::ProgramInput;
+
+    use super::*;
+    use crate::address::Mac;
+    use crate::stamp::Stamp;
+
+    const XDP_DROP: u32 = 1;
+    const XDP_PASS: u32 = 2;
+    const XDP_REDIRECT: u32 = 4;
+    const LOOPBACK: u32 = 1;
+
+    #[test]
+    fn it_writes_what_the_template_says_as_often_as_it_is_allowed() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED (needs root): it writes what the template says as often as it is allowed");
+            return;
+        }
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let stream = Stream { size: 100, ..Stream::new(mac, Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(198, 51, 100, 2)) };
+        let template = Template::new(&stream, mac).unwrap();
+        let mut object = MaybeUninit::uninit();
+        let program = load(&mut object, &template, LOOPBACK).unwrap();
+        let set =
+            |map: &libbpf_rs::MapMut<'_>, key: u32, value: &[u8]| map.update(&key.to_ne_bytes(), value, MapFlags::ANY).unwrap();
+        set(&program.maps.targets, ROUND, &LOOPBACK.to_ne_bytes());
+        let run = |frame: &[u8]| {
+            let mut out = [0; 128];
+            let input = ProgramInput { data_in: Some(frame), data_out: Some(&mut out), ..ProgramInput::default() };
+            let output = program.progs.pump.test_run(input).unwrap();
+            (output.return_value, output.data.unwrap().to_vec())
+        };
+        let dirty = [0xa5; 100];
+        assert_eq!(run(&dirty), (XDP_REDIRECT, dirty.to_vec()), "nothing is allowed: the frame goes round as it is");
+        set(&program.maps.allowed, 0, &2_u64.to_ne_bytes());
+        for index in 0..2 {
+            let mut blank = dirty;
+            blank[42..].copy_from_slice(&template.blank()[42..]);
+            let (action, frame) = run(&blank);
+            let sent = Stamp::from_bytes(&frame[42..]).unwrap().sent;
+            assert_eq!((action, frame), (XDP_REDIRECT, template.frame(index, sent)));
+        }
+        assert_eq!(run(&dirty), (XDP_REDIRECT, dirty.to_vec()));
+        assert_eq!(sent_so_far(&program).unwrap(), 2);
+        assert_eq!(run(&[0; 99]).0, XDP_PASS, "a frame of another length is not the loop's");
+        set(&program.maps.allowed, 0, &EMPTY.to_ne_bytes());
+        assert_eq!(run(&dirty).0, XDP_DROP);
+    }
+}

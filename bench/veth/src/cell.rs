@@ -124,7 +124,7 @@ pub fn measure(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, mix:
     tester.drain()?;
     let log = gateway.log();
     gateway.stop()?;
-    cell.with_context(|| log)
+    if log.is_empty() { cell } else { cell.with_context(|| log) }
 }
 
 fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, lengths: Lengths) -> Result<Cell> {
@@ -204,6 +204,14 @@ fn establish(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix) -> Re
         }
     }
     let enough = f64::from(mix.flows) * ENOUGH;
-    ensure!(flows as f64 >= enough && flows > 0, "only {flows} of {} flows passed", mix.flows);
+    let (sent, far, near) = (tester.pump.sent()?, tester.far.counts()?, tester.near.counts()?);
+    ensure!(
+        flows as f64 >= enough && flows > 0,
+        "only {flows} of {} flows passed: {sent} packets sent, {} arrived, {} came back, wrong {:?}",
+        mix.flows,
+        far.received,
+        near.received,
+        far.wrong.plus(near.wrong)
+    );
     Ok(flows)
 }

@@ -133,8 +133,8 @@ pub fn run(options: &Options) -> Result<bool> {
 
     println!("{}", report.table());
     println!("{}", report.targets());
-    if let Some(previous) = previous {
-        println!("{}", compare::changes(&previous, &report));
+    if let Some(changes) = previous.and_then(|previous| compare::changes(&previous, &report)) {
+        println!("{changes}");
     }
     let file = report.write(&options.out)?;
     let plot = file.with_extension("svg");

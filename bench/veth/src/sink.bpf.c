@@ -188,8 +188,11 @@ static __always_inline void count_endpoint(struct flow *flow, __u32 number, cons
 	flow->port = port;
 }
 
-/* Back to where it came from. Checksums stay right: they sum the same words. */
-static __always_inline int reflect(void *data, struct ipv4 *ip, struct udp *udp)
+/*
+ * Back to where it came from. Checksums stay right: they sum the same words. Not XDP_TX: with that, veth wakes its peer's queue only where
+ * the peer has an XDP program.
+ */
+static __always_inline int reflect(struct xdp_md *ctx, void *data, struct ipv4 *ip, struct udp *udp)
 {
 	__u16 *mac = data;
 	__be32 address = ip->saddr;
@@ -206,7 +209,7 @@ static __always_inline int reflect(void *data, struct ipv4 *ip, struct udp *udp)
 	ip->daddr = address;
 	udp->source = udp->dest;
 	udp->dest = port;
-	return XDP_TX;
+	return bpf_redirect(ctx->ingress_ifindex, 0);
 }
 
 SEC("xdp")
@@ -245,7 +248,7 @@ int sink(struct xdp_md *ctx)
 	count_endpoint(flow, number, ip, udp);
 	count_order(flow, bpf_be64_to_cpu(stamp->sequence));
 	count_latency(bpf_be64_to_cpu(stamp->sent));
-	return expected.reflect ? reflect(data, ip, udp) : XDP_DROP;
+	return expected.reflect ? reflect(ctx, data, ip, udp) : XDP_DROP;
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
