@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use portcullis_bench::address::AddressRange;
@@ -25,10 +25,10 @@ const CLIENTS: &str = "10.0.0.1-10.0.16.0";
 const SMALL_BATCH: u64 = 32;
 /// At which rate flows are established. **Units:** packets a second.
 const ESTABLISH: u64 = 200_000;
-/// How often all flows are sent to be established, at most: a packet may be lost.
-const PASSES: u32 = 4;
-/// How much of the flows has to be established.
-const ENOUGH: f64 = 0.999;
+/// How often it is looked whether all flows are there.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long flows may take to be established, besides ten times what they should: a busy machine loses packets.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The mix of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,23 +192,21 @@ impl Seen {
     }
 }
 
-/// Sends every flow until each has arrived. Returns how many have.
+/// Sends every flow until each has arrived, or patience is over: what lacks then is in the report. Returns how many have.
+///
+/// **Errors:** nothing arrives at all, with what each end saw.
 fn establish(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix) -> Result<u64> {
-    let time = Duration::from_secs_f64(f64::from(mix.flows) / ESTABLISH as f64 + 0.05);
+    let pass = Duration::from_secs_f64(f64::from(mix.flows) / ESTABLISH as f64 + 0.05).min(LOOK);
+    let patience = PATIENCE + Duration::from_secs_f64(f64::from(mix.flows) / (ESTABLISH as f64 / 10.0));
+    let start = Instant::now();
     let mut flows = 0;
-    for _ in 0..PASSES {
-        let trial = tester.trial(gateway, Load::at(ESTABLISH, time))?;
-        flows = trial.arrived.flows;
-        if flows == u64::from(mix.flows) {
-            break;
-        }
+    while flows < u64::from(mix.flows) && start.elapsed() < patience {
+        flows = tester.trial(gateway, Load::at(ESTABLISH, pass))?.arrived.flows;
     }
-    let enough = f64::from(mix.flows) * ENOUGH;
     let (sent, far, near) = (tester.pump.sent()?, tester.far.counts()?, tester.near.counts()?);
     ensure!(
-        flows as f64 >= enough && flows > 0,
-        "only {flows} of {} flows passed: {sent} packets sent, {} arrived, {} came back, wrong {:?}",
-        mix.flows,
+        flows > 0,
+        "no packet passed: {sent} sent, {} arrived, {} came back, wrong {:?}",
         far.received,
         near.received,
         far.wrong.plus(near.wrong)

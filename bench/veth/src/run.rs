@@ -192,6 +192,9 @@ fn measure(world: &World, pollers: &Pollers, setup: &Setup, plan: &Plan) -> Resu
             cell.cpu_ns,
             if cell.disturbed > 0.05 { "; the core had other work" } else { "" }
         );
+        if cell.established < mix.flows.into() {
+            eprintln!("    only {} of these flows passed before the measurement", cell.established);
+        }
         cells.push(cell);
     }
     for kind in [Kind::Kernel, Kind::Portcullis].into_iter().filter(|_| plan.new_flows) {
