@@ -7,8 +7,8 @@
  * their last reader left in them: so it writes every header byte, every time. template.rs says in Rust what it must write, and
  * a test compares the two byte for byte.
  *
- * `pump` writes the same into frames that go round in a loop of their own, and redirects a copy: as many as it is allowed, without a
- * system call for each few. pump.rs says how the loop is made.
+ * `stream` does the same at a rate, in calls of many thousand frames: what is not due yet it drops, and the kernel lends it the frame again.
+ * So packets leave one by one as they become due, and a call for each few is not needed.
  *
  * `accept` passes everything: a veth takes redirected frames only when its peer has an XDP program (or GRO).
  */
@@ -45,7 +45,6 @@ const volatile struct setup {
 	__u32 l4_sum;
 	__u32 pseudo_sum;
 	__u32 payload_len;
-	__u32 size;
 	struct range src, dst, sport, dport;
 	__u8 template[HEADERS_MAX];
 	__u8 padding[2];
@@ -63,25 +62,21 @@ struct state {
 	__u32 src, sport, dst, dport;
 } state = {};
 
-/* Of the pump: where copies go, and where the frame goes round. The last one gets the frame itself. */
-enum target { OUT, ROUND, TARGETS };
+/* When the next packet is due, and then the one after. In units of 1/1024 ns of the kernel's clock; no interval: always. */
+struct pace {
+	__u64 next;
+	__u64 interval;
+	__u64 debt;
+};
 
-struct {
-	__uint(type, BPF_MAP_TYPE_DEVMAP);
-	__uint(max_entries, TARGETS);
-	__type(key, __u32);
-	__type(value, __u32);
-} targets SEC(".maps");
-
-/* How many packets the pump may have sent by now; all ones: it is to be emptied. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
-} allowed SEC(".maps");
+	__type(value, struct pace);
+} paces SEC(".maps");
 
-#define EMPTY (~0ULL)
+#define UNIT_BITS 10
 
 struct ipv4 {
 	__u8 fixed[10];
@@ -273,23 +268,24 @@ int generate(struct xdp_md *ctx)
 }
 
 SEC("xdp")
-int pump(struct xdp_md *ctx)
+int stream(struct xdp_md *ctx)
 {
-	void *data = (void *)(long)ctx->data;
-	void *end = (void *)(long)ctx->data_end;
 	__u32 key = 0;
-	__u64 *limit = bpf_map_lookup_elem(&allowed, &key);
+	struct pace *pace = bpf_map_lookup_elem(&paces, &key);
 
-	if (!limit)
+	if (!pace)
 		return XDP_ABORTED;
-	/* The loop's frames are all of one length. */
-	if (end - data != setup.size)
-		return XDP_PASS;
-	if (*limit == EMPTY)
-		return XDP_DROP;
-	if (state.sent >= *limit)
-		return bpf_redirect_map(&targets, ROUND, 0);
-	return write_next(ctx) ? XDP_ABORTED : bpf_redirect_map(&targets, 0, BPF_F_BROADCAST);
+	if (pace->interval) {
+		__u64 now = bpf_ktime_get_ns() << UNIT_BITS;
+
+		if (now < pace->next)
+			return XDP_DROP;
+		/* A debt beyond what may be caught up is forgiven: a stall is not followed by a flood. */
+		if (now - pace->next > pace->debt)
+			pace->next = now - pace->debt;
+		pace->next += pace->interval;
+	}
+	return write_next(ctx) ? XDP_ABORTED : bpf_redirect(setup.ifindex, 0);
 }
 
 SEC("xdp")

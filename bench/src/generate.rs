@@ -5,6 +5,7 @@
 //! Sources: Linux `net/bpf/test_run.c` (`BPF_F_TEST_XDP_LIVE_FRAMES`). Tests: below (the program against [`Template::frame`]),
 //! `tests/wire.rs`.
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use crate::address::{Mac, seconds};
@@ -26,6 +28,13 @@ use crate::stream::{Checksum, Protocol, Stream, Template};
 const LIVE_FRAMES: u32 = 1 << 1;
 /// How many packets an unpaced run sends between two looks at the clock. Chosen: about a millisecond.
 const UNPACED_BATCH: u64 = 4096;
+/// How long one call of a run at a rate takes, about: some hundred calls a second. For each the kernel makes a page pool, and of many
+/// thousand a second it cannot keep up with taking down.
+const CALL: Duration = Duration::from_millis(4);
+/// Frames of a call, at first and at least, and at most.
+const FIRST_CALL: u32 = 8192;
+/// As many take some 20 ms when none is due.
+const LONGEST_CALL: u32 = 1 << 19;
 /// How long to wait for the interface's counters to show the last packets, and how often to look.
 const SETTLE: (u32, Duration) = (50, Duration::from_millis(2));
 
@@ -66,7 +75,10 @@ pub struct Generator<'object> {
     program: GenerateSkel<'object>,
     template: Template,
     interface: String,
-    _hold: Hold,
+    /// Frames of one call of [`Generator::run`].
+    frames: Cell<u32>,
+    /// Both programs, so that starting a call takes microseconds.
+    _hold: [Hold; 2],
 }
 
 impl<'object> Generator<'object> {
@@ -78,8 +90,8 @@ impl<'object> Generator<'object> {
         let index = interface::index(interface)?;
         let template = Template::new(stream, interface::mac(interface)?)?;
         let program = load(object, &template, index)?;
-        let hold = Hold::new(&program.progs.generate)?;
-        Ok(Self { program, template, interface: interface.to_owned(), _hold: hold })
+        let hold = [Hold::new(&program.progs.generate)?, Hold::new(&program.progs.stream)?];
+        Ok(Self { program, template, interface: interface.to_owned(), frames: Cell::new(FIRST_CALL), _hold: hold })
     }
 
     /// Sends the next `batch` packets. Has to be called in the namespace that it was opened in. **Cost:** 24 us besides the packets.
@@ -87,6 +99,34 @@ impl<'object> Generator<'object> {
     /// **Errors:** when the interface is down or gone.
     pub fn send(&self, batch: u64) -> Result<()> {
         run(&self.program, &self.template, batch, &self.interface)
+    }
+
+    /// Sets the rate of [`Generator::run`], from now on: packets a second, evenly, or as many as it can. What it falls behind by more than
+    /// `burst` packets is not sent later.
+    pub fn pace(&self, rate: Option<u64>, burst: u64) -> Result<()> {
+        const UNITS_A_SECOND: u64 = 1_000_000_000 << 10;
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?);
+        let interval = rate.map_or(0, |rate| (UNITS_A_SECOND / rate.max(1)).max(1));
+        let pace = [(now.as_nanos() as u64) << 10, interval, interval.saturating_mul(burst)];
+        let bytes = pace.map(u64::to_ne_bytes).concat();
+        self.program.maps.paces.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).context("setting the rate")
+    }
+
+    /// Sends what is due, for some milliseconds; then returns, to be called again. The kernel does other work of this core meanwhile.
+    ///
+    /// **Errors:** when the interface is down or gone.
+    pub fn run(&self) -> Result<()> {
+        let (frames, start) = (self.frames.get(), Instant::now());
+        let input =
+            ProgramInput { data_in: Some(self.template.blank()), repeat: frames, flags: LIVE_FRAMES, ..ProgramInput::default() };
+        let ran = self.program.progs.stream.test_run(input);
+        ran.map(drop)
+            .with_context(|| format!("interface {}: sending (is it up, and the frame within its MTU?)", self.interface))?;
+        let took = start.elapsed();
+        // Held up once, it is not to be short for ever; quick once, not long for ever.
+        let fitting = u128::from(frames) * CALL.as_nanos() / took.as_nanos().max(1);
+        self.frames.set((fitting as u32).clamp(frames / 2, frames.saturating_mul(2)).clamp(FIRST_CALL, LONGEST_CALL));
+        Ok(())
     }
 
     /// How many packets were sent since it was opened.
@@ -160,11 +200,7 @@ fn drive(options: &Options, mut send: impl FnMut(u64) -> Result<()>) -> Result<D
 }
 
 /// Loads the program for `template`, to send by the interface of `index`.
-pub(crate) fn load<'object>(
-    object: &'object mut MaybeUninit<OpenObject>,
-    template: &Template,
-    index: u32,
-) -> Result<GenerateSkel<'object>> {
+fn load<'object>(object: &'object mut MaybeUninit<OpenObject>, template: &Template, index: u32) -> Result<GenerateSkel<'object>> {
     let mut open = GenerateSkelBuilder::default().open(object).context("opening the generator's program")?;
     let constants = open.maps.rodata_data.as_mut().context("the generator's program has no constants")?;
     constants.setup = setup(template, index);
@@ -194,7 +230,6 @@ fn setup(template: &Template, index: u32) -> types::setup {
         l4_sum: sums.l4.into(),
         pseudo_sum: sums.pseudo.into(),
         payload_len: (stream.size - headers) as u32,
-        size: stream.size as u32,
         src: range(stream.sources.first().into(), stream.sources.count()),
         dst: range(stream.destinations.first().into(), stream.destinations.count()),
         sport: range(stream.source_ports.first().into(), stream.source_ports.count()),
@@ -215,7 +250,7 @@ fn run(program: &GenerateSkel<'_>, template: &Template, batch: u64, name: &str) 
 }
 
 /// The program's own count. Read by a system call: the kernel writes it behind the compiler's back.
-pub(crate) fn sent_so_far(program: &GenerateSkel<'_>) -> Result<u64> {
+fn sent_so_far(program: &GenerateSkel<'_>) -> Result<u64> {
     let state = program.maps.bss.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).context("reading the generator's state")?;
     let sent = state.as_deref().and_then(<[u8]>::first_chunk).context("the generator has no state")?;
     Ok(u64::from_ne_bytes(*sent))
@@ -253,6 +288,7 @@ mod tests {
     use crate::stream::Order;
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const XDP_DROP: u32 = 1;
     const XDP_REDIRECT: u32 = 4;
 
     fn stream() -> Stream {
@@ -307,6 +343,35 @@ mod tests {
             }
             assert_eq!(sent_so_far(&program).unwrap(), 100);
         }
+    }
+
+    #[test]
+    fn the_stream_sends_what_is_due_and_forgives_what_is_far_behind() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED (needs root): the stream sends what is due and forgives what is far behind");
+            return;
+        }
+        let template = Template::new(&stream(), MAC).unwrap();
+        let mut object = MaybeUninit::uninit();
+        let program = load(&mut object, &template, 1).unwrap();
+        let run = || {
+            let mut frame = [0; 128];
+            let input = ProgramInput { data_in: Some(template.blank()), data_out: Some(&mut frame), ..ProgramInput::default() };
+            program.progs.stream.test_run(input).unwrap().return_value
+        };
+        let set = |pace: [u64; 3]| {
+            let bytes = pace.map(u64::to_ne_bytes).concat();
+            program.maps.paces.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).unwrap();
+        };
+        set([u64::MAX, 0, 0]);
+        assert_eq!([run(), run()], [XDP_REDIRECT; 2], "without a rate all is due");
+        set([u64::MAX, 1, 0]);
+        assert_eq!(run(), XDP_DROP, "not due yet");
+        let hour = 3_600_000_000_000 << 10;
+        set([0, hour, 2 * hour]);
+        let sent = (0..10).filter(|_| run() == XDP_REDIRECT).count();
+        assert!((1..=3).contains(&sent), "{sent} of a debt of two were caught up");
+        assert_eq!(sent_so_far(&program).unwrap(), 2 + sent as u64);
     }
 
     #[test]

@@ -13,7 +13,6 @@ mod hold;
 mod inspect;
 mod interface;
 pub mod pace;
-pub mod pump;
 pub mod raw;
 mod ring;
 pub mod sink;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use portcullis_bench::address::AddressRange;
-use portcullis_bench::pump::Pump;
+use portcullis_bench::generate::Generator;
 use portcullis_bench::stream::{Order, Stream};
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +17,10 @@ use crate::gateway::{Gateway, Kind, Setup};
 use crate::search::{self, Limits, Outcome};
 use crate::sink::{End, Sink, Then, Wrong};
 use crate::tester::{Direction, Load, Tester, Trial, directions};
-use crate::world::{FAR, FAR_ADDRESS, NEAR, POOL, PUMP, Pollers, World, visit};
+use crate::world::{FAR, FAR_ADDRESS, NEAR, POOL, Pollers, World, visit};
 
 /// Internal addresses: with ports they make the flows. As many as a block of a carrier's subscribers.
 const CLIENTS: &str = "10.0.0.1-10.0.16.0";
-/// Packets sent at once, at most, where latency is measured: a batch's first packet waits for its last.
-const SMALL_BATCH: u64 = 32;
 /// At which rate flows are established. **Units:** packets a second.
 const ESTABLISH: u64 = 200_000;
 /// How often it is looked whether all flows are there.
@@ -116,12 +114,10 @@ pub fn measure(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, mix:
     let (mut far_object, mut near_object, mut object) = (MaybeUninit::uninit(), MaybeUninit::uninit(), MaybeUninit::uninit());
     let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(then), &stream, sources(kind)?, 0))?;
     let near = Sink::open(&mut near_object, NEAR, End::Near, &stream, FAR_ADDRESS.into(), 0)?;
-    let pump = Pump::open(&mut object, PUMP, NEAR, &stream)?;
+    let generator = Generator::open(&mut object, NEAR, &stream)?;
     let mut gateway = Gateway::start(kind, world, setup)?;
-    let tester = Tester { world, pump: &pump, far: &far, near: &near, pollers, direction: mix.direction() };
+    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, direction: mix.direction() };
     let cell = measure_with(&tester, &mut gateway, mix, lengths).with_context(|| format!("gateway `{}`, {mix:?}", kind.label()));
-    pump.empty()?;
-    tester.drain()?;
     let log = gateway.log();
     gateway.stop()?;
     if log.is_empty() { cell } else { cell.with_context(|| log) }
@@ -132,7 +128,7 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
     let mut seen = Seen::default();
     let ways = f64::from(directions(tester.direction));
 
-    let flood = tester.trial(gateway, Load { rate: None, time: lengths.trial, batch: SMALL_BATCH })?;
+    let flood = tester.trial(gateway, Load { rate: None, time: lengths.trial })?;
     seen.note(&flood);
     let able = flood.sent as f64 / flood.seconds;
     let found = search::loss_free(flood.rate() / ways, able, lengths.limits, |rate| {
@@ -147,9 +143,8 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
     let base = if found.rate > 0.0 { found.rate } else { flood.rate() / ways };
     let cost = tester.trial(gateway, Load::at(base as u64, lengths.measure))?;
     seen.note(&cost);
-    let half = Load { rate: Some((base / 2.0) as u64), time: lengths.measure, batch: SMALL_BATCH };
-    let half = tester.trial(gateway, half)?;
-    let overload = tester.trial(gateway, Load { batch: 256, ..Load::at((base * 2.0) as u64, lengths.measure) })?;
+    let half = tester.trial(gateway, Load::at((base / 2.0) as u64, lengths.measure))?;
+    let overload = tester.trial(gateway, Load::at((base * 2.0) as u64, lengths.measure))?;
     seen.note(&half);
     seen.note(&overload);
 
@@ -203,7 +198,7 @@ fn establish(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix) -> Re
     while flows < u64::from(mix.flows) && start.elapsed() < patience {
         flows = tester.trial(gateway, Load::at(ESTABLISH, pass))?.arrived.flows;
     }
-    let (sent, far, near) = (tester.pump.sent()?, tester.far.counts()?, tester.near.counts()?);
+    let (sent, far, near) = (tester.generator.sent()?, tester.far.counts()?, tester.near.counts()?);
     ensure!(
         flows > 0,
         "no packet passed: {sent} sent, {} arrived, {} came back, wrong {:?}",

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use portcullis_bench::pump::Pump;
+use portcullis_bench::generate::Generator;
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{Lengths, sources, stream};
@@ -14,7 +14,7 @@ use crate::gateway::{Gateway, Kind, Setup};
 use crate::search::{self, Outcome};
 use crate::sink::{End, Sink, Then};
 use crate::tester::{Direction, Load, Tester, Trial};
-use crate::world::{FAR, FAR_ADDRESS, NEAR, PUMP, Pollers, World, visit};
+use crate::world::{FAR, FAR_ADDRESS, NEAR, Pollers, World, visit};
 
 /// Flows of a trial, at most.
 const MOST: u32 = 1_000_000;
@@ -61,12 +61,10 @@ fn trial(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, load: Load
     let (mut far_object, mut near_object, mut object) = (MaybeUninit::uninit(), MaybeUninit::uninit(), MaybeUninit::uninit());
     let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(Then::Drop), &stream, sources(kind)?, 0))?;
     let near = Sink::open(&mut near_object, NEAR, End::Near, &stream, FAR_ADDRESS.into(), 0)?;
-    let pump = Pump::open(&mut object, PUMP, NEAR, &stream)?;
+    let generator = Generator::open(&mut object, NEAR, &stream)?;
     let mut gateway = Gateway::start(kind, world, setup)?;
-    let tester = Tester { world, pump: &pump, far: &far, near: &near, pollers, direction: Direction::One };
+    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, direction: Direction::One };
     let trial = tester.trial(&mut gateway, load).with_context(|| gateway.log());
-    pump.empty()?;
-    tester.drain()?;
     gateway.stop()?;
     trial
 }

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use portcullis_bench::generate::Generator;
-use portcullis_bench::pump::Pump;
 use portcullis_bench::stream::Stream;
 use serde_json::{Value, json};
 
@@ -21,7 +20,7 @@ use crate::run::in_world;
 use crate::search::Limits;
 use crate::sink::{End, Sink, Then};
 use crate::tester::{Direction, Load, Second, Tester, Trial};
-use crate::world::{FAR, FAR_ADDRESS, NEAR, PUMP, Pollers, World, visit};
+use crate::world::{FAR, FAR_ADDRESS, NEAR, Pollers, World, visit};
 
 /// Flows that come again once they are forgotten: longer than they are remembered.
 const PASSING: u32 = 1_000_000;
@@ -120,16 +119,16 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
     let ports = "2048-65535".parse()?;
     let passes = Stream { flows: PASSING, first_flow: options.flows, source_ports: ports, ..stays.clone() };
     let (mut far_object, mut near_object) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let (mut pump_object, mut second_object) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let (mut first_object, mut second_object) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let from = sources(Kind::Portcullis)?;
     let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(Then::Drop), &stays, from, PASSING))?;
     let near = Sink::open(&mut near_object, NEAR, End::Near, &stays, FAR_ADDRESS.into(), PASSING)?;
-    let pump = Pump::open(&mut pump_object, PUMP, NEAR, &stays)?;
-    let generator = Generator::open(&mut second_object, NEAR, &passes)?;
+    let generator = Generator::open(&mut first_object, NEAR, &stays)?;
+    let passing = Generator::open(&mut second_object, NEAR, &passes)?;
     let mut gateway = Gateway::start(Kind::Portcullis, world, setup)?;
     let process = gateway.process_number().context("the gateway is no process")?;
-    let tester = Tester { world, pump: &pump, far: &far, near: &near, pollers, direction: Direction::One };
-    let second = Second { generator: &generator, rate: options.new_flows };
+    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, direction: Direction::One };
+    let second = Second { generator: &passing, rate: options.new_flows };
     // The new flows are part of the rate.
     let load = |time| Load::at(rate.saturating_sub(options.new_flows).max(1), time);
 
@@ -166,8 +165,6 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
         std::thread::sleep(Duration::from_millis(200));
     }
     let swept_after = silent.elapsed();
-    pump.empty()?;
-    tester.drain()?;
     let log = gateway.log();
     gateway.stop()?;
     Ok(Shown { rate, trial, memory_before, memory_after, sessions_left, mappings_left, swept_after, log })

@@ -1,20 +1,23 @@
 //! One trial: offers packets to the gateway at a rate, takes what comes out at either end, and says what was lost.
 //!
-//! Knows the generator, the two sinks and their pollers; not which gateway is between. All in one thread, in turn: a batch is sent, then
-//! the ends are polled. So the tester needs no wake-ups, costs the gateway's core nothing, and cannot overrun its own rings. Called in the
-//! near namespace. Invariant: every trial ends by its time. Tests: `tests/smoke.rs`.
+//! Knows the generator and the two sinks; not which gateway is between. All on one core: the generator runs in the kernel, and between its
+//! batches a timer's softirq runs the queues of both ends. So the tester needs no wake-ups and costs the gateway's core nothing. Called in
+//! the near namespace, on the tester's core. Invariant: every trial ends by its time. Tests: `tests/smoke.rs`.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use portcullis_bench::generate::Generator;
-use portcullis_bench::pace::{self, Pace, Step};
-use portcullis_bench::pump::{FRAMES, Pump};
+use portcullis_bench::pace::{Pace, Step};
 
 use crate::gateway::{Cost, Gateway};
 use crate::sink::{Counts, Sink, Wrong};
 use crate::world::{INSIDE, OUTSIDE, Pollers, World};
 
+/// How many packets the generator may catch up after it was held up: half of a veth ring.
+const CATCH_UP: u64 = 128;
+/// Packets of the second stream that are sent at once: a call for each few would be too many.
+const BATCH: u64 = 64;
 /// The trial is over when for so long nothing has come out any more.
 const QUIET: Duration = Duration::from_millis(30);
 /// And after so long in any case.
@@ -36,18 +39,16 @@ pub struct Load {
     pub rate: Option<u64>,
     /// For how long.
     pub time: Duration,
-    /// Packets sent at once, at most.
-    pub batch: u64,
 }
 
 impl Load {
-    /// `rate` a second, in batches of a quarter of a veth's ring.
+    /// `rate` a second.
     pub fn at(rate: u64, time: Duration) -> Self {
-        Self { rate: Some(rate), time, batch: pace::BURST }
+        Self { rate: Some(rate), time }
     }
 }
 
-/// A second, slow stream beside the first, sent in whole batches: a call for each few packets would be what the pump avoids.
+/// A second, slow stream beside the first, sent in whole batches.
 pub struct Second<'t, 'object> {
     /// Where it comes from.
     pub generator: &'t Generator<'object>,
@@ -60,7 +61,7 @@ pub struct Tester<'t, 'object> {
     /// The wires.
     pub world: &'t World,
     /// What is sent.
-    pub pump: &'t Pump<'object>,
+    pub generator: &'t Generator<'object>,
     /// What arrives.
     pub far: &'t Sink<'object>,
     /// What comes back.
@@ -182,24 +183,19 @@ impl Tester<'_, '_> {
         second: Option<&Second<'_, '_>>,
         each_second: &mut impl FnMut(Duration) -> Result<()>,
     ) -> Result<Duration> {
-        let mut allowed = self.pump.sent()?;
-        let mut pace = load.rate.map(|rate| Pace::new(rate, load.batch));
-        let mut beside = second.map(|second| (second.generator, Pace::new(second.rate.div_ceil(FRAMES), 2)));
+        self.generator.pace(load.rate, CATCH_UP)?;
+        let mut beside = second.map(|second| (second.generator, Pace::new(second.rate.div_ceil(BATCH), 4)));
         let (start, mut next_second) = (Instant::now(), Duration::from_secs(1));
         loop {
             let elapsed = start.elapsed();
             if elapsed >= load.time {
                 return Ok(elapsed);
             }
-            if let Step::Send(batch) = pace.as_mut().map_or(Step::Send(FRAMES), |pace| pace.next(elapsed)) {
-                allowed += batch;
-                self.pump.allow(allowed)?;
-                self.pollers.pump.poll();
-            }
+            self.generator.run()?;
             if let Some((generator, pace)) = &mut beside
                 && let Step::Send(batch) = pace.next(elapsed)
             {
-                generator.send(batch * FRAMES)?;
+                generator.send(batch * BATCH)?;
             }
             self.poll();
             if elapsed >= next_second {
@@ -209,22 +205,18 @@ impl Tester<'_, '_> {
         }
     }
 
+    /// Polls both ends, so that their timers are this core's.
     fn poll(&self) {
         self.pollers.far.poll();
-        if self.direction == Direction::Both {
-            self.pollers.near.poll();
-        }
+        self.pollers.near.poll();
     }
 
-    /// Polls until nothing comes any more.
+    /// Waits until nothing comes any more.
     pub fn drain(&self) -> Result<()> {
         let (start, mut last_news, mut before) = (Instant::now(), Instant::now(), self.received()?);
         while last_news.elapsed() < QUIET && start.elapsed() < DRAIN {
-            let look = Instant::now();
-            while look.elapsed() < Duration::from_millis(2) {
-                self.pollers.pump.poll();
-                self.poll();
-            }
+            self.poll();
+            std::thread::sleep(Duration::from_millis(2));
             let now = self.received()?;
             if now != before {
                 (last_news, before) = (Instant::now(), now);
@@ -242,7 +234,7 @@ impl Tester<'_, '_> {
     }
 
     fn sent(&self, second: Option<&Second<'_, '_>>) -> Result<u64> {
-        Ok(self.pump.sent()? + second.map_or(Ok(0), |second| second.generator.sent())?)
+        Ok(self.generator.sent()? + second.map_or(Ok(0), |second| second.generator.sent())?)
     }
 
     /// What the gateway sent to an end whose ring was full.

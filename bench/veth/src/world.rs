@@ -11,14 +11,11 @@
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 use portcullis_bench::address::Mac;
 use portcullis_bench::generate::interface_mac;
-use portcullis_bench::pump::Loop;
-use portcullis_bench::raw::Sender;
 use portcullis_testkit::topology::cleanup;
 use portcullis_testkit::topology::namespace::{Namespace, path_of};
 use portcullis_testkit::topology::program::Program;
@@ -35,10 +32,6 @@ pub const OUTSIDE: &str = "outside0";
 pub const NEAR: &str = "near0";
 /// The tester's devices.
 pub const FAR: &str = "far0";
-/// The loop of the tester's pump.
-pub const PUMP: Loop<'static> = Loop { start: "pump0", end: "pump1" };
-/// Its address.
-const PUMP_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 130);
 /// The tester's addresses.
 pub const NEAR_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// The tester's addresses; also the remote that all flows lead to.
@@ -70,8 +63,6 @@ pub struct Pollers {
     pub near: Poller,
     /// Where packets arrive.
     pub far: Poller,
-    /// Where packets are made.
-    pub pump: Poller,
 }
 
 /// The Ethernet addresses.
@@ -101,8 +92,7 @@ impl World {
         };
         let (near, gateway, far) = (create("near")?, create("gateway")?, create("far")?);
         lay_wires(&near, &gateway, &far).context("laying the wires")?;
-        let loops = [(&near, PUMP.start), (&near, PUMP.end)];
-        for (host, device) in [(&near, NEAR), (&gateway, INSIDE), (&gateway, OUTSIDE), (&far, FAR)].into_iter().chain(loops) {
+        for (host, device) in [(&near, NEAR), (&gateway, INSIDE), (&gateway, OUTSIDE), (&far, FAR)] {
             // A veth hands a frame to its peer's NAPI only where it has no TSO itself.
             host.ethtool_features(device, &["gro", "on", "tso", "off", "gso", "off"])?;
             host.wait_for_carrier()?;
@@ -125,32 +115,17 @@ impl World {
         Ok(Self { near, gateway, far, macs })
     }
 
-    /// Pollers of the tester's queues: from now on only they run them.
+    /// Pollers of the tester's queues. Once polled, a timer goes on with it, on the core of whoever polled.
     pub fn pollers(&self) -> Result<Pollers> {
         let connect = |host: &Namespace, device: &str, address: Ipv4Addr| -> Result<Poller> {
             let waiting = host.spawn(move || Poller::connect(address));
             self.gateway.enter(|| napi::prime_until(&[address], || waiting.is_finished()))??;
             let poller = waiting.join().map_err(|_| anyhow::anyhow!("the thread that connects {device} panicked"))??;
-            napi::leave(host, device, Leave::ToPoller)?;
+            napi::leave(host, device, Leave::ToTimer)?;
             poller
         };
         let (near, far) = (connect(&self.near, NEAR, NEAR_ADDRESS)?, connect(&self.far, FAR, FAR_ADDRESS)?);
-        Ok(Pollers { near, far, pump: self.near.enter(|| self.pump_poller())?? })
-    }
-
-    /// The poller of the pump's loop, both ends of which are in the near namespace.
-    fn pump_poller(&self) -> Result<Poller> {
-        let waiting = std::thread::spawn(|| Poller::connect(PUMP_ADDRESS));
-        let sender = Sender::open(PUMP.start)?;
-        let frame = napi::priming_frame(interface_mac(PUMP.end)?, PUMP_ADDRESS);
-        let start = Instant::now();
-        while !waiting.is_finished() && start.elapsed() < napi::PATIENCE {
-            sender.send(&frame)?;
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let poller = waiting.join().map_err(|_| anyhow::anyhow!("the thread that connects the pump panicked"))?;
-        napi::leave(&self.near, PUMP.end, Leave::ToPoller)?;
-        poller
+        Ok(Pollers { near, far })
     }
 }
 
@@ -168,17 +143,12 @@ fn lay_wires(near: &Namespace, gateway: &Namespace, far: &Namespace) -> Result<(
     let wire = |a: &Namespace, a_name: &str, b: &Namespace, b_name: &str| {
         format!("link add {a_name} netns {} type veth peer name {b_name} netns {}\n", a.name(), b.name())
     };
-    let round = wire(near, PUMP.start, near, PUMP.end);
-    let script = wire(near, NEAR, gateway, INSIDE) + &wire(gateway, OUTSIDE, far, FAR) + &round;
+    let script = wire(near, NEAR, gateway, INSIDE) + &wire(gateway, OUTSIDE, far, FAR);
     Program::new("ip", ["-batch", "-"]).input(script).run()?.success()?;
     let up = |host: &Namespace, device: &str, address: Ipv4Addr| {
         host.ip_batch(&format!("address add {address}/24 dev {device}\nlink set {device} up"))
     };
     up(near, NEAR, NEAR_ADDRESS)?;
-    near.ip_batch(&format!(
-        "address add {PUMP_ADDRESS}/32 dev {}\nlink set {} up\nlink set {} up",
-        PUMP.end, PUMP.start, PUMP.end
-    ))?;
     up(far, FAR, FAR_ADDRESS)?;
     up(gateway, INSIDE, INSIDE_ADDRESS)?;
     up(gateway, OUTSIDE, OUTSIDE_ADDRESS)
