@@ -94,7 +94,7 @@ impl Options {
                 mixes.extend(flows.iter().map(|&flows| Mix { flows, size, both: both == Directions::Both }));
             }
         }
-        let (trial, measure, steps) = if self.quick { (300, 500, 5) } else { (500, 1000, 7) };
+        let (trial, measure, steps) = if self.quick { (300, 500, 6) } else { (500, 1000, 9) };
         let lengths = Lengths {
             trial: self.trial.unwrap_or(Duration::from_millis(trial)),
             measure: self.measure.unwrap_or(Duration::from_millis(measure)),

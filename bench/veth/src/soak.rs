@@ -106,7 +106,7 @@ pub fn soak(options: &Options) -> Result<bool> {
 /// 90 % of the loss-free rate with all flows that stay.
 fn search(world: &World, pollers: &Pollers, setup: &Setup, flows: u32) -> Result<u64> {
     eprintln!("searching the loss-free rate at {flows} flows");
-    let limits = Limits { steps: 8, resolution: 0.02 };
+    let limits = Limits { steps: 9, resolution: 0.02 };
     let lengths = Lengths { trial: Duration::from_secs(1), measure: Duration::from_secs(1), limits };
     let cell = cell::measure(world, pollers, Kind::Portcullis, setup, Mix { flows, size: 64, both: false }, lengths)?;
     ensure!(cell.loss_free > 0.0, "there was loss at every rate: is the machine quiet?");
