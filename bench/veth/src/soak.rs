@@ -83,9 +83,11 @@ struct Shown {
 pub fn soak(options: &Options) -> Result<bool> {
     let cores = options.place.cores()?;
     let setup = options.place.setup(cores, UDP_TIMEOUT)?;
+    options.rate.map_or(Ok(()), |rate| ensure_kept(rate, options))?;
     let _raised = Raised::raise()?;
     let shown = in_world(cores, |world, pollers| {
         let rate = options.rate.map_or_else(|| search(world, pollers, &setup, options.flows), Ok)?;
+        ensure_kept(rate, options)?;
         run(world, pollers, &setup, options, rate)
     })?;
     let faults = faults(&shown);
@@ -101,6 +103,18 @@ pub fn soak(options: &Options) -> Result<bool> {
         eprintln!("{}", shown.log);
     }
     Ok(faults.is_empty())
+}
+
+/// Flows that stay have to get a packet twice as often as they would be forgotten.
+fn ensure_kept(rate: u64, options: &Options) -> Result<()> {
+    let least = options.new_flows + u64::from(options.flows) * 2 / u64::from(UDP_TIMEOUT);
+    let (flows, new) = (options.flows, options.new_flows);
+    ensure!(
+        rate >= least,
+        "rate {rate}: {flows} flows that are forgotten after {UDP_TIMEOUT} s, and {new} new ones a second, need at least {least} packets \
+         a second: ask for fewer --flows or --new-flows"
+    );
+    Ok(())
 }
 
 /// 90 % of the loss-free rate with all flows that stay.

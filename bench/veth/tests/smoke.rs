@@ -152,6 +152,7 @@ fn bad_input_is_refused_with_what_to_do() {
         ("run --flows 0", 2, "--flows"),
         ("soak --minutes 0", 2, "0.01 to 1440 minutes"),
         ("run --portcullis /no/such/program", 1, "cargo build --release -p portcullis"),
+        ("soak --rate 60000", 1, "need at least 70000 packets a second"),
         ("run --gateway-core 0 --tester-core 0", 1, "--tester-core"),
     ] {
         if !nix::unistd::geteuid().is_root() && code == 1 {
