@@ -7,6 +7,9 @@
  * their last reader left in them: so it writes every header byte, every time. template.rs says in Rust what it must write, and
  * a test compares the two byte for byte.
  *
+ * `stream` does the same at a rate, in calls of many thousand frames: what is not due yet it drops, and the kernel lends it the frame again.
+ * So packets leave one by one as they become due, and a call for each few is not needed.
+ *
  * `accept` passes everything: a veth takes redirected frames only when its peer has an XDP program (or GRO).
  */
 #include <linux/bpf.h>
@@ -37,6 +40,7 @@ const volatile struct setup {
 	__u32 checksum;
 	__u32 flows;
 	__u32 first_flow;
+	__u32 step;
 	__u32 ip_sum;
 	__u32 l4_sum;
 	__u32 pseudo_sum;
@@ -46,14 +50,33 @@ const volatile struct setup {
 	__u8 padding[2];
 } setup = {};
 
-/* What the next packet is. One runner at a time, so plain writes. The indices are the flow's digits in mixed radix. */
+/*
+ * What the next packet is. One runner at a time, so plain writes. `turn` is its place in the pass over all flows; the indices are the
+ * flow's digits in mixed radix.
+ */
 struct state {
 	__u64 sent;
 	__u64 sequence;
+	__u32 turn;
 	__u32 flow;
 	__u32 src, sport, dst, dport;
-	__u32 padding;
 } state = {};
+
+/* When the next packet is due, and then the one after. In units of 1/1024 ns of the kernel's clock; no interval: always. */
+struct pace {
+	__u64 next;
+	__u64 interval;
+	__u64 debt;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pace);
+} paces SEC(".maps");
+
+#define UNIT_BITS 10
 
 struct ipv4 {
 	__u8 fixed[10];
@@ -113,15 +136,38 @@ static __always_inline __u64 sum64(__u64 value)
 	return (value & 0xffffffff) + (value >> 32);
 }
 
+/* Jumps to the flow `step` further on, round and round: each pass meets every flow once, as `step` and the count have no common divisor. */
+static __always_inline void jump(void)
+{
+	__u32 rest;
+
+	state.flow += setup.step;
+	if (state.flow >= setup.flows)
+		state.flow -= setup.flows;
+	rest = state.flow;
+	state.src = rest % setup.src.count;
+	rest /= setup.src.count;
+	state.sport = rest % setup.sport.count;
+	rest /= setup.sport.count;
+	state.dst = rest % setup.dst.count;
+	rest /= setup.dst.count;
+	state.dport = rest % setup.dport.count;
+}
+
 /* Steps to the next flow, and after the last one to the next sequence number. */
 static __always_inline void advance(void)
 {
 	state.sent++;
-	if (++state.flow >= setup.flows) {
-		state.flow = state.src = state.sport = state.dst = state.dport = 0;
+	if (++state.turn >= setup.flows) {
+		state.turn = state.flow = state.src = state.sport = state.dst = state.dport = 0;
 		state.sequence++;
 		return;
 	}
+	if (setup.step != 1) {
+		jump();
+		return;
+	}
+	state.flow++;
 	if (++state.src < setup.src.count)
 		return;
 	state.src = 0;
@@ -148,6 +194,7 @@ static __always_inline __u16 l4_check(__u64 sum, __u64 pseudo)
 	return check ? check : 0xffff;
 }
 
+/* Writes the next packet. Returns 0, or -1 where the frame has no room for it. */
 static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 {
 	void *data = (void *)(long)ctx->data;
@@ -162,7 +209,7 @@ static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 	__u64 addresses, sum;
 
 	if (data + headers + STAMP_LEN > end)
-		return XDP_ABORTED;
+		return -1;
 #pragma unroll
 	for (__u32 i = 0; i < headers; i += 2)
 		*(__u16 *)(data + i) = *(const volatile __u16 *)(setup.template + i);
@@ -204,15 +251,41 @@ static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 		tcp->check = l4_check(sum + addresses + sport + dport, setup.pseudo_sum + addresses);
 	}
 	advance();
-	return bpf_redirect(setup.ifindex, 0);
+	return 0;
+}
+
+static __always_inline int write_next(struct xdp_md *ctx)
+{
+	if (setup.protocol == TCP_SYN || setup.protocol == TCP_ACK)
+		return emit(ctx, 20);
+	return emit(ctx, 8);
 }
 
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
-	if (setup.protocol == TCP_SYN || setup.protocol == TCP_ACK)
-		return emit(ctx, 20);
-	return emit(ctx, 8);
+	return write_next(ctx) ? XDP_ABORTED : bpf_redirect(setup.ifindex, 0);
+}
+
+SEC("xdp")
+int stream(struct xdp_md *ctx)
+{
+	__u32 key = 0;
+	struct pace *pace = bpf_map_lookup_elem(&paces, &key);
+
+	if (!pace)
+		return XDP_ABORTED;
+	if (pace->interval) {
+		__u64 now = bpf_ktime_get_ns() << UNIT_BITS;
+
+		if (now < pace->next)
+			return XDP_DROP;
+		/* A debt beyond what may be caught up is forgiven: a stall is not followed by a flood. */
+		if (now - pace->next > pace->debt)
+			pace->next = now - pace->debt;
+		pace->next += pace->interval;
+	}
+	return write_next(ctx) ? XDP_ABORTED : bpf_redirect(setup.ifindex, 0);
 }
 
 SEC("xdp")

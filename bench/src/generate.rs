@@ -5,6 +5,7 @@
 //! Sources: Linux `net/bpf/test_run.c` (`BPF_F_TEST_XDP_LIVE_FRAMES`). Tests: below (the program against [`Template::frame`]),
 //! `tests/wire.rs`.
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use crate::address::{Mac, seconds};
@@ -26,6 +28,13 @@ use crate::stream::{Checksum, Protocol, Stream, Template};
 const LIVE_FRAMES: u32 = 1 << 1;
 /// How many packets an unpaced run sends between two looks at the clock. Chosen: about a millisecond.
 const UNPACED_BATCH: u64 = 4096;
+/// How long one call of a run at a rate takes, about: some hundred calls a second. For each the kernel makes a page pool, and of many
+/// thousand a second it cannot keep up with taking down.
+const CALL: Duration = Duration::from_millis(4);
+/// Frames of a call, at first and at least, and at most.
+const FIRST_CALL: u32 = 8192;
+/// As many take some 20 ms when none is due.
+const LONGEST_CALL: u32 = 1 << 19;
 /// How long to wait for the interface's counters to show the last packets, and how often to look.
 const SETTLE: (u32, Duration) = (50, Duration::from_millis(2));
 
@@ -61,6 +70,71 @@ impl Options {
     }
 }
 
+/// A stream that is being sent, batch by batch. It goes on where the last batch ended.
+pub struct Generator<'object> {
+    program: GenerateSkel<'object>,
+    template: Template,
+    interface: String,
+    /// Frames of one call of [`Generator::run`].
+    frames: Cell<u32>,
+    /// Both programs, so that starting a call takes microseconds.
+    _hold: [Hold; 2],
+}
+
+impl<'object> Generator<'object> {
+    /// Loads the program for `stream`, to send by `interface` of the calling thread's network namespace.
+    ///
+    /// **Errors:** when the stream contradicts itself; without `CAP_NET_ADMIN`, `CAP_BPF` and `CAP_SYS_ADMIN`; when the interface is
+    /// not there.
+    pub fn open(object: &'object mut MaybeUninit<OpenObject>, interface: &str, stream: &Stream) -> Result<Self> {
+        let index = interface::index(interface)?;
+        let template = Template::new(stream, interface::mac(interface)?)?;
+        let program = load(object, &template, index)?;
+        let hold = [Hold::new(&program.progs.generate)?, Hold::new(&program.progs.stream)?];
+        Ok(Self { program, template, interface: interface.to_owned(), frames: Cell::new(FIRST_CALL), _hold: hold })
+    }
+
+    /// Sends the next `batch` packets. Has to be called in the namespace that it was opened in. **Cost:** 24 us besides the packets.
+    ///
+    /// **Errors:** when the interface is down or gone.
+    pub fn send(&self, batch: u64) -> Result<()> {
+        run(&self.program, &self.template, batch, &self.interface)
+    }
+
+    /// Sets the rate of [`Generator::run`], from now on: packets a second, evenly, or as many as it can. What it falls behind by more than
+    /// `burst` packets is not sent later.
+    pub fn pace(&self, rate: Option<u64>, burst: u64) -> Result<()> {
+        const UNITS_A_SECOND: u64 = 1_000_000_000 << 10;
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?);
+        let interval = rate.map_or(0, |rate| (UNITS_A_SECOND / rate.max(1)).max(1));
+        let pace = [(now.as_nanos() as u64) << 10, interval, interval.saturating_mul(burst)];
+        let bytes = pace.map(u64::to_ne_bytes).concat();
+        self.program.maps.paces.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).context("setting the rate")
+    }
+
+    /// Sends what is due, for some milliseconds; then returns, to be called again. The kernel does other work of this core meanwhile.
+    ///
+    /// **Errors:** when the interface is down or gone.
+    pub fn run(&self) -> Result<()> {
+        let (frames, start) = (self.frames.get(), Instant::now());
+        let input =
+            ProgramInput { data_in: Some(self.template.blank()), repeat: frames, flags: LIVE_FRAMES, ..ProgramInput::default() };
+        let ran = self.program.progs.stream.test_run(input);
+        ran.map(drop)
+            .with_context(|| format!("interface {}: sending (is it up, and the frame within its MTU?)", self.interface))?;
+        let took = start.elapsed();
+        // Held up once, it is not to be short for ever; quick once, not long for ever.
+        let fitting = u128::from(frames) * CALL.as_nanos() / took.as_nanos().max(1);
+        self.frames.set((fitting as u32).clamp(frames / 2, frames.saturating_mul(2)).clamp(FIRST_CALL, LONGEST_CALL));
+        Ok(())
+    }
+
+    /// How many packets were sent since it was opened.
+    pub fn sent(&self) -> Result<u64> {
+        sent_so_far(&self.program)
+    }
+}
+
 /// What was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Sent {
@@ -85,16 +159,12 @@ pub struct Sent {
 pub fn generate(options: &Options) -> Result<Sent> {
     ensure!(options.count.is_some() || options.duration.is_some(), "a run needs a count or a duration to end by");
     let name = &options.interface;
-    let index = interface::index(name)?;
-    let template = Template::new(&options.stream, interface::mac(name)?)?;
     let mut object = MaybeUninit::uninit();
-    let program = load(&mut object, &template, index)?;
-
-    let _hold = Hold::new(&program.progs.generate)?;
+    let generator = Generator::open(&mut object, name, &options.stream)?;
 
     let before = interface::transmitted(name)?;
-    let elapsed = drive(options, |batch| run(&program, &template, batch, name))?;
-    let sent = sent_so_far(&program)?;
+    let elapsed = drive(options, |batch| generator.send(batch))?;
+    let sent = generator.sent()?;
     let (interface_sent, interface_dropped) = settled(name, before, sent)?;
     if sent > 0 && interface_sent == 0 && interface_dropped == 0 {
         bail!("interface {name}: nothing came out; a veth's peer takes redirected frames only with an XDP program or GRO on");
@@ -155,6 +225,7 @@ fn setup(template: &Template, index: u32) -> types::setup {
         },
         flows: stream.flows,
         first_flow: stream.first_flow,
+        step: stream.order.step(stream.flows),
         ip_sum: sums.ip.into(),
         l4_sum: sums.l4.into(),
         pseudo_sum: sums.pseudo.into(),
@@ -214,8 +285,10 @@ mod tests {
     use super::*;
     use crate::inspect::{Check, Seen, inspect};
     use crate::stamp::Stamp;
+    use crate::stream::Order;
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const XDP_DROP: u32 = 1;
     const XDP_REDIRECT: u32 = 4;
 
     fn stream() -> Stream {
@@ -242,16 +315,17 @@ mod tests {
             eprintln!("SKIPPED (needs root): the program writes byte for byte what the template says");
             return;
         }
-        for (protocol, checksum) in [
-            (Protocol::Udp, Checksum::Right),
-            (Protocol::Udp, Checksum::Zero),
-            (Protocol::Udp, Checksum::Partial),
-            (Protocol::TcpSyn, Checksum::Right),
-            (Protocol::TcpAck, Checksum::Right),
-            (Protocol::TcpAck, Checksum::Partial),
-            (Protocol::IcmpEcho, Checksum::Right),
+        for (protocol, checksum, order) in [
+            (Protocol::Udp, Checksum::Right, Order::InTurn),
+            (Protocol::Udp, Checksum::Right, Order::Scattered),
+            (Protocol::Udp, Checksum::Zero, Order::InTurn),
+            (Protocol::Udp, Checksum::Partial, Order::InTurn),
+            (Protocol::TcpSyn, Checksum::Right, Order::InTurn),
+            (Protocol::TcpAck, Checksum::Right, Order::Scattered),
+            (Protocol::TcpAck, Checksum::Partial, Order::InTurn),
+            (Protocol::IcmpEcho, Checksum::Right, Order::InTurn),
         ] {
-            let template = Template::new(&Stream { protocol, checksum, ..stream() }, MAC).unwrap();
+            let template = Template::new(&Stream { protocol, order, checksum, ..stream() }, MAC).unwrap();
             let mut object = MaybeUninit::uninit();
             let program = load(&mut object, &template, 1).unwrap();
             // Garbage where headers go: a recycled frame, as its last reader may have left it.
@@ -269,6 +343,35 @@ mod tests {
             }
             assert_eq!(sent_so_far(&program).unwrap(), 100);
         }
+    }
+
+    #[test]
+    fn the_stream_sends_what_is_due_and_forgives_what_is_far_behind() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED (needs root): the stream sends what is due and forgives what is far behind");
+            return;
+        }
+        let template = Template::new(&stream(), MAC).unwrap();
+        let mut object = MaybeUninit::uninit();
+        let program = load(&mut object, &template, 1).unwrap();
+        let run = || {
+            let mut frame = [0; 128];
+            let input = ProgramInput { data_in: Some(template.blank()), data_out: Some(&mut frame), ..ProgramInput::default() };
+            program.progs.stream.test_run(input).unwrap().return_value
+        };
+        let set = |pace: [u64; 3]| {
+            let bytes = pace.map(u64::to_ne_bytes).concat();
+            program.maps.paces.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).unwrap();
+        };
+        set([u64::MAX, 0, 0]);
+        assert_eq!([run(), run()], [XDP_REDIRECT; 2], "without a rate all is due");
+        set([u64::MAX, 1, 0]);
+        assert_eq!(run(), XDP_DROP, "not due yet");
+        let hour = 3_600_000_000_000 << 10;
+        set([0, hour, 2 * hour]);
+        let sent = (0..10).filter(|_| run() == XDP_REDIRECT).count();
+        assert!((1..=3).contains(&sent), "{sent} of a debt of two were caught up");
+        assert_eq!(sent_so_far(&program).unwrap(), 2 + sent as u64);
     }
 
     #[test]

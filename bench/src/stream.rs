@@ -74,6 +74,34 @@ pub enum Checksum {
     Partial,
 }
 
+/// In which order the flows' packets come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    /// One flow after the other: neighbours in time are neighbours in address and port.
+    #[default]
+    InTurn,
+    /// Far apart: neighbours in time have nothing in common, and each pass still meets every flow once.
+    Scattered,
+}
+
+impl Order {
+    /// From a packet's flow to the next packet's, modulo `flows`: near the golden section of it, and without a common divisor.
+    pub(crate) fn step(self, flows: u32) -> u32 {
+        if self == Self::InTurn || flows < 4 {
+            return 1;
+        }
+        let wanted = (u64::from(flows) * 618_034 / 1_000_000) as u32;
+        (wanted..flows).find(|step| greatest_common_divisor(*step, flows) == 1).unwrap_or(1)
+    }
+}
+
+fn greatest_common_divisor(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
 /// The packets to send.
 #[derive(Args, Clone, Debug)]
 pub struct Stream {
@@ -98,9 +126,12 @@ pub struct Stream {
     /// The upper layer.
     #[arg(long, value_enum, default_value = "udp")]
     pub protocol: Protocol,
-    /// How many flows; their packets come in turn.
+    /// How many flows; each pass over them sends one packet of each.
     #[arg(long, default_value_t = 1)]
     pub flows: u32,
+    /// In which order a pass goes over them.
+    #[arg(long, value_enum, default_value = "in-turn")]
+    pub order: Order,
     /// The number of the first flow, so that several generators can feed one sink.
     #[arg(long, default_value_t = 0)]
     pub first_flow: u32,
@@ -124,6 +155,7 @@ impl Stream {
             destination_ports: 9.into(),
             protocol: Protocol::Udp,
             flows: 1,
+            order: Order::InTurn,
             first_flow: 0,
             size: ETHERNET_LEN + IPV4_LEN + 8 + stamp::LEN,
             checksum: Checksum::Right,
@@ -232,7 +264,8 @@ impl Template {
     /// **Units:** `sent` in nanoseconds of `CLOCK_MONOTONIC`. **Cost:** cold: allocates; the oracle, not the generator.
     pub fn frame(&self, index: u64, sent: u64) -> Vec<u8> {
         let stream = &self.stream;
-        let flow = (index % u64::from(stream.flows)) as u32;
+        let turn = index % u64::from(stream.flows);
+        let flow = (turn * u64::from(stream.order.step(stream.flows)) % u64::from(stream.flows)) as u32;
         let sequence = index / u64::from(stream.flows);
         let mut rest = flow;
         let mut digit = |radix: u32| {
@@ -341,6 +374,21 @@ mod tests {
         let Seen::Ours(seen) = inspect(&template.frame(24 * 7 + 5, 0), false) else { panic!("not recognised") };
         assert_eq!((seen.stamp.flow, seen.stamp.sequence), (105, 7));
         assert!(Template::new(&Stream { flows: 25, ..stream }, MAC).is_err());
+    }
+
+    #[test]
+    fn scattered_flows_come_once_a_pass_and_neighbours_are_far_apart() {
+        for flows in [1_u32, 2, 3, 4, 7, 1000, 1024, 50_000, 1 << 20] {
+            let step = Order::Scattered.step(flows);
+            assert_eq!(greatest_common_divisor(step, flows), 1, "{flows}");
+            assert_eq!(Order::InTurn.step(flows), 1);
+            assert!(flows < 7 || (flows / 4..flows * 3 / 4).contains(&step), "{flows}: {step}");
+        }
+        let sources = "10.0.0.2-10.0.0.4".parse().unwrap();
+        let stream = Stream { sources, source_ports: "1-8".parse().unwrap(), flows: 24, order: Order::Scattered, ..stream() };
+        let template = Template::new(&stream, MAC).unwrap();
+        let pass: HashSet<_> = (24..48).map(|index| template.frame(index, 0)[26..38].to_vec()).collect();
+        assert_eq!(pass.len(), 24);
     }
 
     #[test]

@@ -1,0 +1,210 @@
+//! One cell of the table: one gateway under one mix of packets, from its first packet to its overload.
+//!
+//! Knows the order of trials and their lengths. Called by `run`. Invariant: the gateway is fresh, and every flow has passed it before
+//! anything is measured.
+
+use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use portcullis_bench::address::AddressRange;
+use portcullis_bench::generate::Generator;
+use portcullis_bench::stream::{Order, Stream};
+use serde::{Deserialize, Serialize};
+
+use crate::gateway::{Gateway, Kind, Setup};
+use crate::search::{self, Limits, Outcome};
+use crate::sink::{End, Sink, Then, Wrong};
+use crate::tester::{Direction, Load, Tester, Trial, directions};
+use crate::world::{FAR, FAR_ADDRESS, NEAR, POOL, Pollers, World, visit};
+
+/// Internal addresses: with ports they make the flows. As many as a block of a carrier's subscribers.
+const CLIENTS: &str = "10.0.0.1-10.0.16.0";
+/// At which rate flows are established. **Units:** packets a second.
+const ESTABLISH: u64 = 200_000;
+/// How often it is looked whether all flows are there.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long flows may take to be established, besides ten times what they should: a busy machine loses packets.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The mix of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mix {
+    /// UDP flows, all of them live.
+    pub flows: u32,
+    /// Frame length, without FCS. **Units:** bytes.
+    pub size: usize,
+    /// Whether the far end sends each packet back.
+    pub both: bool,
+}
+
+impl Mix {
+    /// Which way packets go.
+    pub fn direction(self) -> Direction {
+        if self.both { Direction::Both } else { Direction::One }
+    }
+}
+
+/// How long trials take.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    /// One trial of the search.
+    pub trial: Duration,
+    /// The measurements of cost, overload and latency.
+    pub measure: Duration,
+    /// The search.
+    pub limits: Limits,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// The gateway.
+    pub gateway: Kind,
+    /// The mix.
+    #[serde(flatten)]
+    pub mix: Mix,
+    /// Flows that passed before the measurements.
+    pub established: u64,
+    /// The loss-free rate, both directions together. **Units:** packets a second.
+    pub loss_free: f64,
+    /// Whether the generator could not do more.
+    pub generator_limited: bool,
+    /// How many trials the search took.
+    pub trials: u32,
+    /// The gateway's time for a packet at the loss-free rate, in all contexts, without a worker's empty rounds. **Units:** nanoseconds.
+    pub cpu_ns: f64,
+    /// What is offered in overload: twice the loss-free rate, or as much as the generator can. **Units:** packets a second.
+    pub overload_offered: f64,
+    /// What is forwarded then. **Units:** packets a second.
+    pub overload: f64,
+    /// That, as a part of the best rate of any trial of this cell.
+    pub overload_share: f64,
+    /// The gateway's time for a forwarded packet then; packets that it lost after it took them are in it. **Units:** nanoseconds.
+    pub overload_cpu_ns: f64,
+    /// Latency at half the loss-free rate. **Units:** nanoseconds.
+    pub latency_p50: u64,
+    /// **Units:** nanoseconds.
+    pub latency_p99: u64,
+    /// What was wrong with packets in any trial.
+    pub wrong: Wrong,
+    /// Packets that the tester itself lost in all trials, because an end of it was late.
+    pub lost_by_tester: u64,
+    /// The largest part of a measurement in which the gateway's core worked for somebody else.
+    pub disturbed: f64,
+}
+
+/// The packets of a mix.
+pub fn stream(world: &World, flows: u32, size: usize) -> Result<Stream> {
+    let stream = Stream::new(world.macs.inside, Ipv4Addr::UNSPECIFIED, FAR_ADDRESS);
+    let source_ports = "1024-65535".parse()?;
+    Ok(Stream { sources: CLIENTS.parse()?, source_ports, flows, size, order: Order::Scattered, ..stream })
+}
+
+/// Where packets come from at the far end.
+pub fn sources(kind: Kind) -> Result<AddressRange> {
+    (if kind.translates() { POOL } else { CLIENTS }).parse()
+}
+
+/// Measures one cell with a fresh gateway. Called in the near namespace.
+pub fn measure(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, mix: Mix, lengths: Lengths) -> Result<Cell> {
+    let stream = stream(world, mix.flows, mix.size)?;
+    let then = if mix.both { Then::Reflect } else { Then::Drop };
+    let (mut far_object, mut near_object, mut object) = (MaybeUninit::uninit(), MaybeUninit::uninit(), MaybeUninit::uninit());
+    let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(then), &stream, sources(kind)?, 0))?;
+    let near = Sink::open(&mut near_object, NEAR, End::Near, &stream, FAR_ADDRESS.into(), 0)?;
+    let generator = Generator::open(&mut object, NEAR, &stream)?;
+    let mut gateway = Gateway::start(kind, world, setup)?;
+    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, direction: mix.direction() };
+    let cell = measure_with(&tester, &mut gateway, mix, lengths).with_context(|| format!("gateway `{}`, {mix:?}", kind.label()));
+    let log = gateway.log();
+    gateway.stop()?;
+    if log.is_empty() { cell } else { cell.with_context(|| log) }
+}
+
+fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, lengths: Lengths) -> Result<Cell> {
+    let established = establish(tester, gateway, mix)?;
+    let mut seen = Seen::default();
+    let ways = f64::from(directions(tester.direction));
+
+    let flood = tester.trial(gateway, Load { rate: None, time: lengths.trial })?;
+    seen.note(&flood);
+    let able = flood.sent as f64 / flood.seconds;
+    let found = search::loss_free(flood.rate() / ways, able, lengths.limits, |rate| {
+        let trial = tester.trial(gateway, Load::at(rate, lengths.trial))?;
+        seen.note(&trial);
+        // What the tester lost is not the gateway's.
+        let lost = trial.lost.saturating_sub(trial.lost_by_tester);
+        Ok(Outcome { sent: trial.sent, lost, rate: trial.sent as f64 / trial.seconds })
+    })?;
+
+    // Without a loss-free rate the costs are those of the flood.
+    let base = if found.rate > 0.0 { found.rate } else { flood.rate() / ways };
+    let cost = tester.trial(gateway, Load::at(base as u64, lengths.measure))?;
+    seen.note(&cost);
+    let half = tester.trial(gateway, Load::at((base / 2.0) as u64, lengths.measure))?;
+    let overload = tester.trial(gateway, Load::at((base * 2.0) as u64, lengths.measure))?;
+    seen.note(&half);
+    seen.note(&overload);
+
+    let latency = half.arrived.latency()?;
+    Ok(Cell {
+        gateway: gateway.kind(),
+        mix,
+        established,
+        loss_free: found.rate * ways,
+        generator_limited: found.generator_limited,
+        trials: found.trials,
+        cpu_ns: cost.work_per_packet(),
+        overload_offered: overload.offered(tester.direction),
+        overload: overload.rate(),
+        overload_share: overload.rate() / seen.best.max(1.0),
+        overload_cpu_ns: overload.run_per_packet(),
+        latency_p50: latency.value_at_quantile(0.5),
+        latency_p99: latency.value_at_quantile(0.99),
+        wrong: seen.wrong,
+        lost_by_tester: seen.lost_by_tester,
+        disturbed: seen.disturbed,
+    })
+}
+
+/// What was seen over all trials of a cell.
+#[derive(Default)]
+struct Seen {
+    best: f64,
+    wrong: Wrong,
+    lost_by_tester: u64,
+    disturbed: f64,
+}
+
+impl Seen {
+    fn note(&mut self, trial: &Trial) {
+        self.best = self.best.max(trial.rate());
+        self.wrong = self.wrong.plus(trial.wrong);
+        self.lost_by_tester += trial.lost_by_tester;
+        self.disturbed = self.disturbed.max(trial.cost.disturbed());
+    }
+}
+
+/// Sends every flow until each has arrived, or patience is over: what lacks then is in the report. Returns how many have.
+///
+/// **Errors:** nothing arrives at all, with what each end saw.
+fn establish(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix) -> Result<u64> {
+    let pass = Duration::from_secs_f64(f64::from(mix.flows) / ESTABLISH as f64 + 0.05).min(LOOK);
+    let patience = PATIENCE + Duration::from_secs_f64(f64::from(mix.flows) / (ESTABLISH as f64 / 10.0));
+    let start = Instant::now();
+    let mut flows = 0;
+    while flows < u64::from(mix.flows) && start.elapsed() < patience {
+        flows = tester.trial(gateway, Load::at(ESTABLISH, pass))?.arrived.flows;
+    }
+    let (sent, far, near) = (tester.generator.sent()?, tester.far.counts()?, tester.near.counts()?);
+    ensure!(
+        flows > 0,
+        "no packet passed: {sent} sent, {} arrived, {} came back, wrong {:?}",
+        far.received,
+        near.received,
+        far.wrong.plus(near.wrong)
+    );
+    Ok(flows)
+}

@@ -1,0 +1,227 @@
+//! The soak: Portcullis at 90 % of its loss-free rate for minutes, with new flows all the time.
+//!
+//! Knows what has to hold: no packet lost, no memory grown, no session left after its timeout. Called by the program. Invariants: it is
+//! bounded in time; only the tester runs on the tester's core, so nothing but /proc is read while packets flow.
+
+use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use portcullis_bench::generate::Generator;
+use portcullis_bench::stream::Stream;
+use serde_json::{Value, json};
+
+use crate::cell::{self, Lengths, Mix, sources, stream};
+use crate::cpu;
+use crate::gateway::{Gateway, Kind, Setup};
+use crate::host::{Place, Raised};
+use crate::run::in_world;
+use crate::search::Limits;
+use crate::sink::{End, Sink, Then};
+use crate::tester::{Direction, Load, Second, Tester, Trial};
+use crate::world::{FAR, FAR_ADDRESS, NEAR, Pollers, World, visit};
+
+/// Flows that come again once they are forgotten: longer than they are remembered.
+const PASSING: u32 = 1_000_000;
+/// After how long without packets a flow is forgotten. **Units:** seconds.
+const UDP_TIMEOUT: u32 = 2;
+/// How long the sweep may take to find a session whose time is over: it looks at each every 4 s. Chosen: twice that, and some.
+const SWEPT: Duration = Duration::from_secs(10);
+/// How long the soak runs before memory counts: tables, buffers and page tables have then been touched.
+const WARM_UP: Duration = Duration::from_secs(20);
+/// By how much memory may differ all the same. **Units:** bytes. Chosen: the allocator's own steps.
+const SLACK: u64 = 1 << 20;
+/// The part of the loss-free rate.
+const PART: f64 = 0.9;
+/// How often progress is told.
+const TELL: Duration = Duration::from_secs(10);
+
+/// How long and how hard.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// How long.
+    #[arg(long, default_value_t = 10.0, value_parser = minutes)]
+    minutes: f64,
+    /// Packets a second, instead of 90 % of the loss-free rate that is searched first.
+    #[arg(long, value_name = "PPS", value_parser = clap::value_parser!(u64).range(1..))]
+    rate: Option<u64>,
+    /// Flows that stay.
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    flows: u32,
+    /// New flows a second.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=150_000))]
+    new_flows: u64,
+    /// Print the result as one line of JSON, too.
+    #[arg(long)]
+    json: bool,
+    /// Which cores, and how Portcullis is set.
+    #[command(flatten)]
+    place: Place,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of minutes"))?;
+    if (0.01..=1440.0).contains(&minutes) { Ok(minutes) } else { Err("0.01 to 1440 minutes".into()) }
+}
+
+/// What the soak showed.
+struct Shown {
+    rate: u64,
+    trial: Trial,
+    memory_before: u64,
+    memory_after: u64,
+    sessions_left: u64,
+    mappings_left: u64,
+    swept_after: Duration,
+    log: String,
+}
+
+/// Runs the soak. Returns whether all of it held.
+///
+/// **Errors:** as [`crate::run::run`].
+pub fn soak(options: &Options) -> Result<bool> {
+    let cores = options.place.cores()?;
+    let setup = options.place.setup(cores, UDP_TIMEOUT)?;
+    options.rate.map_or(Ok(()), |rate| ensure_kept(rate, options))?;
+    let _raised = Raised::raise()?;
+    let shown = in_world(cores, |world, pollers| {
+        let rate = options.rate.map_or_else(|| search(world, pollers, &setup, options.flows), Ok)?;
+        ensure_kept(rate, options)?;
+        run(world, pollers, &setup, options, rate)
+    })?;
+    let faults = faults(&shown);
+    if options.json {
+        println!("{}", as_json(&shown, &faults));
+    }
+    for fault in &faults {
+        println!("wrong: {fault}");
+    }
+    if faults.is_empty() {
+        println!("held: nothing lost of {}, memory as before, no session left", shown.trial.sent);
+    } else if !shown.log.is_empty() {
+        eprintln!("{}", shown.log);
+    }
+    Ok(faults.is_empty())
+}
+
+/// Flows that stay have to get a packet twice as often as they would be forgotten.
+fn ensure_kept(rate: u64, options: &Options) -> Result<()> {
+    let least = options.new_flows + u64::from(options.flows) * 2 / u64::from(UDP_TIMEOUT);
+    let (flows, new) = (options.flows, options.new_flows);
+    ensure!(
+        rate >= least,
+        "rate {rate}: {flows} flows that are forgotten after {UDP_TIMEOUT} s, and {new} new ones a second, need at least {least} packets \
+         a second: ask for fewer --flows or --new-flows"
+    );
+    Ok(())
+}
+
+/// 90 % of the loss-free rate with all flows that stay.
+fn search(world: &World, pollers: &Pollers, setup: &Setup, flows: u32) -> Result<u64> {
+    eprintln!("searching the loss-free rate at {flows} flows");
+    let limits = Limits { steps: 9, resolution: 0.02 };
+    let lengths = Lengths { trial: Duration::from_secs(1), measure: Duration::from_secs(1), limits };
+    let cell = cell::measure(world, pollers, Kind::Portcullis, setup, Mix { flows, size: 64, both: false }, lengths)?;
+    ensure!(cell.loss_free > 0.0, "there was loss at every rate: is the machine quiet?");
+    eprintln!("loss-free: {:.0}/s, {} trials", cell.loss_free, cell.trials);
+    Ok((cell.loss_free * PART) as u64)
+}
+
+fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate: u64) -> Result<Shown> {
+    let stays = stream(world, options.flows, 64)?;
+    let ports = "2048-65535".parse()?;
+    let passes = Stream { flows: PASSING, first_flow: options.flows, source_ports: ports, ..stays.clone() };
+    let (mut far_object, mut near_object) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let (mut first_object, mut second_object) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let from = sources(Kind::Portcullis)?;
+    let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(Then::Drop), &stays, from, PASSING))?;
+    let near = Sink::open(&mut near_object, NEAR, End::Near, &stays, FAR_ADDRESS.into(), PASSING)?;
+    let generator = Generator::open(&mut first_object, NEAR, &stays)?;
+    let passing = Generator::open(&mut second_object, NEAR, &passes)?;
+    let mut gateway = Gateway::start(Kind::Portcullis, world, setup)?;
+    let process = gateway.process_number().context("the gateway is no process")?;
+    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, direction: Direction::One };
+    let second = Second { generator: &passing, rate: options.new_flows };
+    // The new flows are part of the rate.
+    let load = |time| Load::at(rate.saturating_sub(options.new_flows).max(1), time);
+
+    let time = Duration::from_secs_f64(options.minutes * 60.0);
+    let warm_up = WARM_UP.min(time);
+    eprintln!("warming up for {warm_up:.0?} at {rate}/s, {} of them new flows", options.new_flows);
+    tester.trial_with(&mut gateway, load(warm_up), Some(&second), |_| Ok(()))?;
+    let memory_before = cpu::resident(process)?;
+    let (mut told, base) = (Duration::ZERO, far.counts()?.distinct);
+    let trial = tester.trial_with(&mut gateway, load(time), Some(&second), |elapsed| {
+        if elapsed >= told + TELL {
+            told += TELL;
+            let (counts, memory) = (far.counts()?, cpu::resident(process)? >> 10);
+            let arrived = counts.distinct - base;
+            eprintln!(
+                "{:>5.0} s: {arrived} arrived, {:.0}/s, memory {memory} KiB",
+                elapsed.as_secs_f64(),
+                arrived as f64 / elapsed.as_secs_f64()
+            );
+        }
+        Ok(())
+    })?;
+    let memory_after = cpu::resident(process)?;
+
+    let (silent, limit) = (Instant::now(), Duration::from_secs(UDP_TIMEOUT.into()) + SWEPT);
+    let (mut sessions_left, mut mappings_left);
+    loop {
+        let stats = gateway.stats()?;
+        let gauge = |name: &str| stats["gauges"][name].as_u64().with_context(|| format!("no gauge {name} in the stats"));
+        (sessions_left, mappings_left) = (gauge("sessions")?, gauge("mappings")?);
+        if sessions_left == 0 && mappings_left == 0 || silent.elapsed() > limit {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let swept_after = silent.elapsed();
+    let log = gateway.log();
+    gateway.stop()?;
+    Ok(Shown { rate, trial, memory_before, memory_after, sessions_left, mappings_left, swept_after, log })
+}
+
+/// What did not hold, a sentence each.
+fn faults(shown: &Shown) -> Vec<String> {
+    let Shown { trial, memory_before, memory_after, sessions_left, mappings_left, swept_after, .. } = shown;
+    let mut faults = Vec::new();
+    if trial.sent == 0 {
+        faults.push("nothing was sent".into());
+    }
+    if trial.lost > 0 {
+        let (lost, sent, own) = (trial.lost, trial.sent, trial.lost_by_tester);
+        let part = lost as f64 / sent as f64;
+        faults.push(format!("{lost} packets of {sent} lost ({part:.1e}); {own} of them by the tester, whose end was late"));
+    }
+    if trial.wrong.is_fault() {
+        faults.push(format!("packets were wrong: {:?}", trial.wrong));
+    }
+    if *memory_after > memory_before + SLACK {
+        faults.push(format!("memory grew from {} to {} KiB", memory_before >> 10, memory_after >> 10));
+    }
+    if *sessions_left > 0 || *mappings_left > 0 {
+        faults.push(format!("{sessions_left} sessions and {mappings_left} mappings left {swept_after:.0?} after the last packet"));
+    }
+    faults
+}
+
+fn as_json(shown: &Shown, faults: &[String]) -> Value {
+    json!({
+        "rate": shown.rate,
+        "sent": shown.trial.sent,
+        "lost": shown.trial.lost,
+        "lost_by_tester": shown.trial.lost_by_tester,
+        "seconds": shown.trial.seconds,
+        "cpu_ns": shown.trial.work_per_packet(),
+        "memory_before": shown.memory_before,
+        "memory_after": shown.memory_after,
+        "sessions_left": shown.sessions_left,
+        "mappings_left": shown.mappings_left,
+        "swept_after_seconds": shown.swept_after.as_secs_f64(),
+        "wrong": shown.trial.wrong,
+        "faults": faults,
+    })
+}

@@ -1,0 +1,166 @@
+//! All of the comparison and the soak for a few seconds: every gateway carries packets, every figure is there, nothing is left behind.
+//!
+//! Needs root, and the built gateway beside the built benchmark (`cargo build --workspace --bins`). Blind spot: the figures themselves;
+//! a machine that tests is not a quiet one.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portcullis_testkit::topology::{is_root_or_skips, skip};
+use serde_json::Value;
+
+const BENCH: &str = env!("CARGO_BIN_EXE_bench-veth");
+const FLOWS: u64 = 100;
+
+/// Whether the comparison can run here. Says so loudly when not.
+fn can_run(test: &str) -> bool {
+    if !is_root_or_skips(test) {
+        return false;
+    }
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        skip("needs two cores", test);
+        return false;
+    }
+    if !Path::new(BENCH).with_file_name("portcullis").exists() {
+        skip("the gateway is not built: cargo build --workspace --bins", test);
+        return false;
+    }
+    true
+}
+
+fn directory(test: &str) -> PathBuf {
+    let directory = std::env::temp_dir().join(format!("pcveth-smoke-{}-{test}", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+fn bench(words: &str) -> Command {
+    let mut command = Command::new(BENCH);
+    command.args(words.split_whitespace());
+    command
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Namespaces of the benchmark with this process number.
+fn namespaces_of(process: u32) -> usize {
+    let prefix = format!("pcveth{process}-");
+    let Ok(entries) = fs::read_dir("/run/netns") else { return 0 };
+    entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).count()
+}
+
+#[test]
+fn every_gateway_carries_packets_and_every_figure_is_there() {
+    if !can_run("every_gateway_carries_packets_and_every_figure_is_there") {
+        return;
+    }
+    let out = directory("run");
+    let words =
+        format!("run --flows {FLOWS} --sizes 64 --directions both --trial 0.1 --measure 0.1 --steps 2 --capacity 131072 --out");
+    let output = bench(&words).arg(&out).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+
+    let files: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let with = |wanted: &str| files.iter().find(|file| file.extension().is_some_and(|extension| extension == wanted)).unwrap();
+    let report: Value = serde_json::from_str(&fs::read_to_string(with("json")).unwrap()).unwrap();
+    let cells = report["cells"].as_array().unwrap();
+    let gateways: Vec<_> = cells.iter().map(|cell| cell["gateway"].as_str().unwrap()).collect();
+    assert_eq!(gateways, ["kernel", "bare", "bare_busy", "portcullis"]);
+    for cell in cells {
+        assert_eq!((&cell["established"], &cell["both"], &cell["flows"]), (&FLOWS.into(), &true.into(), &FLOWS.into()), "{cell}");
+        for figure in
+            ["cpu_ns", "overload", "overload_offered", "overload_share", "overload_cpu_ns", "latency_p50", "latency_p99", "trials"]
+        {
+            assert!(cell[figure].as_f64().unwrap() > 0.0, "{figure}: {cell}");
+        }
+        assert!(cell["loss_free"].as_f64().is_some() && cell["disturbed"].as_f64().is_some(), "{cell}");
+        assert!(
+            ["ip_checksum", "udp_checksum", "endpoint", "changed_endpoint", "duplicates"]
+                .iter()
+                .all(|kind| cell["wrong"][kind] == 0)
+        );
+    }
+    let ratio = &report["ratios"][0];
+    for figure in ["cpu_by_bare", "cpu_by_kernel", "overload_share", "p99_by_kernel"] {
+        assert!(ratio[figure].as_f64().unwrap() > 0.0, "{figure}: {ratio}");
+    }
+    let new_flows = report["new_flows"].as_array().unwrap();
+    assert_eq!(new_flows.len(), 2);
+    assert!(new_flows.iter().all(|measured| measured["cpu_ns"].as_f64().unwrap() > 0.0), "{new_flows:?}");
+    for figure in ["processor", "cores", "kernel"] {
+        assert!(!report["machine"][figure].is_null());
+    }
+    assert!(fs::read_to_string(with("svg")).unwrap().ends_with("</svg>\n"));
+    assert!(text(&output).contains("100 flows, 64 bytes, both ways"), "{}", text(&output));
+    fs::remove_dir_all(out).unwrap();
+}
+
+#[test]
+fn a_short_soak_leaves_no_session_and_says_what_it_saw() {
+    if !can_run("a_short_soak_leaves_no_session_and_says_what_it_saw") {
+        return;
+    }
+    let output = bench("soak --json --minutes 0.03 --rate 10000 --flows 100 --new-flows 2000 --capacity 131072").output().unwrap();
+    let line = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+    let shown: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{}", text(&output)));
+    let number = |name: &str| shown[name].as_u64().unwrap_or_else(|| panic!("{name}: {shown}"));
+    assert!(number("sent") > 5_000, "{shown}");
+    // A machine that tests may stall: then something is lost, and said.
+    assert!(number("lost") < number("sent") * 9 / 10 && shown["lost_by_tester"].is_u64(), "{shown}");
+    assert_eq!((number("sessions_left"), number("mappings_left")), (0, 0), "{shown}");
+    assert!(number("memory_before") > 0 && number("memory_after") > 0);
+    assert_eq!(output.status.success(), shown["faults"].as_array().unwrap().is_empty(), "{shown}");
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing_behind() {
+    if !can_run("an_interrupted_run_leaves_nothing_behind") {
+        return;
+    }
+    let limit = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap();
+    let (out, before) = (directory("interrupted"), limit());
+    let mut child =
+        bench("run --flows 100 --sizes 64 --out").arg(&out).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while namespaces_of(child.id()) < 3 && start.elapsed() < Duration::from_secs(10) {
+        sleep(Duration::from_millis(20));
+    }
+    assert_eq!(namespaces_of(child.id()), 3);
+    // While a gateway runs.
+    sleep(Duration::from_secs(2));
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130), "{status}");
+    assert_eq!(namespaces_of(child.id()), 0);
+    assert_eq!(limit(), before);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    fs::remove_dir_all(out).unwrap();
+}
+
+#[test]
+fn bad_input_is_refused_with_what_to_do() {
+    for (words, code, said) in [
+        ("run --sizes 65", 1, "even, 64 to 1514"),
+        ("run --flows 0", 2, "--flows"),
+        ("soak --minutes 0", 2, "0.01 to 1440 minutes"),
+        ("run --portcullis /no/such/program", 1, "cargo build --release -p portcullis"),
+        ("soak --rate 60000", 1, "need at least 70000 packets a second"),
+        ("run --gateway-core 0 --tester-core 0", 1, "--tester-core"),
+    ] {
+        if !nix::unistd::geteuid().is_root() && code == 1 {
+            skip("needs root", words);
+            continue;
+        }
+        let output = bench(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words}: {}", text(&output));
+        assert!(text(&output).contains(said), "{words}: {}", text(&output));
+    }
+}
