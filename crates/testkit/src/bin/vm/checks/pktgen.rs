@@ -24,7 +24,7 @@ const MOST: u64 = 1250;
 const TRIALS: usize = 6;
 /// Forwards of bench/pktgen/gateway.toml, as the script is told of them.
 const FORWARD: &str = "--forward 203.0.113.16:1024-9215";
-/// More than the guest can take, packets a second in each direction: about four times as much.
+/// More than the guest can take, packets a second in each direction: in all eight times what docs/vm.md says.
 const TOO_MUCH: u64 = 60_000;
 /// A rate that it takes with ease.
 const LITTLE: u64 = 300;
