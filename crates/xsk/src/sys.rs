@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
     ptr, thread,
     time::{Duration, Instant},
 };
@@ -76,6 +76,14 @@ pub(crate) fn kick_transmit(fd: RawFd) -> io::Result<()> {
 pub(crate) fn kick_receive(fd: RawFd) {
     // SAFETY: no buffer and no address are passed. The result only says that nothing was received this way, which is always so.
     let _ = unsafe { libc::recvfrom(fd, ptr::null_mut(), 0, libc::MSG_DONTWAIT, ptr::null_mut(), ptr::null_mut()) };
+}
+
+/// Makes the kernel wake the driver for an AF_XDP socket's rings (`xsk_poll`, net/xdp/xsk.c). Never waits.
+#[inline]
+pub(crate) fn wake_by_poll(fd: BorrowedFd<'_>) {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    // What the socket is ready for is read from the rings; a signal only means that the next wake-up has to do it.
+    let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO);
 }
 
 /// Raises RLIMIT_MEMLOCK as far as the process may, for kernels that charge UMEM and maps to it. Harmless where it may not.

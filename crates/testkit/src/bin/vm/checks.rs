@@ -58,6 +58,7 @@ pub(crate) const ALL: &[Check] = &[
     Check { name: "one worker: nothing handed over", short: false, run: owners::one_worker },
     Check { name: "NICs left alone: handed over as foretold, nothing lost", short: false, run: owners::in_software },
     Check { name: "pktgen: all ways, a search, and what the gateway refuses", short: false, run: pktgen::all_ways },
+    Check { name: "pktgen: after overload both ways nothing is lost at a low rate", short: false, run: pktgen::overload },
     Check { name: "after SIGTERM the NICs are as they were", short: false, run: settings::put_back },
     Check { name: "after kill, start and SIGTERM the NICs are as they were", short: false, run: settings::put_back_after_kill },
     Check { name: "the gateway ends and the NICs receive again", short: false, run: gateway_ends },

@@ -4,7 +4,7 @@
 //! Invariant: what was sent is what arrived and what is said to be lost, and where nothing was lost the gateway has counted just as many.
 //! Rates mean nothing here and are not looked at, but for that of a cable which is narrower than all else.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{counter, nothing_is_missing};
@@ -22,6 +22,14 @@ const LEAST: u64 = 200;
 const MOST: u64 = 1250;
 /// Trials of a search at most.
 const TRIALS: usize = 6;
+/// Forwards of bench/pktgen/gateway.toml, as the script is told of them.
+const FORWARD: &str = "--forward 203.0.113.16:1024-9215";
+/// More than the guest can take, packets a second in each direction: in all eight times what docs/vm.md says.
+const TOO_MUCH: u64 = 60_000;
+/// A rate that it takes with ease.
+const LITTLE: u64 = 300;
+/// How long each of the two is offered. **Units:** seconds.
+const SECONDS: u64 = 2;
 /// External ports that are half forwarded by bench/pktgen/gateway.toml: those below 9216.
 const HALF: &str = "203.0.113.16:9116-9315";
 /// How many of them.
@@ -87,10 +95,9 @@ pub(super) fn all_ways(lab: &mut Lab) -> Result<String> {
 
 /// Each way at a low rate: nothing may be lost, and the gateway counts as many in each direction. Returns how many.
 fn every_way(lab: &mut Lab) -> Result<u64> {
-    let forward = "--forward 203.0.113.16:1024-9215";
     let told = run(
         lab,
-        &format!("--ways outbound,inbound,both,replies --flows 200 --queues 2 --rates 1000 --duration 1 --confirm 0 {forward}"),
+        &format!("--ways outbound,inbound,both,replies --flows 200 --queues 2 --rates 1000 --duration 1 --confirm 0 {FORWARD}"),
     )?;
     ensure!(told.ended.code == 0, "it ended with {}\n{}", told.ended.code, told.ended.printed);
     let (mut total, mut established) = (0, 0);
@@ -107,6 +114,25 @@ fn every_way(lab: &mut Lab) -> Result<u64> {
     ensure!(out + back == total + established, "the gateway forwarded {out} and {back}; the report has {total} and {established}");
     nothing_is_missing(&told.before, &told.after)?;
     Ok(total)
+}
+
+/// More than the gateway can take, in both directions, and at once a low rate again: of that nothing may be lost. A transmit ring that was
+/// full has to be emptied without the worker's sleeping once.
+pub(super) fn overload(lab: &mut Lab) -> Result<String> {
+    lab.start_gateway(Manner::Pktgen)?;
+    lab.with_tester(|lab| {
+        let rates = format!("--ways both --flows 200 --rates {TOO_MUCH},{LITTLE} --queues 2 --duration {SECONDS} --confirm 0");
+        let told = run(lab, &format!("{rates} {FORWARD}"))?;
+        let case = &told.cases()?[0];
+        let trials = case["trials"].as_array().context("no trials")?;
+        let [first, second] = &trials[..] else { bail!("{} trials\n{}", trials.len(), told.ended.printed) };
+        let ((offered, passed), (sent, arrived)) = (accounted(first)?, accounted(second)?);
+        ensure!(passed < offered, "{offered} packets in {SECONDS} s are no overload: all passed");
+        let frames = &told.after["frames"];
+        ensure!(sent > 0 && arrived == sent, "{arrived} of {sent} packets arrived after overload; frames: {frames}\n{case}");
+        ensure!(frames["missing"] == 0 && told.after["unhealthy"].is_null(), "{}", told.after);
+        Ok(format!("{passed} of {offered} packets passed under overload, then {arrived} of {sent}"))
+    })
 }
 
 /// A search over a cable that is too narrow for the highest rate. Returns what it found, packets a second.
