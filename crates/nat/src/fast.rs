@@ -91,9 +91,9 @@ pub(crate) fn gates(network: &Network) -> Vec<Option<Gate>> {
     let gate = |device| {
         let interface = network.interface_of(DeviceId(device as u8), None)?;
         let configured = &network.interfaces[usize::from(interface.0)];
-        let [a, b, c, d, e, f] = configured.mac;
-        let mac = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
-        Some(Gate { mac, interface, side: configured.side })
+        let mut eight = [0; 8];
+        eight[..6].copy_from_slice(&configured.mac);
+        Some(Gate { mac: u64::from_ne_bytes(eight), interface, side: configured.side })
     };
     (0..devices).map(gate).collect()
 }
