@@ -36,7 +36,8 @@ reason=$(obstacle)
 [ -z "$reason" ] || skip "$reason"
 for program in ip tc ethtool ping curl; do command -v "$program" >/dev/null || skip "no $program"; done
 
-cargo build --profile $profile --locked -p portcullis -p portcullis-bench -p portcullis-testkit --bins
+# All of the workspace: with some packages only, crates that are built already would be built again with fewer features.
+cargo build --profile $profile --locked --workspace --bins
 code=0
 reason=$(bench/vm/fetch.sh "$cache" "$kernel") || code=$?
 [ "$code" -ne 77 ] || skip "$reason"
