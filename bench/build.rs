@@ -17,5 +17,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         builder.source(source).clang_args(["-Wall", "-Werror", "-O2", &include]).build_and_generate(output.join(skeleton))?;
         println!("cargo::rerun-if-changed={source}");
     }
+    println!("cargo::rerun-if-changed=src/stamp.bpf.h");
     Ok(())
 }

@@ -16,6 +16,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "stamp.bpf.h"
+
 #define ETHERNET_LEN 14
 #define IPV4_LEN 20
 #define STAMP_LEN 22
@@ -112,24 +114,6 @@ struct icmp_echo {
 	__be16 id;
 	__be16 sequence;
 } __attribute__((packed, aligned(2)));
-
-struct stamp {
-	__be16 magic;
-	__be32 flow;
-	__be64 sequence;
-	__be64 sent;
-} __attribute__((packed, aligned(2)));
-
-#define MAGIC 0x5043
-
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
 
 static __always_inline __u64 sum64(__u64 value)
 {

@@ -5,14 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::net::Ipv4Addr;
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use nix::sched::{CloneFlags, setns};
 use portcullis_bench::pktgen::count::{Answer, Counted, Counter, Forbidden};
-use portcullis_bench::raw::Sender;
+
+mod common;
+
+use common::Wire;
 
 /// Linux net/core/pktgen.c, PKTGEN_MAGIC.
 const MAGIC: u32 = 0xbe9b_e955;
@@ -21,71 +21,6 @@ const POOL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 16);
 const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// How long what was sent may take to be counted.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Two namespaces with a veth between them, `near` and `far`. Removed when dropped.
-struct Wire([String; 2]);
-
-impl Wire {
-    /// The wire, or `None` and a loud line without root.
-    fn new(test: &str) -> Option<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED (needs root): {test}");
-            return None;
-        }
-        let name = format!("pcp-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let wire = Self([format!("{name}-a"), format!("{name}-b")]);
-        let [near, far] = &wire.0;
-        for namespace in [near, far] {
-            ip(&format!("netns add {namespace}"));
-            within(namespace, || fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap());
-        }
-        ip(&format!("link add near netns {near} type veth peer name far netns {far}"));
-        ip(&format!("-n {far} link set far up"));
-        ip(&format!("-n {near} link set near up"));
-        Some(wire)
-    }
-
-    fn near<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        within(&self.0[0], work)
-    }
-
-    fn far<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        within(&self.0[1], work)
-    }
-
-    fn send(&self, frames: &[Vec<u8>]) {
-        self.near(|| {
-            let sender = Sender::open("near").unwrap();
-            for frame in frames {
-                sender.send(frame).unwrap();
-            }
-        });
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        for namespace in &self.0 {
-            let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
-        }
-    }
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
-/// Does `work` on a thread that has entered the namespace.
-fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
-    let enter = || {
-        let handle = fs::File::open(format!("/run/netns/{namespace}")).unwrap();
-        setns(handle, CloneFlags::CLONE_NEWNET).unwrap();
-        work()
-    };
-    thread::scope(|scope| scope.spawn(enter).join().unwrap())
-}
 
 /// A frame as pktgen sends them, but for the checksums, at which nobody looks here.
 fn frame(source: Ipv4Addr, destination: Ipv4Addr, mark: u32) -> Vec<u8> {

@@ -5,105 +5,35 @@
 
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
-use std::{fs, thread};
 
-use nix::sched::{CloneFlags, setns};
-use portcullis_bench::address::Mac;
 use portcullis_bench::generate::{self, Sent, generate};
-use portcullis_bench::raw::Sender;
 use portcullis_bench::sink::{self, Sink};
 use portcullis_bench::stream::{Checksum, Protocol, Stream, Template};
 use portcullis_bench::tally::Report;
 
-const NEAR: &str = "near";
-const FAR: &str = "far";
-const FAR_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+mod common;
+
+use common::{FAR, FAR_MAC, NEAR, Wire};
+
 const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
-/// Two namespaces with a veth between them: `near` in the first, `far` in the second. Removed when dropped.
-struct Wire {
-    namespaces: [String; 2],
+/// Generates towards a sink and returns what both say.
+fn carry(wire: &Wire, sink: &sink::Options, options: &generate::Options) -> (Sent, Report) {
+    let sink = wire.far(|| Sink::open(sink).unwrap());
+    thread::scope(|scope| {
+        let report = scope.spawn(|| wire.far(|| sink.run().unwrap()));
+        let sent = wire.near(|| generate(options).unwrap());
+        (sent, report.join().unwrap())
+    })
 }
 
-impl Wire {
-    /// The wire, or `None` and a loud line without root.
-    fn new(test: &str) -> Option<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED (needs root): {test}");
-            return None;
-        }
-        let name = format!("pcb-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let wire = Self { namespaces: [format!("{name}-a"), format!("{name}-b")] };
-        let [a, b] = &wire.namespaces;
-        for namespace in [a, b] {
-            ip(&format!("netns add {namespace}"));
-            // No router solicitations: what is on this wire is ours alone.
-            wire.inside(namespace, || fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap());
-        }
-        ip(&format!("link add {NEAR} netns {a} type veth peer name {FAR} address {FAR_MAC} netns {b}"));
-        ip(&format!("-n {b} link set {FAR} up"));
-        ip(&format!("-n {a} link set {NEAR} up"));
-        Some(wire)
-    }
-
-    fn near<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.inside(&self.namespaces[0], work)
-    }
-
-    fn far<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.inside(&self.namespaces[1], work)
-    }
-
-    /// Does `work` on a thread that has entered the namespace.
-    #[allow(clippy::unused_self, reason = "the namespace exists as long as the wire")]
-    fn inside<T: Send>(&self, namespace: &str, work: impl FnOnce() -> T + Send) -> T {
-        thread::scope(|scope| {
-            let entered = scope.spawn(|| {
-                let handle = fs::File::open(format!("/run/netns/{namespace}")).unwrap();
-                setns(handle, CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            });
-            entered.join().unwrap()
-        })
-    }
-
-    /// Generates towards a sink and returns what both say.
-    fn carry(&self, sink: &sink::Options, options: &generate::Options) -> (Sent, Report) {
-        let sink = self.far(|| Sink::open(sink).unwrap());
-        thread::scope(|scope| {
-            let report = scope.spawn(|| self.far(|| sink.run().unwrap()));
-            let sent = self.near(|| generate(options).unwrap());
-            (sent, report.join().unwrap())
-        })
-    }
-
-    /// Sends crafted frames towards a sink and returns what it says.
-    fn craft(&self, sink: &sink::Options, frames: &[Vec<u8>]) -> Report {
-        let sink = self.far(|| Sink::open(sink).unwrap());
-        self.near(|| {
-            let sender = Sender::open(NEAR).unwrap();
-            for frame in frames {
-                sender.send(frame).unwrap();
-            }
-        });
-        self.far(|| sink.run().unwrap())
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        for namespace in &self.namespaces {
-            let _gone = Command::new("ip").args(["netns", "delete", namespace]).status();
-        }
-    }
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+/// Sends crafted frames towards a sink and returns what it says.
+fn craft(wire: &Wire, sink: &sink::Options, frames: &[Vec<u8>]) -> Report {
+    let sink = wire.far(|| Sink::open(sink).unwrap());
+    wire.send(frames);
+    wire.far(|| sink.run().unwrap())
 }
 
 fn stream() -> Stream {
@@ -129,7 +59,7 @@ fn two_hundred_thousand_packets_a_second_arrive_right_and_in_order() {
     let Some(wire) = Wire::new("two hundred thousand packets a second arrive right and in order") else { return };
     let stream = Stream { flows: 100, source_ports: "1024-65535".parse().unwrap(), ..stream() };
     let options = generating(stream, 200_000, 200_000);
-    let (sent, report) = wire.carry(&sink::Options { expected_count: Some(200_000), ..listening() }, &options);
+    let (sent, report) = carry(&wire, &sink::Options { expected_count: Some(200_000), ..listening() }, &options);
     eprintln!("{sent:?}\n{report}");
     assert_eq!((sent.sent, sent.interface_sent, sent.interface_dropped), (200_000, 200_000, 0));
     assert_eq!(report.faults(false), [""; 0]);
@@ -145,7 +75,7 @@ fn every_protocol_and_size_arrives_with_right_checksums_from_recycled_frames() {
     for protocol in [Protocol::Udp, Protocol::TcpSyn, Protocol::TcpAck, Protocol::IcmpEcho] {
         for size in [76, 777, 1514] {
             let options = generating(Stream { protocol, size, ..stream() }, 100_000, 5_000);
-            let (sent, report) = wire.carry(&sink::Options { expected_count: Some(5_000), ..listening() }, &options);
+            let (sent, report) = carry(&wire, &sink::Options { expected_count: Some(5_000), ..listening() }, &options);
             assert_eq!(report.faults(false), [""; 0], "{protocol:?} {size}: {sent:?} {report:?}");
             assert_eq!(report.bytes, 5_000 * size as u64);
         }
@@ -156,10 +86,10 @@ fn every_protocol_and_size_arrives_with_right_checksums_from_recycled_frames() {
 fn absent_checksums_are_counted_and_partial_ones_are_wrong() {
     let Some(wire) = Wire::new("absent checksums are counted and partial ones are wrong") else { return };
     let options = generating(Stream { checksum: Checksum::Zero, ..stream() }, 100_000, 1_000);
-    let (_, report) = wire.carry(&listening(), &options);
+    let (_, report) = carry(&wire, &listening(), &options);
     assert_eq!((report.absent_checksum, report.faults(false)), (1_000, Vec::new()));
     let options = generating(Stream { checksum: Checksum::Partial, ..stream() }, 100_000, 1_000);
-    let (_, report) = wire.carry(&listening(), &options);
+    let (_, report) = carry(&wire, &listening(), &options);
     // The sum of the pseudo header alone is right by chance once in 65536 packets.
     assert_eq!(report.received, 1_000);
     assert!(report.bad_l4_checksum >= 997, "{report:?}");
@@ -176,7 +106,7 @@ fn spoiled_streams_are_seen_for_what_they_are() {
         frame[byte] ^= 0x10;
         frame
     };
-    let seen = |frames: &[Vec<u8>]| wire.craft(&listening(), frames);
+    let seen = |frames: &[Vec<u8>]| craft(&wire, &listening(), frames);
 
     let report = seen(&[frame(0), frame(1), frame(2)]);
     assert_eq!((report.received, report.faults(false)), (3, Vec::new()));

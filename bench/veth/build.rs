@@ -15,5 +15,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         SkeletonBuilder::new().source(&source).clang_args(["-Wall", "-Werror", "-O2", &include]).build_and_generate(&skeleton)?;
         println!("cargo::rerun-if-changed={source}");
     }
+    println!("cargo::rerun-if-changed=../src/stamp.bpf.h");
     Ok(())
 }

@@ -10,10 +10,11 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "../../src/stamp.bpf.h"
+
 #define ETHERNET_LEN 14
 #define IPV4_LEN 20
 #define UDP_LEN 8
-#define MAGIC 0x5043
 #define WINDOW 64
 #define SUB_BITS 5
 #define BUCKETS (64 << SUB_BITS)
@@ -85,22 +86,6 @@ struct udp {
 	__be16 len;
 	__be16 check;
 } __attribute__((packed, aligned(2)));
-
-struct stamp {
-	__be16 magic;
-	__be32 flow;
-	__be64 sequence;
-	__be64 sent;
-} __attribute__((packed, aligned(2)));
-
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
 
 /* The one's complement sum of `len` bytes that the caller knows to be there; `len` is even. */
 static __always_inline __u64 sum_bytes(const void *data, const __u32 len)

@@ -57,6 +57,13 @@ fn namespaces_of(process: u32) -> usize {
     entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).count()
 }
 
+/// Whether the kernel translates in the gateway's namespace of the benchmark with this process number.
+fn has_rules(process: u32) -> bool {
+    let gateway = format!("pcveth{process}-gateway");
+    let words = ["netns", "exec", &gateway, "nft", "list", "table", "ip", "bench"];
+    Command::new("ip").args(words).output().is_ok_and(|output| output.status.success())
+}
+
 #[test]
 fn every_gateway_carries_packets_and_every_figure_is_there() {
     if !can_run("every_gateway_carries_packets_and_every_figure_is_there") {
@@ -134,8 +141,11 @@ fn an_interrupted_run_leaves_nothing_behind() {
         sleep(Duration::from_millis(20));
     }
     assert_eq!(namespaces_of(child.id()), 3);
-    // While a gateway runs.
-    sleep(Duration::from_secs(2));
+    // While a gateway has its rules: the kernel's is the first.
+    while !has_rules(child.id()) && start.elapsed() < Duration::from_secs(10) {
+        sleep(Duration::from_millis(20));
+    }
+    assert!(has_rules(child.id()));
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130), "{status}");

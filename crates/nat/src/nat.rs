@@ -78,8 +78,8 @@ pub const SWEEP_ROUND: u32 = 4000;
 /// Sessions looked at in one step for each millisecond since the last. Two are in a cache line, and they are read in order.
 const SWEEP_MOST: u32 = 4096;
 
-/// Sessions that a step ends at most for each millisecond since the last: each costs about 100 ns, and a step each millisecond is to stay below 20 us. What is over and waits for the sweep has
-/// ended for look-ups, and has its port still.
+/// Sessions that a step ends at most for each millisecond since the last. Each takes below a microsecond (`just bench`): far more than
+/// to look at one. What is over and waits for the sweep has ended for look-ups, and has its port still.
 const SWEEP_ENDS: u32 = 128;
 
 /// Milliseconds that a step makes up for at most: what sleeps for longer sweeps later, rather than pause. Chosen, not measured.

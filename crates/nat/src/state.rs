@@ -44,7 +44,7 @@ pub(crate) enum Under {
     Forward,
 }
 
-/// Subscribers that there is room for from the start. More make the table grow, each time to twice as many, which takes about 10 ns for each.
+/// Subscribers that there is room for from the start. More make the table grow, each time to twice as many; for so long packets wait.
 const SUBSCRIBERS: u32 = 1 << 16;
 
 /// Sessions that the sweep ends together.
