@@ -4,16 +4,16 @@
 //! (II): no two live mappings share an external endpoint. (III): live mappings are never ended to make room (RFC 6888, REQ-11D).
 //! Sources: RFC 4787 sections 4 and 5, RFC 5382, RFC 5508 section 3. Tests: the reference NAT, `tests/`.
 
-use core::net::Ipv4Addr;
 use std::collections::VecDeque;
 
 use ahash::RandomState;
 use portcullis_steering::{Owners, WorkerId};
 
 use crate::forward;
-use crate::policy::{Endpoint, External, Filtering, Forward, MappingBehaviour, Policy, Protocol};
+use crate::policy::{Endpoint, External, Filtering, Forward, Policy, Protocol};
 use crate::record::{NewSession, flag};
 use crate::state::{State, Under};
+use crate::table::MappingKey;
 use crate::tcp::{self, Direction};
 use crate::verdict::DropReason;
 use crate::view::SessionState;
@@ -85,17 +85,13 @@ impl Planner<'_, '_> {
         if let Some(plan) = self.by_a_forward(flow) {
             return Ok(plan);
         }
-        let scope = scope_of(self.policy.mapping, flow.remote);
-        if let Some(number) = self.state.mappings.find(flow.protocol, flow.ours, scope) {
-            let mapping = self.state.mappings.records.get(number);
-            if self.state.address_of(mapping.slot) == Some(mapping.external().address) {
-                let (slot, external) = (mapping.slot, mapping.external());
-                return Ok(self.outbound_plan(flow, slot, external, Under::Mapping(number)));
-            }
-            // The mapping's address is gone and the sweep has not met it: until then its endpoint cannot have another one.
-            return Err(DropReason::NoExternalAddress);
+        let key = MappingKey { protocol: flow.protocol, internal: flow.ours, scope: self.policy.mapping.scope(flow.remote) };
+        if let Some(holder) = self.state.mappings.find(&self.state.sessions, &key) {
+            // The mapping's address may be gone while the sweep has not met it: until then its endpoint cannot have another one.
+            let (slot, external) = self.state.external_held_by(holder).ok_or(DropReason::NoExternalAddress)?;
+            return Ok(self.outbound_plan(flow, slot, external, Under::Held(holder)));
         }
-        self.new_mapping(flow, scope)
+        self.new_mapping(flow)
     }
 
     /// The session of a first packet to an external endpoint.
@@ -117,7 +113,7 @@ impl Planner<'_, '_> {
     /// Whether a forward or a mapping has an external endpoint.
     pub(crate) fn is_claimed(&self, protocol: Protocol, external: Endpoint, slot: u16) -> bool {
         forward::of_port(self.policy, slot, protocol, external.port).is_some()
-            || self.state.mapping_at(slot, protocol, external).is_some()
+            || self.state.holder_of(slot, protocol, external).is_some()
     }
 
     /// A server behind a forward speaks first: from the endpoint that its forward has, if the forward leads this remote to it, and if
@@ -133,8 +129,8 @@ impl Planner<'_, '_> {
         is_free.then(|| self.outbound_plan(flow, slot, Endpoint { address, port }, Under::Forward))
     }
 
-    fn new_mapping(&mut self, flow: &Flow, scope: Endpoint) -> Result<Plan, DropReason> {
-        if !self.state.mappings.records.has_room(1) {
+    fn new_mapping(&mut self, flow: &Flow) -> Result<Plan, DropReason> {
+        if !self.state.mappings.has_room() {
             return Err(DropReason::MappingsFull);
         }
         let slot = self.slot_for(flow)?;
@@ -142,7 +138,7 @@ impl Planner<'_, '_> {
         let space = self.state.space(slot, flow.protocol);
         let port = space.free_port(self.choice.draw() as u16).ok_or(DropReason::PortsExhausted)?;
         debug_assert_eq!(self.owners.of_external(address, port), self.me, "a worker allocates only what it owns");
-        Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, Under::NewMapping(scope)))
+        Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, Under::NewMapping(self.policy.mapping)))
     }
 
     /// The slot of the subscriber's external address: the one that it has, or any that has a free port.
@@ -179,18 +175,18 @@ impl Planner<'_, '_> {
 
     /// A session under a mapping, if its filter lets the remote in (RFC 4787, section 5).
     fn to_a_mapping(&self, flow: &Flow, slot: u16) -> Result<Plan, DropReason> {
-        let number = self.state.mapping_at(slot, flow.protocol, flow.ours).ok_or(DropReason::NoMapping)?;
+        let holder = self.state.holder_of(slot, flow.protocol, flow.ours).ok_or(DropReason::NoMapping)?;
         let admitted = match filtering(self.policy, flow.protocol) {
             Filtering::EndpointIndependent => true,
-            Filtering::AddressDependent => self.state.has_remote(number, flow.remote.address),
+            Filtering::AddressDependent => self.state.has_remote(holder, flow.remote.address),
             Filtering::AddressAndPortDependent => false,
         };
         if !admitted {
             return Err(DropReason::Filtered);
         }
-        let internal = self.state.mappings.records.get(number).internal();
+        let internal = self.state.internal_held_by(holder);
         let flags = flag::ADMITTED | self.remote_flag(flow.protocol);
-        Ok(inbound_plan(flow, internal, slot, Under::Mapping(number), flags))
+        Ok(inbound_plan(flow, internal, slot, Under::Held(holder), flags))
     }
 
     fn remote_flag(&self, protocol: Protocol) -> u8 {
@@ -211,7 +207,7 @@ fn inbound_plan(flow: &Flow, internal: Endpoint, slot: u16, under: Under, flags:
 const fn flag_of(under: Under) -> u8 {
     match under {
         Under::Forward => flag::FORWARDED,
-        Under::Mapping(_) | Under::NewMapping(_) => 0,
+        Under::Held(_) | Under::NewMapping(_) => 0,
     }
 }
 
@@ -238,14 +234,5 @@ fn filtering(policy: &Policy, protocol: Protocol) -> Filtering {
     match protocol {
         Protocol::Tcp => policy.filtering_tcp,
         Protocol::Icmp | Protocol::Udp => policy.filtering_udp,
-    }
-}
-
-/// The part of the remote endpoint that makes a mapping of its own (RFC 4787, section 4.1).
-fn scope_of(behaviour: MappingBehaviour, remote: Endpoint) -> Endpoint {
-    match behaviour {
-        MappingBehaviour::EndpointIndependent => Endpoint { address: Ipv4Addr::UNSPECIFIED, port: 0 },
-        MappingBehaviour::AddressDependent => Endpoint { address: remote.address, port: 0 },
-        MappingBehaviour::AddressAndPortDependent => remote,
     }
 }

@@ -78,6 +78,17 @@ pub enum MappingBehaviour {
     AddressAndPortDependent,
 }
 
+impl MappingBehaviour {
+    /// The part of the remote endpoint that makes a mapping of its own (RFC 4787, section 4.1).
+    pub(crate) fn scope(self, remote: Endpoint) -> Endpoint {
+        match self {
+            Self::EndpointIndependent => Endpoint { address: Ipv4Addr::UNSPECIFIED, port: 0 },
+            Self::AddressDependent => Endpoint { address: remote.address, port: 0 },
+            Self::AddressAndPortDependent => remote,
+        }
+    }
+}
+
 /// Which inbound packets a mapping lets in (RFC 4787, section 5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Filtering {

@@ -1,7 +1,7 @@
-//! The ports of one external address for one protocol: which are free, and which mapping has each of the others.
+//! The ports of one external address for one protocol: which are free, and who has each of the others.
 //!
-//! Knows port numbers and mapping numbers. Called on the slow path to take and release, and for inbound packets to find a mapping
-//! without a hash. Invariant: a port is free, or taken by exactly one mapping; the last free port is found. **Cost:** O(1) at any
+//! Knows port numbers and the numbers of holders, whoever they are. Called on the slow path to take and release, and for inbound packets to find a mapping
+//! without a hash. Invariant: a port is free, or taken by exactly one holder; the last free port is found. **Cost:** O(1) at any
 //! fill. Sources: RFC 6056 section 3.3.1 (random choice), RFC 6888 REQ-15.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -21,8 +21,8 @@ pub(crate) struct PortSpace {
     taken: [u64; WORDS],
     /// One bit for each word that has an allowed port that is not taken.
     summary: [u64; SUMMARY_WORDS],
-    /// The mapping of each port, plus one; zero for none.
-    mappings: [u32; WORDS * 64],
+    /// The holder of each port, plus one; zero for none.
+    holders: [u32; WORDS * 64],
 }
 
 impl PortSpace {
@@ -49,12 +49,12 @@ impl PortSpace {
         Some(port_at(next, self.free_in(next)))
     }
 
-    /// Gives `port` to `mapping`. **Panics** in debug builds when it is taken.
-    pub(crate) fn take(&mut self, port: u16, mapping: u32) {
+    /// Gives `port` to `holder`. **Panics** in debug builds when it is taken.
+    pub(crate) fn take(&mut self, port: u16, holder: u32) {
         let word = usize::from(port) / 64;
         debug_assert!(!self.is_taken(port), "port {port} is taken");
         self.taken[word] |= 1 << (port % 64);
-        self.mappings[usize::from(port)] = mapping + 1;
+        self.holders[usize::from(port)] = holder + 1;
         self.summarise(word);
     }
 
@@ -63,14 +63,20 @@ impl PortSpace {
         let word = usize::from(port) / 64;
         debug_assert!(self.is_taken(port), "port {port} is free");
         self.taken[word] &= !(1 << (port % 64));
-        self.mappings[usize::from(port)] = 0;
+        self.holders[usize::from(port)] = 0;
         self.summarise(word);
     }
 
-    /// The mapping that has `port`. **Cost:** one load.
+    /// Puts another holder in the place of the one that has `port`. **Panics** in debug builds when it is free.
+    pub(crate) fn pass_on(&mut self, port: u16, holder: u32) {
+        debug_assert!(self.is_taken(port), "port {port} is free");
+        self.holders[usize::from(port)] = holder + 1;
+    }
+
+    /// Who has `port`. **Cost:** one load.
     #[inline]
-    pub(crate) fn mapping(&self, port: u16) -> Option<u32> {
-        self.mappings[usize::from(port)].checked_sub(1)
+    pub(crate) fn holder(&self, port: u16) -> Option<u32> {
+        self.holders[usize::from(port)].checked_sub(1)
     }
 
     /// How many ports mappings have.
@@ -193,13 +199,13 @@ mod tests {
                     if let Some(port) = found {
                         prop_assert!(free.remove(&port));
                         space.take(port, u32::from(random));
-                        prop_assert_eq!(space.mapping(port), Some(u32::from(random)));
+                        prop_assert_eq!(space.holder(port), Some(u32::from(random)));
                         taken.push(port);
                     }
                 } else if !taken.is_empty() {
                     let port = taken.swap_remove(usize::from(random) % taken.len());
                     space.release(port);
-                    prop_assert_eq!(space.mapping(port), None);
+                    prop_assert_eq!(space.holder(port), None);
                     free.insert(port);
                 }
                 prop_assert_eq!(space.used() as usize, taken.len());

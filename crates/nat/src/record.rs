@@ -10,12 +10,12 @@ use portcullis_wire::tcp::TcpFlags;
 use zerocopy::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::policy::{Endpoint, Protocol};
+use crate::policy::{Endpoint, MappingBehaviour, Protocol};
 use crate::slab::Record;
 use crate::view::{MappingView, SessionState, SessionView};
 
 /// The version of the layouts in this file.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// A session: a mapping (or a forward) with one remote. Half a cache line.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -101,6 +101,11 @@ pub(crate) mod flag {
     pub(crate) const REMOTE_COUNTED: u8 = 4;
     /// It is under a forward: no mapping, no port of the pool.
     pub(crate) const FORWARDED: u8 = 8;
+    /// Two bits: it is alone under its mapping, which has no record then, and whom that mapping is for. Zero: it is not.
+    pub(crate) const SOLE: u8 = 0x30;
+    pub(crate) const SOLE_ENDPOINT_INDEPENDENT: u8 = 0x10;
+    pub(crate) const SOLE_ADDRESS_DEPENDENT: u8 = 0x20;
+    pub(crate) const SOLE_ADDRESS_AND_PORT_DEPENDENT: u8 = 0x30;
 }
 
 const _: () = assert!(size_of::<Session>() == 32);
@@ -227,9 +232,52 @@ impl Session {
         Generation(self.flags >> Generation::SHIFT)
     }
 
+    /// Of a session that is alone under its mapping: whom the mapping is for.
+    pub(crate) fn sole(&self) -> Option<MappingBehaviour> {
+        match self.flags & flag::SOLE {
+            flag::SOLE_ENDPOINT_INDEPENDENT => Some(MappingBehaviour::EndpointIndependent),
+            flag::SOLE_ADDRESS_DEPENDENT => Some(MappingBehaviour::AddressDependent),
+            flag::SOLE_ADDRESS_AND_PORT_DEPENDENT => Some(MappingBehaviour::AddressAndPortDependent),
+            _ => None,
+        }
+    }
+
+    /// Says whether it is alone under its mapping.
+    pub(crate) fn set_sole(&mut self, behaviour: Option<MappingBehaviour>) {
+        let bits = match behaviour {
+            Some(MappingBehaviour::EndpointIndependent) => flag::SOLE_ENDPOINT_INDEPENDENT,
+            Some(MappingBehaviour::AddressDependent) => flag::SOLE_ADDRESS_DEPENDENT,
+            Some(MappingBehaviour::AddressAndPortDependent) => flag::SOLE_ADDRESS_AND_PORT_DEPENDENT,
+            None => 0,
+        };
+        self.flags = self.flags & !flag::SOLE | bits;
+    }
+
+    /// The scope of the mapping that it stands for; none where it has a mapping beside it, or none at all.
+    pub(crate) fn sole_scope(&self) -> Option<Endpoint> {
+        Some(self.sole()?.scope(self.remote()))
+    }
+
     #[inline]
     pub(crate) fn has(&self, bit: u8) -> bool {
         self.flags & bit != 0
+    }
+
+    /// The mapping that it stands for, as a record.
+    pub(crate) fn mapping(&self, external_address: Ipv4Addr) -> Option<Mapping> {
+        let scope = self.sole_scope()?;
+        Some(Mapping {
+            internal_address: self.internal_address.get(),
+            external_address: external_address.to_bits(),
+            scope_address: scope.address.to_bits(),
+            internal_port: self.internal_port.get(),
+            external_port: self.external_port.get(),
+            scope_port: scope.port,
+            slot: self.slot,
+            sessions: 1,
+            protocol: self.kind.protocol() as u8,
+            spare: [0; 7],
+        })
     }
 
     /// A copy for others, with its external address and the time that is left.

@@ -5,6 +5,8 @@
 use crate::counters::Counters;
 use crate::nat::Nat;
 use crate::policy::Protocol;
+use crate::record::Mapping;
+use crate::state::State;
 use crate::time::Tick;
 use crate::view::{Gauges, MappingView, PortUse, SessionView};
 
@@ -16,10 +18,10 @@ impl Nat<'_> {
 
     /// How full the tables are.
     pub fn gauges(&self) -> Gauges {
-        let (sessions, mappings) = (&self.state.sessions.records, &self.state.mappings.records);
+        let (sessions, mappings) = (&self.state.sessions.records, &self.state.mappings);
         Gauges {
             mappings: mappings.live(),
-            mappings_limit: mappings.limit(),
+            mappings_limit: mappings.records.limit(),
             sessions: sessions.live(),
             sessions_limit: sessions.limit(),
             subscribers: self.state.subscribers.len() as u32,
@@ -52,12 +54,24 @@ impl Nat<'_> {
         next
     }
 
-    /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on. Returns the next cursor, or none at the end.
+    /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on: first those
+    /// that a session stands for, then those with a record. Returns the next cursor, or none at the end. A mapping that gets its second
+    /// session meanwhile may come twice.
     pub fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
-        let (records, next) = self.state.mappings.records.slice(cursor, most);
-        let is_live = |slot: u16, external| self.state.address_of(slot) == Some(external);
-        let live = records.filter(|(_, mapping)| is_live(mapping.slot, mapping.external().address));
-        into.extend(live.map(|(_, mapping)| mapping.view()));
-        next
+        let State { sessions, mappings, .. } = &self.state;
+        if cursor & AMONG_RECORDS == 0 {
+            let (records, next) = sessions.records.slice(cursor, most);
+            let soles = records.filter(|(_, session)| session.sole().is_some());
+            let live = soles.filter_map(|(_, session)| session.mapping(self.state.live_address_of(session)?));
+            into.extend(live.map(|mapping| mapping.view()));
+            return next.or(Some(AMONG_RECORDS));
+        }
+        let (records, next) = mappings.records.slice(cursor & !AMONG_RECORDS, most);
+        let is_live = |mapping: &Mapping| self.state.address_of(mapping.slot) == Some(mapping.external().address);
+        into.extend(records.filter(|(_, mapping)| is_live(mapping)).map(|(_, mapping)| mapping.view()));
+        next.map(|next| next | AMONG_RECORDS)
     }
 }
+
+/// Of a cursor over mappings: it is among the records of mappings. No table has so many records.
+const AMONG_RECORDS: u32 = 1 << 31;

@@ -1,7 +1,8 @@
 //! What a worker remembers: sessions, mappings, ports, subscribers, and the external addresses by slot.
 //!
 //! Knows how they hang together, no packets. Called by the slow path to commit what it planned, and by the sweep. Invariants: a mapping
-//! has its port and at least one session; a subscriber has at least one mapping; what ends takes all that only it needed with it.
+//! has its port and at least one session, which stands for it until there is a second one; a subscriber has at least one mapping; what
+//! ends takes all that only it needed with it.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -16,11 +17,11 @@ use crate::adjacency::Adjacencies;
 use crate::arena::{Arenas, Capacity, TooSmall};
 use crate::counters::{Counter, Counters};
 use crate::index::Index;
-use crate::policy::{Endpoint, Policy, PortSet, Protocol, Timeouts};
+use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeouts};
 use crate::ports::PortSpace;
-use crate::record::{Generation, Kind, Mapping, NewSession, Session, flag};
+use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::{Record as _, Slab};
-use crate::table::{Mappings, Outer, Sessions, TableFull};
+use crate::table::{Holder, MappingKey, Mappings, Outer, Sessions, TableFull};
 use crate::time::Tick;
 use crate::view::SessionState;
 
@@ -37,9 +38,9 @@ pub(crate) struct Subscriber {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Under {
     /// A mapping that exists.
-    Mapping(u32),
-    /// A mapping that is made with it, for this scope.
-    NewMapping(Endpoint),
+    Held(Holder),
+    /// A mapping that is made with it.
+    NewMapping(MappingBehaviour),
     /// A forward: no mapping, no port of the pool.
     Forward,
 }
@@ -217,16 +218,43 @@ impl<'m> State<'m> {
         &mut self.ports[usize::from(slot) * Protocol::ALL.len() + protocol.index()]
     }
 
-    /// The mapping that has an external endpoint.
-    pub(crate) fn mapping_at(&self, slot: u16, protocol: Protocol, external: Endpoint) -> Option<u32> {
-        let number = self.space(slot, protocol).mapping(external.port)?;
+    /// Who has an external endpoint.
+    pub(crate) fn holder_of(&self, slot: u16, protocol: Protocol, external: Endpoint) -> Option<Holder> {
+        let holder = Holder::of_value(self.space(slot, protocol).holder(external.port)?);
         // A slot whose address changed still has the ports of mappings that the sweep has not met.
-        (self.mappings.records.get(number).external() == external).then_some(number)
+        (self.external_held_by(holder)? == (slot, external)).then_some(holder)
     }
 
-    /// Whether `mapping` has a live session with `remote`, whatever its port.
-    pub(crate) fn has_remote(&self, mapping: u32, remote: Ipv4Addr) -> bool {
-        self.remotes.contains_key(&(mapping, remote.to_bits()))
+    /// The external endpoint of a mapping, with its slot. None when its address is gone.
+    pub(crate) fn external_held_by(&self, holder: Holder) -> Option<(u16, Endpoint)> {
+        match holder {
+            Holder::Mapping(number) => {
+                let mapping = self.mappings.records.get(number);
+                let (slot, external) = (mapping.slot, mapping.external());
+                (self.address_of(slot) == Some(external.address)).then_some((slot, external))
+            }
+            Holder::Session(number) => {
+                let session = self.sessions.records.get(number);
+                Some((session.slot, session.external(self.live_address_of(session)?)))
+            }
+        }
+    }
+
+    /// The internal endpoint of a mapping.
+    pub(crate) fn internal_held_by(&self, holder: Holder) -> Endpoint {
+        match holder {
+            Holder::Mapping(number) => self.mappings.records.get(number).internal(),
+            Holder::Session(number) => self.sessions.records.get(number).internal(),
+        }
+    }
+
+    /// Whether a mapping has a live session with `remote`, whatever its port, that was counted.
+    pub(crate) fn has_remote(&self, holder: Holder, remote: Ipv4Addr) -> bool {
+        match holder {
+            Holder::Mapping(number) => self.remotes.contains_key(&(number, remote.to_bits())),
+            // What is counted has a mapping with a record.
+            Holder::Session(_) => false,
+        }
     }
 
     /// Time until a session ends. **Units:** milliseconds. Zero when it has, or when its external address is gone.
@@ -287,74 +315,130 @@ impl<'m> State<'m> {
         Some(number)
     }
 
-    /// Makes a planned session. **Errors:** [`TableFull`]; nothing has changed then.
+    /// Makes a planned session. **Errors:** [`TableFull`]; nothing that others see has changed then.
     pub(crate) fn create(&mut self, new: &NewSession, under: Under, now: Tick, counters: &mut Counters) -> Result<u32, TableFull> {
-        let mapping = match under {
-            Under::Mapping(number) => Some(number),
-            Under::NewMapping(scope) => Some(self.create_mapping(new, scope, counters)?),
-            Under::Forward => None,
-        };
         let generation = self.slots[usize::from(new.slot)].generation;
-        let Ok(number) = self.sessions.insert(Session::new(new, generation, now.0)) else {
-            if let (Under::NewMapping(_), Some(mapping)) = (under, mapping) {
-                self.end_mapping(mapping, counters);
+        let mut session = Session::new(new, generation, now.0);
+        let number = match under {
+            Under::Forward => self.sessions.insert(session)?,
+            Under::NewMapping(behaviour) => {
+                session.set_sole(Some(behaviour));
+                self.create_with_mapping(session, counters)?
             }
-            return Err(TableFull);
+            Under::Held(holder) => {
+                let mapping = self.record_of(holder)?;
+                let number = self.sessions.insert(session)?;
+                self.join(mapping, &session);
+                number
+            }
         };
-        if let Some(mapping) = mapping {
-            self.mappings.records.get_mut(mapping).sessions += 1;
-            if new.flags & flag::REMOTE_COUNTED != 0 {
-                *self.remotes.entry((mapping, new.remote.address.to_bits())).or_insert(0) += 1;
-            }
-        }
         counters.count(Counter::SessionsCreated);
         Ok(number)
     }
 
-    fn create_mapping(&mut self, new: &NewSession, scope: Endpoint, counters: &mut Counters) -> Result<u32, TableFull> {
-        let (internal, external) = (new.internal, new.external);
-        let number = self.mappings.insert(Mapping {
-            internal_address: internal.address.to_bits(),
-            external_address: external.address.to_bits(),
-            scope_address: scope.address.to_bits(),
-            internal_port: internal.port,
-            external_port: external.port,
-            scope_port: scope.port,
-            slot: new.slot,
-            sessions: 0,
-            protocol: new.protocol as u8,
-            spare: [0; 7],
-        })?;
-        self.space_mut(new.slot, new.protocol).take(external.port, number);
-        let fresh = Subscriber { slot: new.slot, mappings: 0 };
-        let subscriber = self.subscribers.entry(internal.address.to_bits()).or_insert(fresh);
-        subscriber.slot = new.slot;
+    /// Makes a session that stands for its new mapping.
+    fn create_with_mapping(&mut self, session: Session, counters: &mut Counters) -> Result<u32, TableFull> {
+        let number = self.sessions.insert(session)?;
+        if self.mappings.insert_sole(number, &session).is_err() {
+            self.sessions.remove(number);
+            return Err(TableFull);
+        }
+        let (internal, protocol) = (session.internal().address.to_bits(), session.kind.protocol());
+        self.space_mut(session.slot, protocol).take(session.external_port.get(), Holder::Session(number).value());
+        let fresh = Subscriber { slot: session.slot, mappings: 0 };
+        let subscriber = self.subscribers.entry(internal).or_insert(fresh);
+        subscriber.slot = session.slot;
         subscriber.mappings += 1;
         counters.count(Counter::MappingsCreated);
+        if session.has(flag::REMOTE_COUNTED) {
+            self.count_remote(number);
+        }
         Ok(number)
     }
 
-    /// The mapping of a session: the one that has its port, until it ends. None under a forward.
-    fn mapping_of(&self, session: &Session) -> Option<u32> {
-        if session.has(flag::FORWARDED) {
-            return None;
+    /// The table of remotes goes by records of mappings.
+    fn count_remote(&mut self, number: u32) {
+        let remote = self.sessions.records.get(number).remote_address.get();
+        if let Ok(mapping) = self.record_of(Holder::Session(number)) {
+            *self.remotes.entry((mapping, remote)).or_insert(0) += 1;
         }
-        self.space(session.slot, session.kind.protocol()).mapping(session.external_port.get())
+    }
+
+    /// The record of a mapping, which gets one if it has none. **Errors:** [`TableFull`]; nothing has changed then.
+    fn record_of(&mut self, holder: Holder) -> Result<u32, TableFull> {
+        let sole = match holder {
+            Holder::Mapping(number) => return Ok(number),
+            Holder::Session(number) => number,
+        };
+        let session = *self.sessions.records.get(sole);
+        let address = self.address_of(session.slot).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let mapping = session.mapping(address).ok_or(TableFull)?;
+        self.mappings.remove_sole(sole, &session);
+        let number = match self.mappings.insert(mapping) {
+            Ok(number) => number,
+            Err(full) => {
+                // There is room again for what was there just now.
+                let back = self.mappings.insert_sole(sole, &session);
+                debug_assert!(back.is_ok(), "the index has lost the room of session {sole}");
+                return Err(full);
+            }
+        };
+        self.space_mut(session.slot, session.kind.protocol()).pass_on(session.external_port.get(), Holder::Mapping(number).value());
+        self.sessions.records.get_mut(sole).set_sole(None);
+        Ok(number)
+    }
+
+    /// Counts a session under a mapping that has a record.
+    fn join(&mut self, mapping: u32, session: &Session) {
+        self.mappings.records.get_mut(mapping).sessions += 1;
+        if session.has(flag::REMOTE_COUNTED) {
+            *self.remotes.entry((mapping, session.remote_address.get())).or_insert(0) += 1;
+        }
     }
 
     /// Ends a session, and its mapping when it was the last one under it.
     pub(crate) fn end_session(&mut self, number: u32, counters: &mut Counters) {
         let session = self.sessions.remove(number);
         counters.count(Counter::SessionsRemoved);
-        let Some(number) = self.mapping_of(&session) else { return };
+        if session.has(flag::FORWARDED) {
+            return;
+        }
+        if session.sole().is_some() {
+            self.mappings.remove_sole(number, &session);
+            self.end_mapping(&session, counters);
+            return;
+        }
+        let Some(Holder::Mapping(number)) = self.holder_for(&session) else {
+            debug_assert!(false, "{session:?} has no mapping");
+            return;
+        };
         if session.has(flag::REMOTE_COUNTED) {
             self.forget_remote((number, session.remote_address.get()));
         }
         let mapping = self.mappings.records.get_mut(number);
         mapping.sessions -= 1;
         if mapping.sessions == 0 {
-            self.end_mapping(number, counters);
+            self.mappings.remove(number);
+            self.end_mapping(&session, counters);
         }
+    }
+
+    /// Who has the port of a session that is under a mapping: nobody else until it ends.
+    fn holder_for(&self, session: &Session) -> Option<Holder> {
+        self.space(session.slot, session.kind.protocol()).holder(session.external_port.get()).map(Holder::of_value)
+    }
+
+    /// Gives back what the mapping of a session had, which was the last one under it.
+    fn end_mapping(&mut self, session: &Session, counters: &mut Counters) {
+        self.space_mut(session.slot, session.kind.protocol()).release(session.external_port.get());
+        let internal = session.internal().address.to_bits();
+        if let Some(subscriber) = self.subscribers.get_mut(&internal) {
+            subscriber.mappings -= 1;
+            if subscriber.mappings == 0 {
+                self.subscribers.remove(&internal);
+            }
+        }
+        counters.count(Counter::MappingsRemoved);
     }
 
     fn forget_remote(&mut self, key: (u32, u32)) {
@@ -364,18 +448,6 @@ impl<'m> State<'m> {
                 self.remotes.remove(&key);
             }
         }
-    }
-
-    fn end_mapping(&mut self, number: u32, counters: &mut Counters) {
-        let mapping = self.mappings.remove(number);
-        self.space_mut(mapping.slot, mapping.protocol()).release(mapping.external_port);
-        if let Some(subscriber) = self.subscribers.get_mut(&mapping.internal_address) {
-            subscriber.mappings -= 1;
-            if subscriber.mappings == 0 {
-                self.subscribers.remove(&mapping.internal_address);
-            }
-        }
-        counters.count(Counter::MappingsRemoved);
     }
 
     /// Ends the sessions that are over among the `most` records from `cursor` on, `ends` of them at most, and takes from the others what
@@ -412,8 +484,8 @@ impl<'m> State<'m> {
     /// Ends sessions, whose lines are all read first, so that the processor fetches them at once.
     fn end_sessions(&mut self, numbers: &[u32], counters: &mut Counters) {
         self.sessions.touch_lines(numbers);
-        let mappings = numbers.iter().filter_map(|&number| self.mapping_of(self.sessions.records.get(number)));
-        self.mappings.touch_lines(mappings);
+        let sessions = numbers.iter().map(|&number| self.sessions.records.get(number));
+        self.mappings.touch(sessions.filter_map(MappingKey::of_sole));
         for &number in numbers {
             self.end_session(number, counters);
         }

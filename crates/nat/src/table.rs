@@ -2,13 +2,13 @@
 //!
 //! Knows keys and records, no packets and no policy. Invariant: a session is in the index twice, by (protocol, internal, remote) and
 //! by (protocol, external, remote), where the slot stands for the external address; no two sessions share either key. A mapping is there
-//! once, by (protocol, internal, scope).
+//! once, by (protocol, internal, scope), be it with a record or without.
 
 use ahash::RandomState;
 use zerocopy::network_endian::{U16, U32};
 
 use crate::index::{Index, NUMBERS};
-use crate::policy::{Endpoint, Protocol};
+use crate::policy::{Endpoint, MappingBehaviour, Protocol};
 use crate::record::{Generation, Mapping, Session, wire_halves, wire_word, wire_words};
 use crate::slab::{NONE, Slab};
 
@@ -204,58 +204,143 @@ fn port(endpoint: Endpoint) -> U16 {
     U16::new(endpoint.port)
 }
 
-/// The mappings of a worker.
+/// Who has a port and the endpoint behind it: a mapping, or the session that is alone under one and stands for it.
+///
+/// Most mappings never have a second session (a client's ports are seldom used towards two remotes), and need no record of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Mapping(u32),
+    Session(u32),
+}
+
+impl Holder {
+    /// As indexes and port spaces keep it: below [`NUMBERS`].
+    pub(crate) const fn value(self) -> u32 {
+        match self {
+            Self::Mapping(number) => number << 1,
+            Self::Session(number) => number << 1 | 1,
+        }
+    }
+
+    pub(crate) const fn of_value(value: u32) -> Self {
+        if value & 1 == 0 { Self::Mapping(value >> 1) } else { Self::Session(value >> 1) }
+    }
+}
+
+/// The key of a mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MappingKey {
+    pub(crate) protocol: Protocol,
+    pub(crate) internal: Endpoint,
+    /// The remote endpoint, as far as the mapping is for it alone.
+    pub(crate) scope: Endpoint,
+}
+
+impl MappingKey {
+    fn of(mapping: &Mapping) -> Self {
+        Self { protocol: mapping.protocol(), internal: mapping.internal(), scope: mapping.scope() }
+    }
+
+    /// That of the mapping for which a session stands, where the index of mappings has it. Where a mapping is for one remote endpoint, the
+    /// session's own key finds it.
+    pub(crate) fn of_sole(session: &Session) -> Option<Self> {
+        match session.sole()? {
+            MappingBehaviour::AddressAndPortDependent => None,
+            behaviour => {
+                let scope = behaviour.scope(session.remote());
+                Some(Self { protocol: session.kind.protocol(), internal: session.internal(), scope })
+            }
+        }
+    }
+}
+
+/// The mappings of a worker. Sessions that stand for theirs are found here, and are in no record.
 pub(crate) struct Mappings<'m> {
     index: Index<'m>,
     pub(crate) records: Slab<'m, Mapping>,
+    /// Mappings without a record.
+    soles: u32,
     hasher: RandomState,
 }
 
 impl<'m> Mappings<'m> {
     pub(crate) fn new(index: Index<'m>, records: Slab<'m, Mapping>, hasher: RandomState) -> Self {
-        Self { index, records, hasher }
+        debug_assert!(records.limit() <= NUMBERS / 2, "the configuration's limit");
+        Self { index, records, soles: 0, hasher }
     }
 
-    /// The mapping of `internal` for `scope`.
-    pub(crate) fn find(&self, protocol: Protocol, internal: Endpoint, scope: Endpoint) -> Option<u32> {
-        let hash = self.hash(protocol, internal, scope);
-        self.index.find(hash, |number| {
-            let mapping = self.records.get(number);
-            mapping.protocol == protocol as u8 && mapping.internal() == internal && mapping.scope() == scope
-        })
+    /// Mappings in all.
+    pub(crate) fn live(&self) -> u32 {
+        self.records.live() + self.soles
+    }
+
+    /// Whether there is room for another one. There always is for the record of one that has none.
+    pub(crate) fn has_room(&self) -> bool {
+        self.live() < self.records.limit()
+    }
+
+    /// Who has the mapping of that key.
+    pub(crate) fn find(&self, sessions: &Sessions<'_>, key: &MappingKey) -> Option<Holder> {
+        let is_it = |value| match Holder::of_value(value) {
+            Holder::Mapping(number) => {
+                let mapping = self.records.get(number);
+                mapping.protocol == key.protocol as u8 && mapping.internal() == key.internal && mapping.scope() == key.scope
+            }
+            Holder::Session(number) => {
+                let session = sessions.records.get(number);
+                session.kind.is_of(key.protocol) && session.internal() == key.internal && session.sole_scope() == Some(key.scope)
+            }
+        };
+        self.index.find(self.hash(key), is_it).map(Holder::of_value)
     }
 
     /// Stores a mapping. **Errors:** [`TableFull`]; nothing has changed then.
     pub(crate) fn insert(&mut self, mapping: Mapping) -> Result<u32, TableFull> {
-        let hash = self.hash(mapping.protocol(), mapping.internal(), mapping.scope());
+        let hash = self.hash(&MappingKey::of(&mapping));
         let number = self.records.insert(mapping).ok_or(TableFull)?;
-        if self.index.insert(hash, number).is_err() {
+        if self.index.insert(hash, Holder::Mapping(number).value()).is_err() {
             self.records.remove(number);
             return Err(TableFull);
         }
         Ok(number)
     }
 
-    /// Reads something of the index lines of mappings that are to be removed, all independently.
-    pub(crate) fn touch_lines(&self, numbers: impl Iterator<Item = u32>) {
-        let lines = numbers.map(|number| {
-            let mapping = self.records.get(number);
-            self.index.touch(self.hash(mapping.protocol(), mapping.internal(), mapping.scope()))
-        });
-        core::hint::black_box(lines.fold(0, |all, one| all | one));
-    }
-
     /// Removes a mapping and returns what it was.
     pub(crate) fn remove(&mut self, number: u32) -> Mapping {
         let mapping = *self.records.get(number);
-        let removed = self.index.remove(self.hash(mapping.protocol(), mapping.internal(), mapping.scope()), number);
+        let removed = self.index.remove(self.hash(&MappingKey::of(&mapping)), Holder::Mapping(number).value());
         debug_assert!(removed, "mapping {number} was not under its key");
         self.records.remove(number);
         mapping
     }
 
-    fn hash(&self, protocol: Protocol, internal: Endpoint, scope: Endpoint) -> u64 {
-        let ports = u64::from(internal.port) << 16 | u64::from(scope.port) | (protocol as u64) << 32;
-        self.hasher.hash_one((internal.address.to_bits(), scope.address.to_bits(), ports))
+    /// Has session `number` stand for its mapping. **Errors:** [`TableFull`]; nothing has changed then.
+    pub(crate) fn insert_sole(&mut self, number: u32, session: &Session) -> Result<(), TableFull> {
+        if let Some(key) = MappingKey::of_sole(session) {
+            self.index.insert(self.hash(&key), Holder::Session(number).value()).map_err(|_| TableFull)?;
+        }
+        self.soles += 1;
+        Ok(())
+    }
+
+    /// Ends the mapping that session `number` stands for.
+    pub(crate) fn remove_sole(&mut self, number: u32, session: &Session) {
+        if let Some(key) = MappingKey::of_sole(session) {
+            let removed = self.index.remove(self.hash(&key), Holder::Session(number).value());
+            debug_assert!(removed, "the mapping of session {number} was not under its key");
+        }
+        self.soles -= 1;
+    }
+
+    /// Reads something of the index lines of such keys, all independently, so that the processor fetches them at once.
+    pub(crate) fn touch(&self, keys: impl Iterator<Item = MappingKey>) {
+        core::hint::black_box(keys.fold(0, |all, key| all | self.index.touch(self.hash(&key))));
+    }
+
+    fn hash(&self, key: &MappingKey) -> u64 {
+        let MappingKey { protocol, internal, scope } = key;
+        let addresses = u64::from(internal.address.to_bits()) << 32 | u64::from(scope.address.to_bits());
+        let rest = (*protocol as u64) << 32 | u64::from(internal.port) << 16 | u64::from(scope.port);
+        self.hasher.hash_one(u128::from(addresses) << 64 | u128::from(rest))
     }
 }
