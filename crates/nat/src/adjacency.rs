@@ -137,6 +137,11 @@ impl Adjacencies {
         self.round = self.epoch;
     }
 
+    /// Whether sessions may have pairs that are forgotten.
+    pub(crate) fn has_forgotten(&self) -> bool {
+        self.forgotten < self.epoch
+    }
+
     /// Gives the next hops of some pairs that were used since they were last given. Returns whether that was the last of them; then it
     /// begins anew.
     pub(crate) fn note_used(&mut self, mut note: impl FnMut(NeighbourKey)) -> bool {

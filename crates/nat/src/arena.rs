@@ -5,6 +5,7 @@
 
 use zerocopy::FromBytes;
 
+use crate::due::Due;
 use crate::index::{Index, Line};
 use crate::policy::Protocol;
 use crate::ports::PortSpace;
@@ -35,6 +36,7 @@ impl Capacity {
             self.sessions as usize * size_of::<Session>(),
             self.mappings as usize * size_of::<Mapping>(),
             self.port_spaces() * size_of::<PortSpace>(),
+            Due::blocks_for(self.sessions as usize) * size_of::<[u8; 16]>(),
         ];
         LINE + sizes.iter().sum::<usize>()
     }
@@ -72,6 +74,8 @@ pub(crate) struct Arenas<'m> {
     pub(crate) sessions: &'m mut [Session],
     pub(crate) mappings: &'m mut [Mapping],
     pub(crate) ports: &'m mut [PortSpace],
+    /// When each session is looked at again, sixteen bytes each.
+    pub(crate) due: &'m mut [[u8; 16]],
 }
 
 impl<'m> Arenas<'m> {
@@ -83,8 +87,9 @@ impl<'m> Arenas<'m> {
         let (mapping_lines, memory) = part(memory, capacity.mapping_lines())?;
         let (ports, memory) = part(memory, capacity.port_spaces())?;
         let (sessions, memory) = part(memory, capacity.sessions as usize)?;
-        let (mappings, _) = part(memory, capacity.mappings as usize)?;
-        Ok(Self { session_lines, mapping_lines, sessions, mappings, ports })
+        let (mappings, memory) = part(memory, capacity.mappings as usize)?;
+        let (due, _) = part(memory, Due::blocks_for(capacity.sessions as usize))?;
+        Ok(Self { session_lines, mapping_lines, sessions, mappings, ports, due })
     }
 }
 
@@ -106,7 +111,7 @@ mod tests {
         for shift in 0..8 {
             let end = shift + capacity.bytes();
             let arenas = Arenas::cut(&mut memory[shift..end], &capacity).expect("enough memory");
-            assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.ports.len()), (21, 10, 6));
+            assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.ports.len(), arenas.due.len()), (21, 10, 6, 2));
         }
         assert!(Arenas::cut(&mut memory[..capacity.bytes() - LINE], &capacity).is_err());
     }

@@ -28,6 +28,7 @@ use crate::path::{self, Path, Paths, Whereabouts};
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy, Protocol, Side};
 use crate::refusal::{Answer, Refusal};
 use crate::state::State;
+use crate::sweep::Sweep;
 use crate::time::Tick;
 use crate::verdict::{DropReason, Errand, HandOffCause, Verdict};
 
@@ -54,36 +55,11 @@ pub struct Nat<'m> {
     pub(crate) me: WorkerId,
     pub(crate) counters: Counters,
     icmp_errors: TokenBucket,
-    sweep: Sweep,
+    pub(crate) sweep: Sweep,
 }
 
 /// How a step ends: with a verdict on a packet that goes on, or with a refusal.
 pub(crate) type Decision = Result<Verdict, Refusal>;
-
-/// Where the sweep over the sessions is.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sweep {
-    cursor: u32,
-    last: Tick,
-    /// What is due and was not swept yet. **Units:** records times milliseconds; a record is due after [`SWEEP_ROUND`] of them.
-    due: u64,
-    /// Whole rounds since the policy was adopted.
-    rounds: u32,
-}
-
-/// A round over all sessions takes this long: a session outlives its timeout in the tables by no more (in look-ups by nothing), as long
-/// as steps come often enough: one each millisecond suffices for sixteen million sessions, and of those that are over at once 128 each time. **Units:** milliseconds.
-pub const SWEEP_ROUND: u32 = 4000;
-
-/// Sessions looked at in one step for each millisecond since the last. Two are in a cache line, and they are read in order.
-const SWEEP_MOST: u32 = 4096;
-
-/// Sessions that a step ends at most for each millisecond since the last. Each takes below a microsecond (`just bench`): far more than
-/// to look at one. What is over and waits for the sweep has ended for look-ups, and has its port still.
-const SWEEP_ENDS: u32 = 128;
-
-/// Milliseconds that a step makes up for at most: what sleeps for longer sweeps later, rather than pause. Chosen, not measured.
-const SWEEP_ARREARS: u32 = 4;
 
 impl<'m> Nat<'m> {
     /// An empty NAT whose tables are in zeroed `memory` of at least [`Capacity::bytes`]. It drops everything until it has adopted a
@@ -112,7 +88,7 @@ impl<'m> Nat<'m> {
             me,
             counters: Counters::default(),
             icmp_errors: TokenBucket::new(0, 0, now),
-            sweep: Sweep { last: now, ..Sweep::default() },
+            sweep: Sweep::new(now),
         })
     }
 
@@ -127,7 +103,7 @@ impl<'m> Nat<'m> {
         }
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
         self.icmp_errors = TokenBucket::new(policy.icmp_errors.rate, policy.icmp_errors.burst, now);
-        self.sweep.rounds = 0;
+        self.sweep.begin_anew();
         self.policy = policy;
     }
 
@@ -282,54 +258,9 @@ impl<'m> Nat<'m> {
         self.counters.drop_packet(reason);
     }
 
-    /// Ends what has been idle too long: a bounded step of the sweep. Called between bursts, and when idle.
-    pub fn expire(&mut self, now: Tick) {
-        let elapsed = now.since(self.sweep.last).min(SWEEP_ROUND);
-        self.sweep.last = now;
-        let (records, round) = (u64::from(self.state.sessions.records.high_water()), u64::from(SWEEP_ROUND));
-        self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
-        let bound = SWEEP_MOST * elapsed.clamp(1, SWEEP_ARREARS);
-        let most = (self.sweep.due / round).min(u64::from(bound)) as u32;
-        if most > 0 {
-            let looked = self.sweep_records((most, SWEEP_ENDS * elapsed.max(1)), now);
-            self.sweep.due = self.sweep.due.saturating_sub(u64::from(looked.max(1)) * round);
-        } else if records == 0 {
-            self.finish_round();
-        }
-        self.fragments.expire(now);
-        self.paths.refresh(now, &mut self.adjacencies);
-    }
-
     /// The next hops in use, each once in a while: their link-layer addresses are to be kept fresh.
     pub fn used_next_hops(&mut self) -> impl Iterator<Item = (InterfaceId, Ipv4Addr)> + '_ {
         self.paths.take_used()
-    }
-
-    /// Ends everything that has been idle too long, at once. **Cost:** cold; O(sessions).
-    pub fn expire_all(&mut self, now: Tick) {
-        self.sweep.cursor = 0;
-        self.sweep_records((u32::MAX, u32::MAX), now);
-        self.fragments.expire_all(now);
-    }
-
-    /// Looks at so many records at most, and ends so many sessions. Returns how many it looked at.
-    fn sweep_records(&mut self, most: (u32, u32), now: Tick) -> u32 {
-        let (looked, is_last) = self.state.sweep(self.sweep.cursor, most, now, &self.adjacencies, &mut self.counters);
-        self.sweep.cursor += looked;
-        if is_last {
-            self.finish_round();
-        }
-        looked
-    }
-
-    /// After two rounds' ends since a policy came, one whole round lies between them.
-    fn finish_round(&mut self) {
-        self.sweep.cursor = 0;
-        self.adjacencies.swept();
-        self.sweep.rounds = self.sweep.rounds.saturating_add(1);
-        if self.sweep.rounds >= 2 {
-            self.state.swept();
-        }
     }
 
     /// For tests: the next random numbers that ports and external addresses are chosen with, in place of those that were left of the

@@ -79,6 +79,12 @@ impl PortSpace {
         self.holders[usize::from(port)].checked_sub(1)
     }
 
+    /// Reads something of what [`PortSpace::release`] writes.
+    #[inline]
+    pub(crate) fn touch(&self, port: u16) -> u32 {
+        self.holders[usize::from(port)] | self.taken[usize::from(port) / 64] as u32
+    }
+
     /// How many ports mappings have.
     pub(crate) fn used(&self) -> u32 {
         self.taken.iter().map(|word| word.count_ones()).sum()

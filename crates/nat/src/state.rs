@@ -16,12 +16,14 @@ use crate::addresses::Addresses;
 use crate::adjacency::Adjacencies;
 use crate::arena::{Arenas, Capacity, TooSmall};
 use crate::counters::{Counter, Counters};
+use crate::due::Due;
 use crate::index::Index;
 use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeouts};
 use crate::ports::PortSpace;
 use crate::record::{Generation, Kind, NewSession, Session, flag};
-use crate::slab::{Record as _, Slab};
-use crate::table::{Holder, MappingKey, Mappings, Outer, Sessions, TableFull};
+use crate::slab::Slab;
+use crate::sweep::Step;
+use crate::table::{Holder, Mappings, Outer, Sessions, TableFull};
 use crate::time::Tick;
 use crate::view::SessionState;
 
@@ -47,9 +49,6 @@ pub(crate) enum Under {
 
 /// Subscribers that there is room for from the start. More make the table grow, each time to twice as many; for so long packets wait.
 const SUBSCRIBERS: u32 = 1 << 16;
-
-/// Sessions that the sweep ends together.
-const TOGETHER: usize = 32;
 
 /// An external address in its slot. **Shape:** eight bytes, which processors index with ease.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,6 +84,9 @@ pub(crate) struct State<'m> {
     owned: Vec<Option<OwnedPorts>>,
     /// Of each kind of session, how long after its last packet it has ended. **Units:** milliseconds.
     timers: [u32; Kind::COUNT],
+    /// Of each protocol, the shortest of them.
+    pub(crate) shortest: [u32; Protocol::ALL.len()],
+    pub(crate) due: Due<'m>,
 }
 
 /// The idle time of a session in that state.
@@ -114,6 +116,8 @@ impl<'m> State<'m> {
             slot_of: Addresses::new(usize::from(capacity.externals)),
             owned: Vec::new(),
             timers: [0; Kind::COUNT],
+            shortest: [0; Protocol::ALL.len()],
+            due: Due::new(arenas.due),
         })
     }
 
@@ -132,10 +136,12 @@ impl<'m> State<'m> {
                 let idle = timeout_of(&policy.timeouts, protocol, state).min(Tick::HORIZON);
                 self.timers[Kind::new(protocol, state).number()] = idle.as_millis() as u32 + 1;
             }
+            let of_protocol = SessionState::ALL.map(|state| self.timers[Kind::new(protocol, state).number()]);
+            self.shortest[protocol.index()] = of_protocol.into_iter().min().unwrap_or_default();
         }
         if self.slots.iter().any(|slot| slot.unswept == Generation::COUNT - 1) {
             // One more change, and sessions that the sweep has not met would come to life again.
-            self.sweep(0, (u32::MAX, u32::MAX), now, adjacencies, counters);
+            self.sweep(0, &Step::ALL, now, adjacencies, counters);
             self.swept();
         }
         self.slot_of.clear();
@@ -212,6 +218,12 @@ impl<'m> State<'m> {
 
     pub(crate) fn space(&self, slot: u16, protocol: Protocol) -> &PortSpace {
         &self.ports[usize::from(slot) * Protocol::ALL.len() + protocol.index()]
+    }
+
+    /// Reads something of the ports that sessions have, all independently, so that the processor fetches them at once.
+    pub(crate) fn touch_ports<'s>(&self, sessions: impl Iterator<Item = &'s Session>) {
+        let ports = sessions.map(|session| self.space(session.slot, session.kind.protocol()).touch(session.external_port.get()));
+        core::hint::black_box(ports.fold(0, |all, one| all | one));
     }
 
     fn space_mut(&mut self, slot: u16, protocol: Protocol) -> &mut PortSpace {
@@ -332,6 +344,7 @@ impl<'m> State<'m> {
                 number
             }
         };
+        self.look_first(number);
         counters.count(Counter::SessionsCreated);
         Ok(number)
     }
@@ -447,47 +460,6 @@ impl<'m> State<'m> {
             if *count == 0 {
                 self.remotes.remove(&key);
             }
-        }
-    }
-
-    /// Ends the sessions that are over among the `most` records from `cursor` on, `ends` of them at most, and takes from the others what
-    /// holds no more of `adjacencies`. Returns how many records that were, and whether they were the last.
-    pub(crate) fn sweep(
-        &mut self,
-        cursor: u32,
-        (most, ends): (u32, u32),
-        now: Tick,
-        adjacencies: &Adjacencies,
-        counters: &mut Counters,
-    ) -> (u32, bool) {
-        let end = self.sessions.records.high_water().min(cursor.saturating_add(most));
-        let (mut over, mut count, mut left) = ([0; TOGETHER], 0, ends);
-        let mut next = cursor.min(end);
-        while next < end && left > 0 {
-            let session = self.sessions.records.get(next);
-            if session.is_live() && self.expires_in(session, now) == 0 {
-                over[count] = next;
-                (count, left) = (count + 1, left - 1);
-                if count == TOGETHER {
-                    self.end_sessions(&over, counters);
-                    count = 0;
-                }
-            } else if session.adjacencies != 0 && adjacencies.get(session.adjacencies).is_none() {
-                self.sessions.records.get_mut(next).adjacencies = 0;
-            }
-            next += 1;
-        }
-        self.end_sessions(&over[..count], counters);
-        (next - cursor.min(end), next == self.sessions.records.high_water())
-    }
-
-    /// Ends sessions, whose lines are all read first, so that the processor fetches them at once.
-    fn end_sessions(&mut self, numbers: &[u32], counters: &mut Counters) {
-        self.sessions.touch_lines(numbers);
-        let sessions = numbers.iter().map(|&number| self.sessions.records.get(number));
-        self.mappings.touch(sessions.filter_map(MappingKey::of_sole));
-        for &number in numbers {
-            self.end_session(number, counters);
         }
     }
 

@@ -168,6 +168,11 @@ impl<'m> Sessions<'m> {
         Ok(number)
     }
 
+    /// Reads something of records, all independently, so that the processor fetches them at once.
+    pub(crate) fn touch_records(&self, numbers: &[u32]) {
+        core::hint::black_box(numbers.iter().fold(0, |all, &number| all | self.records.get(number).last_seen));
+    }
+
     /// Reads something of the index lines of sessions that are to be removed, all independently.
     pub(crate) fn touch_lines(&self, numbers: &[u32]) {
         let lines = numbers.iter().map(|&number| {

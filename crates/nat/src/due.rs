@@ -1,0 +1,110 @@
+//! When each session is to be looked at again: the number of a round of the sweep, in one byte.
+//!
+//! Knows numbers of records and of rounds, no sessions. The sweep passes every byte once a round and looks only at the sessions whose
+//! byte says this round: a timer wheel whose slots are not lists but a value to search for, sixteen at a time. A packet that refreshes
+//! its session writes nothing here; the session is looked at too early then, and put off. Invariant: a byte is never later than the
+//! session's end can be, by whoever sets it. Called by the sweep and when a session is made. Source of the idea: Varghese and Lauck,
+//! "Hashed and hierarchical timing wheels" (1987), scheme 4, turned round.
+
+use wide::u8x16;
+
+/// Bytes compared at once.
+const LANES: usize = 16;
+
+/// The rounds, by record number.
+pub(crate) struct Due<'m> {
+    rounds: &'m mut [[u8; LANES]],
+    /// The round that the sweep is in, modulo 256.
+    now: u8,
+    /// Numbers below this one have been passed in this round.
+    passed: u32,
+}
+
+impl<'m> Due<'m> {
+    /// The elements that the bytes of so many records take.
+    pub(crate) const fn blocks_for(records: usize) -> usize {
+        records.div_ceil(LANES)
+    }
+
+    pub(crate) fn new(rounds: &'m mut [[u8; LANES]]) -> Self {
+        Self { rounds, now: 0, passed: 0 }
+    }
+
+    /// A round has ended, and the next one begins.
+    pub(crate) fn next_round(&mut self) {
+        (self.now, self.passed) = (self.now.wrapping_add(1), 0);
+    }
+
+    /// Numbers below `number` have been passed in this round.
+    pub(crate) fn pass(&mut self, number: u32) {
+        self.passed = number;
+    }
+
+    /// Has `number` looked at in so many rounds from this one, in 255 at the latest; in this one only if it has not been passed.
+    pub(crate) fn set(&mut self, number: u32, rounds: u32) {
+        let rounds = rounds.clamp(u32::from(number < self.passed), 255) as u8;
+        let number = number as usize;
+        self.rounds[number / LANES][number % LANES] = self.now.wrapping_add(rounds);
+    }
+
+    /// The first number from `from` on, and below `end`, that is due in this round.
+    #[inline]
+    pub(crate) fn next(&self, from: u32, end: u32) -> Option<u32> {
+        let (from, end) = (from as usize, end as usize);
+        let mut later = u32::MAX << (from % LANES);
+        for (number, block) in self.rounds.iter().enumerate().take(end.div_ceil(LANES)).skip(from / LANES) {
+            let due = u8x16::new(*block).simd_eq(u8x16::splat(self.now)).to_bitmask() & later;
+            if due != 0 {
+                let found = number * LANES + due.trailing_zeros() as usize;
+                return (found < end).then_some(found as u32);
+            }
+            later = u32::MAX;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_finds_what_a_loop_finds(
+            bytes in proptest::collection::vec(0_u8..3, 0..70),
+            (from, end) in (0_u32..80, 0_u32..80),
+            rounds in 0_u8..3
+        ) {
+            let mut memory = vec![[9; LANES]; Due::blocks_for(bytes.len())];
+            memory.as_flattened_mut()[..bytes.len()].copy_from_slice(&bytes);
+            let mut due = Due::new(&mut memory);
+            (0..rounds).for_each(|_| due.next_round());
+            let end = end.min(bytes.len() as u32);
+            let expected = (from..end).find(|&number| bytes[number as usize] == rounds);
+            prop_assert_eq!(due.next(from, end), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_set_comes_in_its_round_and_in_this_one_only_if_it_was_not_passed() {
+        let mut memory = [[0; LANES]; 2];
+        let mut due = Due::new(&mut memory);
+        due.pass(2);
+        due.set(2, 0);
+        assert_eq!((due.next(2, 3), due.next(3, 3)), (Some(2), None));
+        for (number, rounds) in [(0, 0), (1, 1), (17, 2), (18, 255), (19, 9999)] {
+            due.set(number, rounds);
+        }
+        let mut seen = Vec::new();
+        for round in 1..=255 {
+            due.next_round();
+            let mut from = 0;
+            while let Some(number) = due.next(from, 20) {
+                seen.push((round, number));
+                from = number + 1;
+            }
+        }
+        assert_eq!(seen, [(1, 0), (1, 1), (2, 17), (255, 18), (255, 19)]);
+    }
+}

@@ -1,0 +1,209 @@
+//! The sweep: ends what has been idle too long, a bounded step at a time.
+//!
+//! Knows time, the sessions and when each is to be looked at; no packets. Called between bursts, and when idle. Invariant: a session
+//! outlives its timeout in the tables by no more than a round, as long as steps come often enough; in look-ups by nothing. After other
+//! rules or another network every session is looked at in two whole rounds.
+
+use crate::adjacency::Adjacencies;
+use crate::counters::Counters;
+use crate::nat::Nat;
+use crate::slab::Record as _;
+use crate::state::State;
+use crate::table::MappingKey;
+use crate::time::Tick;
+
+/// A round over all sessions takes this long: one step each millisecond suffices for sixteen million sessions, and of those that are over
+/// at once 128 each time. **Units:** milliseconds.
+pub const SWEEP_ROUND: u32 = 4000;
+
+/// Sessions passed in one step for each millisecond since the last: a byte each, sixteen at once.
+const SWEEP_MOST: u32 = 4096;
+
+/// Sessions that a step ends at most for each millisecond since the last. Each takes a fraction of a microsecond (`just bench`): far more than
+/// to look at one. What is over and waits for the sweep has ended for look-ups, and has its port still.
+const SWEEP_ENDS: u32 = 128;
+
+/// Milliseconds that a step makes up for at most: what sleeps for longer sweeps later, rather than pause. Chosen, not measured.
+const SWEEP_ARREARS: u32 = 4;
+
+/// Sessions that are looked at together, so that the processor fetches what it needs of all of them at once.
+const TOGETHER: usize = 32;
+
+/// Where the sweep over the sessions is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sweep {
+    cursor: u32,
+    last: Tick,
+    /// What is due and was not swept yet. **Units:** records times milliseconds; a record is due after [`SWEEP_ROUND`] of them.
+    due: u64,
+    /// Whole rounds since the policy was adopted.
+    rounds: u32,
+    /// Whether this round looks at every session, since it began.
+    looks_at_all: bool,
+}
+
+impl Sweep {
+    pub(crate) fn new(now: Tick) -> Self {
+        Self { last: now, looks_at_all: true, ..Self::default() }
+    }
+
+    /// There are other rules, by which sessions may end earlier.
+    pub(crate) fn begin_anew(&mut self) {
+        self.rounds = 0;
+    }
+}
+
+/// What a step of the sweep may do, and looks at.
+pub(crate) struct Step {
+    /// Records that it passes at most.
+    pub(crate) most: u32,
+    /// Sessions that it ends at most.
+    pub(crate) ends: u32,
+    /// Whether it looks at all sessions, not only at those that are due.
+    pub(crate) looks_at_all: bool,
+}
+
+impl Step {
+    /// Everything at once.
+    pub(crate) const ALL: Self = Self { most: u32::MAX, ends: u32::MAX, looks_at_all: true };
+}
+
+impl Nat<'_> {
+    /// Ends what has been idle too long: a bounded step of the sweep. Called between bursts, and when idle.
+    pub fn expire(&mut self, now: Tick) {
+        let elapsed = now.since(self.sweep.last).min(SWEEP_ROUND);
+        self.sweep.last = now;
+        let (records, round) = (u64::from(self.state.sessions.records.high_water()), u64::from(SWEEP_ROUND));
+        self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
+        let bound = SWEEP_MOST * elapsed.clamp(1, SWEEP_ARREARS);
+        let most = (self.sweep.due / round).min(u64::from(bound)) as u32;
+        if most > 0 {
+            let step = Step { most, ends: SWEEP_ENDS * elapsed.max(1), looks_at_all: self.sweep.looks_at_all };
+            let passed = self.sweep_records(&step, now);
+            self.sweep.due = self.sweep.due.saturating_sub(u64::from(passed.max(1)) * round);
+        } else if records == 0 {
+            self.finish_round();
+        }
+        self.fragments.expire(now);
+        self.paths.refresh(now, &mut self.adjacencies);
+    }
+
+    /// Ends everything that has been idle too long, at once. **Cost:** cold; O(sessions).
+    pub fn expire_all(&mut self, now: Tick) {
+        self.sweep.cursor = 0;
+        self.sweep_records(&Step::ALL, now);
+        self.fragments.expire_all(now);
+    }
+
+    /// Returns how many records it passed.
+    fn sweep_records(&mut self, step: &Step, now: Tick) -> u32 {
+        let (passed, is_last) = self.state.sweep(self.sweep.cursor, step, now, &self.adjacencies, &mut self.counters);
+        self.sweep.cursor += passed;
+        if is_last {
+            self.finish_round();
+        }
+        passed
+    }
+
+    /// After two rounds' ends since a policy came, one whole round lies between them, and it looked at every session.
+    fn finish_round(&mut self) {
+        self.sweep.cursor = 0;
+        self.state.due.next_round();
+        if self.sweep.looks_at_all {
+            self.adjacencies.swept();
+        }
+        self.sweep.rounds = self.sweep.rounds.saturating_add(1);
+        if self.sweep.rounds >= 2 {
+            self.state.swept();
+        }
+        self.sweep.looks_at_all = self.sweep.rounds < 2 || self.adjacencies.has_forgotten();
+    }
+}
+
+impl State<'_> {
+    /// A step from the record `cursor` on: ends the sessions that are over, and takes from the others what holds no more of `adjacencies`.
+    /// Returns how many records it passed, and whether they were the last.
+    pub(crate) fn sweep(
+        &mut self,
+        cursor: u32,
+        step: &Step,
+        now: Tick,
+        adjacencies: &Adjacencies,
+        counters: &mut Counters,
+    ) -> (u32, bool) {
+        let end = self.sessions.records.high_water().min(cursor.saturating_add(step.most));
+        let start = cursor.min(end);
+        let (mut next, mut left) = (start, step.ends);
+        while next < end && left > 0 {
+            let mut numbers = [0; TOGETHER];
+            let room = TOGETHER.min(left as usize);
+            let count = self.gather(&mut numbers[..room], &mut next, end, step.looks_at_all);
+            self.due.pass(next);
+            left -= self.look_at(&mut numbers[..count], now, adjacencies, counters);
+        }
+        (next - start, next == self.sessions.records.high_water())
+    }
+
+    /// The numbers of sessions to look at between `next`, which moves on, and `end`. Returns how many.
+    fn gather(&self, numbers: &mut [u32], next: &mut u32, end: u32, all: bool) -> usize {
+        for (count, place) in numbers.iter_mut().enumerate() {
+            let found = if all { (*next < end).then_some(*next) } else { self.due.next(*next, end) };
+            let Some(number) = found else {
+                *next = end;
+                return count;
+            };
+            (*place, *next) = (number, number + 1);
+        }
+        numbers.len()
+    }
+
+    /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.
+    fn look_at(&mut self, numbers: &mut [u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
+        self.sessions.touch_records(numbers);
+        let mut over = 0;
+        for at in 0..numbers.len() {
+            let number = numbers[at];
+            let session = self.sessions.records.get(number);
+            if !session.is_live() {
+                continue;
+            }
+            let left = self.expires_in(session, now);
+            if left == 0 {
+                (numbers[over], over) = (number, over + 1);
+                continue;
+            }
+            if session.adjacencies != 0 && adjacencies.get(session.adjacencies).is_none() {
+                self.sessions.records.get_mut(number).adjacencies = 0;
+            }
+            self.look_again(number, left);
+        }
+        self.end_sessions(&numbers[..over], counters);
+        over as u32
+    }
+
+    /// Has a session that is just made looked at when the last round ends that begins before it may have ended.
+    pub(crate) fn look_first(&mut self, number: u32) {
+        self.due.set(number, self.earliest_end(number, u32::MAX) / SWEEP_ROUND);
+    }
+
+    /// Has a session that is looked at now, and ends in `left` milliseconds, looked at again when it may have ended.
+    fn look_again(&mut self, number: u32, left: u32) {
+        self.due.set(number, self.earliest_end(number, left).div_ceil(SWEEP_ROUND).max(1));
+    }
+
+    /// In how many milliseconds a session that ends in `left` may end: packets may shorten its time to that of the shortest state.
+    fn earliest_end(&self, number: u32, left: u32) -> u32 {
+        left.min(self.shortest[self.sessions.records.get(number).kind.protocol().index()])
+    }
+
+    /// Ends sessions, whose lines are all read first, so that the processor fetches them at once.
+    fn end_sessions(&mut self, numbers: &[u32], counters: &mut Counters) {
+        self.sessions.touch_lines(numbers);
+        let sessions = numbers.iter().map(|&number| self.sessions.records.get(number));
+        self.mappings.touch(sessions.clone().filter_map(MappingKey::of_sole));
+        self.touch_ports(sessions);
+        for &number in numbers {
+            self.end_session(number, counters);
+        }
+    }
+}
