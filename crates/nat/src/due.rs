@@ -30,9 +30,9 @@ impl<'m> Due<'m> {
         Self { rounds, now: 0, passed: 0 }
     }
 
-    /// A round has ended, and the next one begins.
-    pub(crate) fn next_round(&mut self) {
-        (self.now, self.passed) = (self.now.wrapping_add(1), 0);
+    /// A round has ended, and the one that is so many later begins.
+    pub(crate) fn begin_round(&mut self, rounds: u32) {
+        (self.now, self.passed) = (self.now.wrapping_add(rounds as u8), 0);
     }
 
     /// Numbers below `number` have been passed in this round.
@@ -79,7 +79,7 @@ mod tests {
             let mut memory = vec![[9; LANES]; Due::blocks_for(bytes.len())];
             memory.as_flattened_mut()[..bytes.len()].copy_from_slice(&bytes);
             let mut due = Due::new(&mut memory);
-            (0..rounds).for_each(|_| due.next_round());
+            due.begin_round(u32::from(rounds));
             let end = end.min(bytes.len() as u32);
             let expected = (from..end).find(|&number| bytes[number as usize] == rounds);
             prop_assert_eq!(due.next(from, end), expected);
@@ -98,7 +98,7 @@ mod tests {
         }
         let mut seen = Vec::new();
         for round in 1..=255 {
-            due.next_round();
+            due.begin_round(1);
             let mut from = 0;
             while let Some(number) = due.next(from, 20) {
                 seen.push((round, number));

@@ -7,6 +7,8 @@
 use wide::u8x16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::prefetch;
+
 /// Entries in a line.
 const SLOTS: usize = 12;
 
@@ -113,10 +115,10 @@ impl<'m> Index<'m> {
         None
     }
 
-    /// Reads something of a hash's home line.
+    /// Has a hash's home line fetched.
     #[inline]
-    pub(crate) fn touch(&self, hash: u64) -> u8 {
-        self.lines[self.home(hash) as usize].head[0]
+    pub(crate) fn fetch(&self, hash: u64) {
+        prefetch::fetch(&self.lines[self.home(hash) as usize]);
     }
 
     /// Adds `number`, below [`NUMBERS`], under `hash`. **Errors:** [`IndexFull`]; nothing has changed then.

@@ -4,7 +4,7 @@
 //! a test calls [`Nat::process`] with bytes and a number and gets verdicts. Called by the worker alone.
 //! Invariants: no packet leaves untranslated; a dropped first packet leaves nothing behind; every outcome is counted.
 //! Sources: RFC 4787, 5382, 5508, 7857, 1812. Tests: `tests/`, and the reference NAT of `testkit`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod addresses;
 mod adjacency;
@@ -31,6 +31,7 @@ mod packet;
 mod path;
 pub mod policy;
 mod ports;
+mod prefetch;
 mod record;
 mod refusal;
 mod rewrite;

@@ -7,18 +7,32 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::policy::PortSet;
+use crate::prefetch;
 
 const WORDS: usize = 1024;
 const SUMMARY_WORDS: usize = WORDS / 64;
+
+/// What is known of 64 ports, a bit each. Side by side, since who reads one half reads the other.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(16))]
+struct Word {
+    /// Ports that mappings may take by policy, of this worker's.
+    allowed: u64,
+    /// Ports that a mapping has.
+    taken: u64,
+}
+
+impl Word {
+    fn free(self) -> u64 {
+        self.allowed & !self.taken
+    }
+}
 
 /// The space of 65,536 ports. **Shape:** plain data; all zero is a space without any port to take.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
 pub(crate) struct PortSpace {
-    /// Ports that mappings may take by policy, of this worker's.
-    allowed: [u64; WORDS],
-    /// Ports that a mapping has.
-    taken: [u64; WORDS],
+    words: [Word; WORDS],
     /// One bit for each word that has an allowed port that is not taken.
     summary: [u64; SUMMARY_WORDS],
     /// The holder of each port, plus one; zero for none.
@@ -29,12 +43,9 @@ impl PortSpace {
     /// Sets the ports that mappings may take: those of the policy that are this worker's too; it owns all where `owned` is none. Ports
     /// taken before stay taken until they are released.
     pub(crate) fn allow(&mut self, ports: &PortSet, owned: Option<&[u64; WORDS]>) {
-        self.allowed = *ports.words();
-        for (allowed, owned) in self.allowed.iter_mut().zip(owned.into_iter().flatten()) {
-            *allowed &= owned;
-        }
-        for word in 0..WORDS {
-            self.summarise(word);
+        for (number, &allowed) in ports.words().iter().enumerate() {
+            self.words[number].allowed = allowed & owned.map_or(u64::MAX, |owned| owned[number]);
+            self.summarise(number);
         }
     }
 
@@ -53,7 +64,7 @@ impl PortSpace {
     pub(crate) fn take(&mut self, port: u16, holder: u32) {
         let word = usize::from(port) / 64;
         debug_assert!(!self.is_taken(port), "port {port} is taken");
-        self.taken[word] |= 1 << (port % 64);
+        self.words[word].taken |= 1 << (port % 64);
         self.holders[usize::from(port)] = holder + 1;
         self.summarise(word);
     }
@@ -62,7 +73,7 @@ impl PortSpace {
     pub(crate) fn release(&mut self, port: u16) {
         let word = usize::from(port) / 64;
         debug_assert!(self.is_taken(port), "port {port} is free");
-        self.taken[word] &= !(1 << (port % 64));
+        self.words[word].taken &= !(1 << (port % 64));
         self.holders[usize::from(port)] = 0;
         self.summarise(word);
     }
@@ -79,20 +90,21 @@ impl PortSpace {
         self.holders[usize::from(port)].checked_sub(1)
     }
 
-    /// Reads something of what [`PortSpace::release`] writes.
+    /// Has what [`PortSpace::take`] and [`PortSpace::release`] write fetched.
     #[inline]
-    pub(crate) fn touch(&self, port: u16) -> u32 {
-        self.holders[usize::from(port)] | self.taken[usize::from(port) / 64] as u32
+    pub(crate) fn fetch(&self, port: u16) {
+        prefetch::fetch(&self.holders[usize::from(port)]);
+        prefetch::fetch(&self.words[usize::from(port) / 64]);
     }
 
     /// How many ports mappings have.
     pub(crate) fn used(&self) -> u32 {
-        self.taken.iter().map(|word| word.count_ones()).sum()
+        self.words.iter().map(|word| word.taken.count_ones()).sum()
     }
 
     /// How many ports mappings may have.
     pub(crate) fn limit(&self) -> u32 {
-        self.allowed.iter().map(|word| word.count_ones()).sum()
+        self.words.iter().map(|word| word.allowed.count_ones()).sum()
     }
 
     /// Whether any port is free.
@@ -101,11 +113,11 @@ impl PortSpace {
     }
 
     fn is_taken(&self, port: u16) -> bool {
-        self.taken[usize::from(port) / 64] >> (port % 64) & 1 == 1
+        self.words[usize::from(port) / 64].taken >> (port % 64) & 1 == 1
     }
 
     fn free_in(&self, word: usize) -> u64 {
-        self.allowed[word] & !self.taken[word]
+        self.words[word].free()
     }
 
     fn summarise(&mut self, word: usize) {

@@ -23,7 +23,7 @@ use crate::ports::PortSpace;
 use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::Slab;
 use crate::sweep::Step;
-use crate::table::{Holder, Mappings, Outer, Sessions, TableFull};
+use crate::table::{Hashes, Holder, Mappings, Outer, Sessions, TableFull};
 use crate::time::Tick;
 use crate::view::SessionState;
 
@@ -220,10 +220,10 @@ impl<'m> State<'m> {
         &self.ports[usize::from(slot) * Protocol::ALL.len() + protocol.index()]
     }
 
-    /// Reads something of the ports that sessions have, all independently, so that the processor fetches them at once.
-    pub(crate) fn touch_ports<'s>(&self, sessions: impl Iterator<Item = &'s Session>) {
-        let ports = sessions.map(|session| self.space(session.slot, session.kind.protocol()).touch(session.external_port.get()));
-        core::hint::black_box(ports.fold(0, |all, one| all | one));
+    /// Reads the subscribers whose sessions they are, all independently: what a map keeps cannot be prefetched.
+    pub(crate) fn touch_subscribers<'s>(&self, sessions: impl Iterator<Item = &'s Session>) {
+        let known = sessions.filter_map(|session| self.subscribers.get(&session.internal().address.to_bits()));
+        core::hint::black_box(known.fold(0, |all, subscriber| all | subscriber.mappings));
     }
 
     fn space_mut(&mut self, slot: u16, protocol: Protocol) -> &mut PortSpace {
@@ -353,7 +353,8 @@ impl<'m> State<'m> {
     fn create_with_mapping(&mut self, session: Session, counters: &mut Counters) -> Result<u32, TableFull> {
         let number = self.sessions.insert(session)?;
         if self.mappings.insert_sole(number, &session).is_err() {
-            self.sessions.remove(number);
+            let hashes = self.sessions.hashes(&session);
+            self.sessions.remove(number, &hashes);
             return Err(TableFull);
         }
         let (internal, protocol) = (session.internal().address.to_bits(), session.kind.protocol());
@@ -386,7 +387,7 @@ impl<'m> State<'m> {
         let session = *self.sessions.records.get(sole);
         let address = self.address_of(session.slot).unwrap_or(Ipv4Addr::UNSPECIFIED);
         let mapping = session.mapping(address).ok_or(TableFull)?;
-        self.mappings.remove_sole(sole, &session);
+        self.mappings.remove_sole(sole, self.mappings.hash_of_sole(&session));
         let number = match self.mappings.insert(mapping) {
             Ok(number) => number,
             Err(full) => {
@@ -411,13 +412,20 @@ impl<'m> State<'m> {
 
     /// Ends a session, and its mapping when it was the last one under it.
     pub(crate) fn end_session(&mut self, number: u32, counters: &mut Counters) {
-        let session = self.sessions.remove(number);
+        let session = self.sessions.records.get(number);
+        let hashes = (self.sessions.hashes(session), self.mappings.hash_of_sole(session));
+        self.end_hashed(number, hashes, counters);
+    }
+
+    /// The same, for whoever has the hashes of the session, and of the mapping that it stands for.
+    pub(crate) fn end_hashed(&mut self, number: u32, (hashes, of_mapping): (Hashes, Option<u64>), counters: &mut Counters) {
+        let session = self.sessions.remove(number, &hashes);
         counters.count(Counter::SessionsRemoved);
         if session.has(flag::FORWARDED) {
             return;
         }
         if session.sole().is_some() {
-            self.mappings.remove_sole(number, &session);
+            self.mappings.remove_sole(number, of_mapping);
             self.end_mapping(&session, counters);
             return;
         }

@@ -7,9 +7,10 @@
 use crate::adjacency::Adjacencies;
 use crate::counters::Counters;
 use crate::nat::Nat;
+use crate::prefetch;
 use crate::slab::Record as _;
 use crate::state::State;
-use crate::table::MappingKey;
+use crate::table::Hashes;
 use crate::time::Tick;
 
 /// A round over all sessions takes this long: one step each millisecond suffices for sixteen million sessions, and of those that are over
@@ -38,13 +39,15 @@ pub(crate) struct Sweep {
     due: u64,
     /// Whole rounds since the policy was adopted.
     rounds: u32,
+    /// When this round should have begun.
+    began: Tick,
     /// Whether this round looks at every session, since it began.
     looks_at_all: bool,
 }
 
 impl Sweep {
     pub(crate) fn new(now: Tick) -> Self {
-        Self { last: now, looks_at_all: true, ..Self::default() }
+        Self { last: now, began: now, looks_at_all: true, ..Self::default() }
     }
 
     /// There are other rules, by which sessions may end earlier.
@@ -82,7 +85,7 @@ impl Nat<'_> {
             let passed = self.sweep_records(&step, now);
             self.sweep.due = self.sweep.due.saturating_sub(u64::from(passed.max(1)) * round);
         } else if records == 0 {
-            self.finish_round();
+            self.finish_round(now);
         }
         self.fragments.expire(now);
         self.paths.refresh(now, &mut self.adjacencies);
@@ -100,15 +103,19 @@ impl Nat<'_> {
         let (passed, is_last) = self.state.sweep(self.sweep.cursor, step, now, &self.adjacencies, &mut self.counters);
         self.sweep.cursor += passed;
         if is_last {
-            self.finish_round();
+            self.finish_round(now);
         }
         passed
     }
 
-    /// After two rounds' ends since a policy came, one whole round lies between them, and it looked at every session.
-    fn finish_round(&mut self) {
+    /// After two rounds' ends since a policy came, one whole round lies between them, and it looked at every session. When steps did not come
+    /// for long, rounds are left out: what was due in them is found by looking at all.
+    fn finish_round(&mut self, now: Tick) {
+        let rounds = now.since(self.sweep.began) / SWEEP_ROUND;
+        // One that ends before its time may bring sessions up too early, which does no harm.
+        self.sweep.began = if rounds == 0 { now } else { self.sweep.began.after(rounds * SWEEP_ROUND) };
+        self.state.due.begin_round(rounds.max(1));
         self.sweep.cursor = 0;
-        self.state.due.next_round();
         if self.sweep.looks_at_all {
             self.adjacencies.swept();
         }
@@ -116,7 +123,7 @@ impl Nat<'_> {
         if self.sweep.rounds >= 2 {
             self.state.swept();
         }
-        self.sweep.looks_at_all = self.sweep.rounds < 2 || self.adjacencies.has_forgotten();
+        self.sweep.looks_at_all = self.sweep.rounds < 2 || rounds > 1 || self.adjacencies.has_forgotten();
     }
 }
 
@@ -159,7 +166,7 @@ impl State<'_> {
 
     /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.
     fn look_at(&mut self, numbers: &mut [u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
-        self.sessions.touch_records(numbers);
+        numbers.iter().for_each(|&number| prefetch::fetch(self.sessions.records.get(number)));
         let mut over = 0;
         for at in 0..numbers.len() {
             let number = numbers[at];
@@ -196,14 +203,21 @@ impl State<'_> {
         left.min(self.shortest[self.sessions.records.get(number).kind.protocol().index()])
     }
 
-    /// Ends sessions, whose lines are all read first, so that the processor fetches them at once.
+    /// Ends sessions. What it takes to do so is fetched for all of them first.
     fn end_sessions(&mut self, numbers: &[u32], counters: &mut Counters) {
-        self.sessions.touch_lines(numbers);
-        let sessions = numbers.iter().map(|&number| self.sessions.records.get(number));
-        self.mappings.touch(sessions.clone().filter_map(MappingKey::of_sole));
-        self.touch_ports(sessions);
-        for &number in numbers {
-            self.end_session(number, counters);
+        let mut hashes = [(Hashes::default(), None); TOGETHER];
+        for (&number, (of_session, of_mapping)) in numbers.iter().zip(&mut hashes) {
+            let session = self.sessions.records.get(number);
+            (*of_session, *of_mapping) = (self.sessions.hashes(session), self.mappings.hash_of_sole(session));
+            self.sessions.fetch_lines(of_session);
+            if let Some(hash) = *of_mapping {
+                self.mappings.fetch_line(hash);
+            }
+            self.space(session.slot, session.kind.protocol()).fetch(session.external_port.get());
+        }
+        self.touch_subscribers(numbers.iter().map(|&number| self.sessions.records.get(number)));
+        for (&number, hashes) in numbers.iter().zip(hashes) {
+            self.end_hashed(number, hashes, counters);
         }
     }
 }

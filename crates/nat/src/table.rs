@@ -89,6 +89,13 @@ const fn value_of(number: u32, key: Key) -> u32 {
     number << 1 | key as u32
 }
 
+/// The hashes of both keys of a session.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Hashes {
+    inner: u64,
+    outer: u64,
+}
+
 /// Sessions that the index can tell apart, by [`value_of`].
 const MOST_SESSIONS: u32 = NUMBERS / 2;
 
@@ -154,7 +161,7 @@ impl<'m> Sessions<'m> {
 
     /// Stores a session under both keys. **Errors:** [`TableFull`]; nothing has changed then.
     pub(crate) fn insert(&mut self, session: Session) -> Result<u32, TableFull> {
-        let (inner, outer) = self.hashes(&session);
+        let Hashes { inner, outer } = self.hashes(&session);
         let number = self.records.insert(session).ok_or(TableFull)?;
         if self.index.insert(inner, value_of(number, Key::Internal)).is_err() {
             self.records.remove(number);
@@ -168,24 +175,15 @@ impl<'m> Sessions<'m> {
         Ok(number)
     }
 
-    /// Reads something of records, all independently, so that the processor fetches them at once.
-    pub(crate) fn touch_records(&self, numbers: &[u32]) {
-        core::hint::black_box(numbers.iter().fold(0, |all, &number| all | self.records.get(number).last_seen));
+    /// Has the index lines of a session fetched.
+    pub(crate) fn fetch_lines(&self, hashes: &Hashes) {
+        self.index.fetch(hashes.inner);
+        self.index.fetch(hashes.outer);
     }
 
-    /// Reads something of the index lines of sessions that are to be removed, all independently.
-    pub(crate) fn touch_lines(&self, numbers: &[u32]) {
-        let lines = numbers.iter().map(|&number| {
-            let (inner, outer) = self.hashes(self.records.get(number));
-            self.index.touch(inner) | self.index.touch(outer)
-        });
-        core::hint::black_box(lines.fold(0, |all, one| all | one));
-    }
-
-    /// Removes a session and returns what it was.
-    pub(crate) fn remove(&mut self, number: u32) -> Session {
-        let session = *self.records.get(number);
-        let (inner, outer) = self.hashes(&session);
+    /// Removes a session, whose hashes are given, and returns what it was.
+    pub(crate) fn remove(&mut self, number: u32, hashes: &Hashes) -> Session {
+        let (session, Hashes { inner, outer }) = (*self.records.get(number), *hashes);
         let removed =
             self.index.remove(inner, value_of(number, Key::Internal)) && self.index.remove(outer, value_of(number, Key::External));
         debug_assert!(removed, "session {number} was not under its keys");
@@ -193,11 +191,11 @@ impl<'m> Sessions<'m> {
         session
     }
 
-    fn hashes(&self, session: &Session) -> (u64, u64) {
+    pub(crate) fn hashes(&self, session: &Session) -> Hashes {
         let protocol = session.kind.protocol();
         let inner = outbound_words(protocol, session.outbound_addresses(), session.outbound_ports());
         let outer = inbound_words(protocol, Outer::of(session), session.remote_word(), session.inbound_ports());
-        (self.hasher.hash_one(inner), self.hasher.hash_one(outer))
+        Hashes { inner: self.hasher.hash_one(inner), outer: self.hasher.hash_one(outer) }
     }
 }
 
@@ -248,7 +246,7 @@ impl MappingKey {
 
     /// That of the mapping for which a session stands, where the index of mappings has it. Where a mapping is for one remote endpoint, the
     /// session's own key finds it.
-    pub(crate) fn of_sole(session: &Session) -> Option<Self> {
+    fn of_sole(session: &Session) -> Option<Self> {
         match session.sole()? {
             MappingBehaviour::AddressAndPortDependent => None,
             behaviour => {
@@ -321,25 +319,30 @@ impl<'m> Mappings<'m> {
 
     /// Has session `number` stand for its mapping. **Errors:** [`TableFull`]; nothing has changed then.
     pub(crate) fn insert_sole(&mut self, number: u32, session: &Session) -> Result<(), TableFull> {
-        if let Some(key) = MappingKey::of_sole(session) {
-            self.index.insert(self.hash(&key), Holder::Session(number).value()).map_err(|_| TableFull)?;
+        if let Some(hash) = self.hash_of_sole(session) {
+            self.index.insert(hash, Holder::Session(number).value()).map_err(|_| TableFull)?;
         }
         self.soles += 1;
         Ok(())
     }
 
-    /// Ends the mapping that session `number` stands for.
-    pub(crate) fn remove_sole(&mut self, number: u32, session: &Session) {
-        if let Some(key) = MappingKey::of_sole(session) {
-            let removed = self.index.remove(self.hash(&key), Holder::Session(number).value());
+    /// Ends the mapping that session `number` stands for, and whose [`Mappings::hash_of_sole`] is given.
+    pub(crate) fn remove_sole(&mut self, number: u32, hash: Option<u64>) {
+        if let Some(hash) = hash {
+            let removed = self.index.remove(hash, Holder::Session(number).value());
             debug_assert!(removed, "the mapping of session {number} was not under its key");
         }
         self.soles -= 1;
     }
 
-    /// Reads something of the index lines of such keys, all independently, so that the processor fetches them at once.
-    pub(crate) fn touch(&self, keys: impl Iterator<Item = MappingKey>) {
-        core::hint::black_box(keys.fold(0, |all, key| all | self.index.touch(self.hash(&key))));
+    /// The hash under which the mapping is found that a session stands for; none where the session's own keys suffice.
+    pub(crate) fn hash_of_sole(&self, session: &Session) -> Option<u64> {
+        MappingKey::of_sole(session).map(|key| self.hash(&key))
+    }
+
+    /// Has the index line of a mapping fetched.
+    pub(crate) fn fetch_line(&self, hash: u64) {
+        self.index.fetch(hash);
     }
 
     fn hash(&self, key: &MappingKey) -> u64 {
