@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use portcullis_nat::policy::{
-    DeviceId, Endpoint, External, Filtering, Interface, InterfaceId, Mac, MappingBehaviour, Network, Policy, PortSet, Route, Side,
+    DeviceId, Endpoint, External, Filtering, Interface, InterfaceId, Mac, MappingBehaviour, Network, Policy, PortSet,
+    ReceivedChecksums, Route, Side,
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::Verdict;
@@ -154,6 +155,8 @@ fn network() -> Network {
         mtu: 1500,
         up: true,
         prefixes: Vec::new(),
+        // A physical card's.
+        checksums: ReceivedChecksums::Complete,
     };
     // Known keys: a count of instructions is the same each time.
     let keys = ahash::RandomState::with_seeds(1, 2, 3, 4);

@@ -18,14 +18,17 @@ const MOST: usize = 1 << 16;
 /// Pairs looked at in one step of [`Adjacencies::note_used`]: two next hops each, and the list of those in use is short.
 const NOTED_STEP: usize = 16;
 
+/// Bytes of the untagged link-layer header.
+const ETHERNET_LEN: u32 = 14;
+
 /// How the packets of one way leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Adjacency {
     /// Destination and source of the link-layer header.
     pub(crate) addresses: [u8; 12],
     pub(crate) interface: InterfaceId,
-    /// The largest datagram, the route's or the interface's. **Units:** bytes.
-    pub(crate) mtu: u16,
+    /// The longest frame, by the route's MTU or the interface's. **Units:** bytes from the Ethernet header on.
+    pub(crate) most_len: u32,
     pub(crate) next_hop: Ipv4Addr,
     pub(crate) device: DeviceId,
 }
@@ -33,7 +36,7 @@ pub(crate) struct Adjacency {
 impl Adjacency {
     /// That of no packet: none is short enough.
     const NONE: Self =
-        Self { addresses: [0; 12], interface: InterfaceId(0), mtu: 0, next_hop: Ipv4Addr::UNSPECIFIED, device: DeviceId(0) };
+        Self { addresses: [0; 12], interface: InterfaceId(0), most_len: 0, next_hop: Ipv4Addr::UNSPECIFIED, device: DeviceId(0) };
 
     /// Of a path by which packets can be sent as they are: it is up, without tag, and its next hop is known.
     pub(crate) fn of(path: &Path) -> Option<Self> {
@@ -42,7 +45,7 @@ impl Adjacency {
         let mut addresses = [0; 12];
         addresses[..6].copy_from_slice(&destination);
         addresses[6..].copy_from_slice(&source_mac);
-        Some(Self { addresses, interface, mtu, next_hop, device })
+        Some(Self { addresses, interface, most_len: u32::from(mtu) + ETHERNET_LEN, next_hop, device })
     }
 
     fn neighbour(&self) -> NeighbourKey {
@@ -166,7 +169,7 @@ mod tests {
         Adjacency {
             addresses: [2; 12],
             interface: InterfaceId(1),
-            mtu: 1500,
+            most_len: 1514,
             next_hop: Ipv4Addr::from_bits(number),
             device: DeviceId(0),
         }
@@ -207,7 +210,10 @@ mod tests {
     fn who_has_no_way_is_not_asked_again_in_the_epoch() {
         let mut table = adjacencies();
         let none = table.number_of_none();
-        assert_eq!((table.get(none).map(|pair| (pair.inside.mtu, pair.outside.mtu)), table.number_of_none()), (Some((0, 0)), none));
+        assert_eq!(
+            (table.get(none).map(|pair| (pair.inside.most_len, pair.outside.most_len)), table.number_of_none()),
+            (Some((0, 0)), none)
+        );
         assert!(table.note_used(|neighbour| panic!("{neighbour:?} is nobody")));
         table.forget();
         assert!(table.get(none).is_none());

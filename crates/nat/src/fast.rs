@@ -7,19 +7,23 @@
 //! A burst goes in stages, so that the processor waits for the memory of many packets at once: read all packets and hash their keys, look
 //! at all index lines, at all records, and then finish packet by packet, in order.
 
-use core::hint::select_unpredictable;
-use core::net::Ipv4Addr;
+use core::hint::{cold_path, select_unpredictable};
 
 use portcullis_wire::checksum::udp_spelling;
-use portcullis_wire::ipv4::{TCP, UDP};
+use portcullis_wire::ipv4::TCP;
 use portcullis_wire::tcp::TcpFlags;
+use wide::u8x16;
 
+use crate::adjacency::Adjacency;
+use crate::advance::Says;
 use crate::counters::Counter;
+use crate::externals::Outer;
+use crate::hash::Key;
 use crate::nat::Nat;
 use crate::packet::Packet;
-use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Protocol, Side};
-use crate::record::{Generation, Session};
-use crate::table::{Candidate, Outer};
+use crate::policy::{DeviceId, InterfaceId, Network, Protocol, ReceivedChecksums, Side};
+use crate::record::{Session, flag};
+use crate::slab::NONE;
 use crate::tcp::Direction;
 use crate::time::Tick;
 use crate::verdict::{Errand, Verdict};
@@ -27,13 +31,15 @@ use crate::verdict::{Errand, Verdict};
 /// Packets that go through the stages together.
 pub(crate) const BURST: usize = 32;
 
+/// In place of a session's number: of a packet that the fast path has left to the ordinary way.
+const LEFT: u32 = NONE - 1;
+
 /// As much of a frame as the fast path reads and writes: Ethernet, IPv4 and TCP without options.
 const HEAD: usize = 54;
 type Head = [u8; HEAD];
 
 /// Where the headers' fields are. **Units:** bytes from the frame's start.
 mod at {
-    pub(super) const ETHERTYPE: usize = 12;
     pub(super) const IPV4: usize = 14;
     pub(super) const LEN: usize = 16;
     pub(super) const FRAGMENT: usize = 20;
@@ -52,14 +58,16 @@ mod at {
 }
 
 const ETHERNET_LEN: usize = 14;
-const IPV4_LEN: u16 = 20;
+const IPV4_LEN: u32 = 20;
 
-/// EtherType, version, header length and type of service, as one word in network order, and what of it has to be so.
-const PLAIN: u32 = 0x0800_4500;
-const PLAIN_MASK: u32 = 0xFFFF_FF00;
+/// Bytes that are compared at once.
+const FRONT: usize = 16;
 
-/// Of eight bytes of a frame, the first six.
-const MAC_MASK: u64 = u64::from_ne_bytes([0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]);
+/// EtherType, version and header length, behind both link-layer addresses.
+const PLAIN: [u8; 3] = [0x08, 0x00, 0x45];
+
+/// Of the front's bytes, a bit for each that has to be as expected: the destination's link-layer address and [`PLAIN`].
+const FRONT_COUNTS: u32 = 0b0111_0000_0011_1111;
 
 /// More fragments, and the offset; not the reserved bit and not Don't Fragment.
 const FRAGMENT_MASK: u16 = 0x3FFF;
@@ -76,13 +84,26 @@ const LEGAL_FLAGS: u64 = {
     legal
 };
 
+const UDP_HEADER_LEN: u32 = 8;
+
+/// The length of a TCP header by the byte that its data offset is in; zero where the offset is too small for one.
+const TCP_HEADER_LEN: [u8; 256] = {
+    let (mut lens, mut byte) = ([0; 256], 0x50);
+    while byte < 256 {
+        lens[byte] = (byte >> 4) as u8 * 4;
+        byte += 1;
+    }
+    lens
+};
+
 /// The interface of a device's untagged frames.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gate {
-    /// Its link-layer address, as the first six bytes of a frame's eight.
-    mac: u64,
+    /// The front of a plain frame, where it counts.
+    front: [u8; FRONT],
     interface: InterfaceId,
     side: Side,
+    checksums: ReceivedChecksums,
 }
 
 /// The gates, by device.
@@ -91,58 +112,51 @@ pub(crate) fn gates(network: &Network) -> Vec<Option<Gate>> {
     let gate = |device| {
         let interface = network.interface_of(DeviceId(device as u8), None)?;
         let configured = &network.interfaces[usize::from(interface.0)];
-        let mut eight = [0; 8];
-        eight[..6].copy_from_slice(&configured.mac);
-        Some(Gate { mac: u64::from_ne_bytes(eight), interface, side: configured.side })
+        let mut front = [0; FRONT];
+        front[..6].copy_from_slice(&configured.mac);
+        front[12..15].copy_from_slice(&PLAIN);
+        Some(Gate { front, interface, side: configured.side, checksums: configured.checksums })
     };
     (0..devices).map(gate).collect()
 }
 
-/// What the stages know of a packet.
-#[derive(Clone, Copy)]
-struct Seen {
-    candidate: Candidate,
-    /// The datagram's length in bytes. Zero for a packet that is not plain.
-    len: u16,
-    /// Of UDP, those of a segment that changes nothing.
-    flags: TcpFlags,
-    is_tcp: bool,
-    /// Of a packet from outside.
-    outer: Outer,
+/// Packets, and their bytes from the Ethernet header on.
+#[derive(Clone, Copy, Default)]
+struct Amount {
+    packets: u64,
+    bytes: u64,
 }
 
-impl Seen {
-    /// Of a packet that is not plain.
-    const NOT_PLAIN: Self = Self {
-        candidate: Candidate::NONE,
-        len: 0,
-        flags: TcpFlags::ACK,
-        is_tcp: false,
-        outer: Outer { slot: 0, generation: Generation::FIRST },
-    };
+impl Amount {
+    fn add(&mut self, packet: &Packet<'_>) {
+        self.packets += 1;
+        self.bytes += packet.len as u64;
+    }
 }
 
-/// What a burst adds to the counters.
+/// What of a burst does not go the fast path, and what another worker has counted as received.
 #[derive(Clone, Copy, Default)]
 struct Tally {
-    forwarded: u64,
-    bytes: u64,
-    /// Of these, what another worker has counted as received.
-    handed: u64,
-    handed_bytes: u64,
+    left: Amount,
+    handed: Amount,
 }
 
 impl Nat<'_> {
     /// Steps 2 to 7 for at most [`BURST`] packets from one device. Appends one verdict for each, in order.
     pub(crate) fn process_burst(&mut self, burst: &mut [Packet<'_>], device: DeviceId, now: Tick, verdicts: &mut Vec<Verdict>) {
-        match self.gates.get(usize::from(device.0)) {
-            Some(&Some(gate)) if gate.side == Side::Inside => self.pass::<true>(burst, device, &gate, now, verdicts),
-            Some(&Some(gate)) => self.pass::<false>(burst, device, &gate, now, verdicts),
-            _ => burst.iter_mut().for_each(|packet| verdicts.push(self.process_one(packet, device, now))),
+        let Some(&Some(gate)) = self.gates.get(usize::from(device.0)) else {
+            burst.iter_mut().for_each(|packet| verdicts.push(self.process_one(packet, device, now)));
+            return;
+        };
+        match (gate.side, gate.checksums) {
+            (Side::Inside, ReceivedChecksums::Complete) => self.pass::<true, false>(burst, device, &gate, now, verdicts),
+            (Side::Outside, ReceivedChecksums::Complete) => self.pass::<false, false>(burst, device, &gate, now, verdicts),
+            (Side::Inside, ReceivedChecksums::MaybePartial) => self.pass::<true, true>(burst, device, &gate, now, verdicts),
+            (Side::Outside, ReceivedChecksums::MaybePartial) => self.pass::<false, true>(burst, device, &gate, now, verdicts),
         }
     }
 
-    fn pass<const OUTBOUND: bool>(
+    fn pass<const OUTBOUND: bool, const MAYBE_PARTIAL: bool>(
         &mut self,
         burst: &mut [Packet<'_>],
         device: DeviceId,
@@ -150,122 +164,168 @@ impl Nat<'_> {
         now: Tick,
         verdicts: &mut Vec<Verdict>,
     ) {
-        let mut seen = [Seen::NOT_PLAIN; BURST];
-        for (seen, packet) in seen.iter_mut().zip(burst.iter()) {
-            self.see::<OUTBOUND>(packet, gate, seen);
-        }
-        let seen = &mut seen[..burst.len()];
-        for seen in &mut *seen {
-            if seen.len > 0 {
-                self.state.sessions.look(&mut seen.candidate);
-            }
-        }
-        self.state.sessions.touch(seen.iter().map(|seen| &seen.candidate));
-        let any_handed = burst.iter().any(|packet| packet.handed > 0);
-        let mut tally = Tally::default();
-        for (seen, packet) in seen.iter().zip(burst) {
-            let len = packet.len as u64;
-            let verdict = match self.forward::<OUTBOUND>(packet, seen, gate, now) {
-                Some(device) => {
-                    tally.forwarded += 1;
-                    tally.bytes += len;
-                    if any_handed && packet.handed > 0 {
-                        tally.handed += 1;
-                        tally.handed_bytes += len;
-                    }
-                    Verdict::Transmit(device)
+        let (mut hashes, mut numbers) = ([0; BURST], [NONE; BURST]);
+        let (mut odd, mut amount, mut hands) = (0_u32, Amount { packets: burst.len() as u64, bytes: 0 }, 0);
+        for (at, (hash, packet)) in hashes.iter_mut().zip(&*burst).enumerate() {
+            match self.read::<OUTBOUND, MAYBE_PARTIAL>(packet, gate) {
+                Some(read) => *hash = read,
+                None => {
+                    cold_path();
+                    odd |= 1 << at;
                 }
-                None => self.process_one(packet, device, now),
-            };
-            verdicts.push(verdict);
+            }
+            amount.bytes += packet.len as u64;
+            hands |= packet.handed;
         }
+        let (hashes, numbers) = (&hashes[..burst.len()], &mut numbers[..burst.len()]);
+        self.state.sessions.candidates(hashes, numbers);
+        while odd != 0 {
+            numbers[odd.trailing_zeros() as usize] = NONE;
+            odd &= odd - 1;
+        }
+        self.state.sessions.touch_records(numbers);
+        let mut tally = Tally::default();
+        if hands > 0 {
+            burst.iter().filter(|packet| packet.handed > 0).for_each(|packet| tally.handed.add(packet));
+        }
+        self.forward_all::<OUTBOUND>((burst, device), numbers, gate, now, &mut tally, verdicts);
+        self.count::<OUTBOUND>(amount, &tally);
+    }
+
+    /// The last stage.
+    fn forward_all<const OUTBOUND: bool>(
+        &mut self,
+        (burst, device): (&mut [Packet<'_>], DeviceId),
+        numbers: &mut [u32],
+        gate: &Gate,
+        now: Tick,
+        tally: &mut Tally,
+        verdicts: &mut Vec<Verdict>,
+    ) {
+        let (first, expected) = (verdicts.len(), gate.interface);
+        let nat = &mut *self;
+        verdicts.extend(numbers.iter_mut().zip(burst).map(move |(number, packet)| {
+            let leaves = nat.forward::<OUTBOUND>(packet, *number, expected, now);
+            // A verdict of another kind is put in its place below: were it made here, every one would be put together in memory first.
+            Verdict::Transmit(leaves.unwrap_or_else(|| {
+                *number = LEFT;
+                nat.leave(packet, device, now, tally)
+            }))
+        }));
+        if self.left.is_empty() {
+            return;
+        }
+        let places = verdicts[first..].iter_mut().zip(numbers).filter(|(_, number)| **number == LEFT);
+        for ((place, _), verdict) in places.zip(self.left.drain(..)) {
+            *place = verdict;
+        }
+    }
+
+    /// Leaves a packet of the burst to the ordinary way, and keeps the verdict. Returns any device.
+    #[cold]
+    fn leave(&mut self, packet: &mut Packet<'_>, device: DeviceId, now: Tick, tally: &mut Tally) -> DeviceId {
+        tally.left.add(packet);
+        if packet.handed > 0 {
+            tally.handed.packets -= 1;
+            tally.handed.bytes -= packet.len as u64;
+        }
+        let verdict = self.process_one(packet, device, now);
+        self.left.push(verdict);
+        device
+    }
+
+    /// Counts what of a burst has gone the fast path.
+    fn count<const OUTBOUND: bool>(&mut self, all: Amount, tally: &Tally) {
         let (way, received, bytes) = if OUTBOUND {
             (Counter::Outbound, Counter::InsideReceived, Counter::InsideReceivedBytes)
         } else {
             (Counter::Inbound, Counter::OutsideReceived, Counter::OutsideReceivedBytes)
         };
-        self.counters.add(way, tally.forwarded);
-        self.counters.add(Counter::FastPath, tally.forwarded);
-        self.counters.add(received, tally.forwarded - tally.handed);
-        self.counters.add(bytes, tally.bytes - tally.handed_bytes);
+        let forwarded = all.packets - tally.left.packets;
+        self.counters.add(way, forwarded);
+        self.counters.add(Counter::FastPath, forwarded);
+        self.counters.add(received, forwarded - tally.handed.packets);
+        self.counters.add(bytes, all.bytes - tally.left.bytes - tally.handed.bytes);
     }
 
-    /// Reads a packet, and hashes its key if it is plain.
+    /// Reads a packet, and gives the hash of its key if it is plain, as far as no session has to be asked: one of another protocol than TCP
+    /// and UDP, which is read as if it were UDP, is found out when its session is not of that protocol.
     #[inline]
-    fn see<const OUTBOUND: bool>(&self, packet: &Packet<'_>, gate: &Gate, seen: &mut Seen) {
-        let Some(head) = packet.buffer.first_chunk::<HEAD>() else { return };
-        let len = half(head, at::LEN);
-        let is_plain = word(head, at::ETHERTYPE) & PLAIN_MASK == PLAIN
+    fn read<const OUTBOUND: bool, const MAYBE_PARTIAL: bool>(&self, packet: &Packet<'_>, gate: &Gate) -> Option<u64> {
+        let head = packet.buffer.first_chunk::<HEAD>()?;
+        let front = u8x16::new(bytes(head, 0)).simd_eq(u8x16::new(gate.front)).to_bitmask();
+        let is_plain = front & FRONT_COUNTS == FRONT_COUNTS
             && matches!(packet.errand, Errand::Whole)
-            && eight(head, 0) & MAC_MASK == gate.mac
-            && half(head, at::FRAGMENT) & FRAGMENT_MASK == 0
+            && wire_half(head, at::FRAGMENT) & FRAGMENT_MASK.to_be() == 0
             && head[at::TTL] > 1
             && header_sum(head).is_multiple_of(0xFFFF);
-        if !is_plain || !is_either(head[at::PROTOCOL]) {
-            return;
+        if !is_plain {
+            return None;
         }
         // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
-        let is_tcp = head[at::PROTOCOL] == TCP;
-        let payload = len.wrapping_sub(IPV4_LEN);
-        let (udp_len, header_len) = (half(head, at::UDP_LEN), u16::from(head[at::TCP_OFFSET] >> 4) * 4);
-        let least = select_unpredictable(is_tcp, 20, 8);
+        let protocol = head[at::PROTOCOL];
+        let is_tcp = protocol == TCP;
+        let (len, udp_len) = (u32::from(half(head, at::LEN)), u32::from(half(head, at::UDP_LEN)));
+        let header_len = u32::from(TCP_HEADER_LEN[usize::from(head[at::TCP_OFFSET])]);
         let claimed = select_unpredictable(is_tcp, header_len, udp_len);
-        let flags = select_unpredictable(is_tcp, head[at::TCP_FLAGS], TcpFlags::ACK.0);
-        // A length below that of its own header has wrapped to one that no frame has.
-        let room = packet.len.saturating_sub(ETHERNET_LEN + usize::from(IPV4_LEN));
-        if usize::from(payload) > room || claimed < least || claimed > payload || LEGAL_FLAGS >> (flags % 64) & 1 == 0 {
-            return;
+        if len as usize + ETHERNET_LEN > packet.len || claimed < UDP_HEADER_LEN || claimed + IPV4_LEN > len {
+            return None;
         }
-        // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
-        let checksum = half(head, checksum_at(is_tcp));
-        let covered = select_unpredictable(is_tcp, payload, udp_len);
-        let (from, to) = (word(head, at::SOURCE), word(head, at::DESTINATION));
-        let rest = u64::from(head[at::PROTOCOL]) + u64::from(covered) + u64::from(!checksum);
-        if (u64::from(from) + u64::from(to) + rest).is_multiple_of(0xFFFF) {
-            return;
+        if MAYBE_PARTIAL {
+            // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
+            let checksum = half(head, checksum_at(is_tcp));
+            let covered = select_unpredictable(is_tcp, len - IPV4_LEN, udp_len);
+            let rest = u64::from(protocol) + u64::from(covered) + u64::from(!checksum);
+            if (u64::from(word(head, at::SOURCE)) + u64::from(word(head, at::DESTINATION)) + rest).is_multiple_of(0xFFFF) {
+                return None;
+            }
         }
-        let (protocol, sessions) = (protocol_of(is_tcp), &self.state.sessions);
-        let (candidate, outer) = if OUTBOUND {
-            (sessions.outbound_candidate(protocol, addresses(head), ports(head)), seen.outer)
-        } else {
-            let Some(slot) = self.state.slot_of(Ipv4Addr::from_bits(to)) else { return };
-            let outer = self.state.outer(slot);
-            (sessions.inbound_candidate(protocol, outer, from.to_be(), ports(head)), outer)
-        };
-        *seen = Seen { candidate, len, flags: TcpFlags(flags), is_tcp, outer };
+        let side = if OUTBOUND { Side::Inside } else { Side::Outside };
+        Some(self.state.sessions.hash(side, Key::read(eight(head, at::PROTOCOL), eight(head, at::DESTINATION))))
     }
 
     /// Steps 5 and 7 for a packet of a session that lives and whose way is known. The device that it leaves by; none where it has to go the
     /// ordinary way, and then nothing has changed.
     #[inline]
-    fn forward<const OUTBOUND: bool>(&mut self, packet: &mut Packet<'_>, seen: &Seen, gate: &Gate, now: Tick) -> Option<DeviceId> {
-        let number = seen.candidate.number()?;
+    fn forward<const OUTBOUND: bool>(
+        &mut self,
+        packet: &mut Packet<'_>,
+        number: u32,
+        expected: InterfaceId,
+        now: Tick,
+    ) -> Option<DeviceId> {
         let head = packet.buffer.first_chunk_mut::<HEAD>()?;
-        let session = self.state.sessions.records.get(number);
+        let sessions = &mut self.state.sessions;
+        let session = sessions.records.peek_mut(number)?;
+        let outer = Outer::of(session);
         let is_it = if OUTBOUND {
             session.outbound_addresses() == addresses(head) && session.outbound_ports() == ports(head)
         } else {
-            session.remote_word() == word(head, at::SOURCE).to_be()
+            session.remote_word() == wire_word(head, at::SOURCE)
                 && session.inbound_ports() == ports(head)
-                && Outer::of(session) == seen.outer
+                && sessions.externals.is_live(outer, wire_word(head, at::DESTINATION))
         };
-        // From outside it was found by its slot's address of now.
-        let external = if OUTBOUND { self.state.live_address_of(session)? } else { Ipv4Addr::UNSPECIFIED };
-        if !is_it || !session.kind.is_of(protocol_of(seen.is_tcp)) || self.state.time_left(session, now) == 0 {
+        if !is_it {
             return None;
         }
+        let address = if OUTBOUND { sessions.externals.live(outer)? } else { session.internal_word() };
         let pair = self.adjacencies.used(session.adjacencies)?;
         let leaves = if OUTBOUND { &pair.outside } else { &pair.inside };
-        if seen.len > leaves.mtu || OUTBOUND && pair.inside.interface != gate.interface {
+        // Padding counts too: what is too long for that only, the ordinary way lets pass.
+        if packet.len > leaves.most_len as usize || OUTBOUND && pair.inside.interface != expected {
             return None;
         }
-        let ours = if OUTBOUND { session.external(external) } else { session.internal() };
-        let direction = if OUTBOUND { Direction::Outbound } else { Direction::Inbound };
-        let session = self.state.sessions.records.get_mut(number);
-        session.advance(direction, seen.flags, self.policy.inbound_refresh, now);
-        head[..12].copy_from_slice(&leaves.addresses);
-        rewrite::<OUTBOUND>(head, ours, seen.is_tcp);
-        Some(leaves.device)
+        let row = self.settled.row(session.kind);
+        if row.has_ended(session.last_seen, now) {
+            return None;
+        }
+        if row.says != Says::of(head[at::PROTOCOL], head[at::TCP_FLAGS]) || !OUTBOUND && session.has(flag::ADMITTED) {
+            return forward_unsettled::<OUTBOUND>(head, session, address, leaves, self.policy.inbound_refresh, now);
+        }
+        let packets = if OUTBOUND { &mut session.packets_out } else { &mut session.packets_in };
+        *packets = packets.wrapping_add(1);
+        session.last_seen = now.0;
+        Some(send::<OUTBOUND>(head, session, address, leaves))
     }
 
     /// Finds out by which adjacencies a session's packets leave, where the fast path may have them: every check of the ordinary way that
@@ -291,30 +351,81 @@ impl Nat<'_> {
     }
 }
 
+/// What few packets need: the whole of [`Session::advance`], if the packet is of the session's protocol and no TCP flags forbid it. None
+/// where one of them is so; then nothing has changed.
+#[cold]
+fn forward_unsettled<const OUTBOUND: bool>(
+    head: &mut Head,
+    session: &mut Session,
+    address: u32,
+    leaves: &Adjacency,
+    refreshes_inbound: bool,
+    now: Tick,
+) -> Option<DeviceId> {
+    let flags = TcpFlags(head[at::TCP_FLAGS]);
+    let flags = match Protocol::from_number(head[at::PROTOCOL]).filter(|&protocol| session.kind.is_of(protocol))? {
+        Protocol::Tcp => (LEGAL_FLAGS >> (flags.0 % 64) & 1 == 1).then_some(flags)?,
+        // Those of a segment that changes nothing.
+        Protocol::Udp => TcpFlags::ACK,
+        Protocol::Icmp => return None,
+    };
+    let direction = if OUTBOUND { Direction::Outbound } else { Direction::Inbound };
+    session.advance(direction, flags, refreshes_inbound, now);
+    Some(send::<OUTBOUND>(head, session, address, leaves))
+}
+
+/// Writes the link-layer header and the session's endpoint of that address.
+#[expect(
+    clippy::inline_always,
+    reason = "called once for each packet, and once where few go: the compiler would make it a call for both"
+)]
+#[inline(always)]
+fn send<const OUTBOUND: bool>(head: &mut Head, session: &Session, address: u32, leaves: &Adjacency) -> DeviceId {
+    let port = if OUTBOUND { session.external_half() } else { session.internal_half() };
+    head[..12].copy_from_slice(&leaves.addresses);
+    rewrite::<OUTBOUND>(head, (address, port));
+    leaves.device
+}
+
+/// Bytes of a frame: one load, where byte by byte may become many.
+#[inline]
+fn bytes<const N: usize>(head: &Head, at: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(&head[at..at + N]);
+    bytes
+}
+
 #[inline]
 fn half(head: &Head, at: usize) -> u16 {
-    u16::from_be_bytes([head[at], head[at + 1]])
+    u16::from_be_bytes(bytes(head, at))
 }
 
 #[inline]
 fn word(head: &Head, at: usize) -> u32 {
-    u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+    u32::from_be_bytes(bytes(head, at))
 }
 
+/// Two bytes, as one number in memory order.
 #[inline]
 fn wire_half(head: &Head, at: usize) -> u16 {
-    u16::from_ne_bytes([head[at], head[at + 1]])
+    u16::from_ne_bytes(bytes(head, at))
 }
 
 #[inline]
 fn set_wire_half(head: &mut Head, at: usize, value: u16) {
-    [head[at], head[at + 1]] = value.to_ne_bytes();
+    head[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+}
+
+/// Four bytes, as one number in memory order.
+#[inline]
+fn wire_word(head: &Head, at: usize) -> u32 {
+    u32::from_ne_bytes(bytes(head, at))
 }
 
 /// Eight bytes, as one number in memory order.
 #[inline]
 fn eight(head: &Head, at: usize) -> u64 {
-    u64::from_ne_bytes(core::array::from_fn(|byte| head[at + byte]))
+    u64::from_ne_bytes(bytes(head, at))
 }
 
 /// Source and destination address, as one number in memory order.
@@ -326,20 +437,7 @@ fn addresses(head: &Head) -> u64 {
 /// Source and destination port, as one number in memory order.
 #[inline]
 fn ports(head: &Head) -> u32 {
-    let at: [u8; 4] = core::array::from_fn(|byte| head[at::SOURCE_PORT + byte]);
-    u32::from_ne_bytes(at)
-}
-
-/// Whether a protocol is TCP or UDP, asked at once.
-#[inline]
-const fn is_either(protocol: u8) -> bool {
-    const EITHER: u64 = 1 << TCP | 1 << UDP;
-    protocol < 64 && EITHER >> protocol & 1 == 1
-}
-
-#[inline]
-fn protocol_of(is_tcp: bool) -> Protocol {
-    select_unpredictable(is_tcp, Protocol::Tcp, Protocol::Udp)
+    wire_word(head, at::SOURCE_PORT)
 }
 
 #[inline]
@@ -350,47 +448,51 @@ fn checksum_at(is_tcp: bool) -> usize {
 /// A number that is congruent to the IPv4 header's sum modulo 65,535. Any byte order will do.
 #[inline]
 fn header_sum(head: &Head) -> u64 {
-    let four = u32::from_ne_bytes(core::array::from_fn(|byte| head[at::IPV4 + 16 + byte]));
-    let (sum, carry) = eight(head, at::IPV4).overflowing_add(eight(head, at::IPV4 + 8));
-    let (sum, more) = sum.overflowing_add(u64::from(four) + u64::from(carry));
-    sum + u64::from(more)
+    let (sum, carry) = eight(head, at::IPV4).carrying_add(eight(head, at::IPV4 + 8), false);
+    let (sum, carry) = sum.carrying_add(u64::from(wire_word(head, at::IPV4 + 16)), carry);
+    // It cannot carry once more: what has carried is small.
+    sum.wrapping_add(u64::from(carry))
 }
 
-/// Replaces one endpoint, counts the TTL down, and mends both checksums: equation 3 of RFC 1624, folded at the end.
+/// Replaces one endpoint by an address and a port as they are in packets, counts the TTL down, and mends both checksums: equation 3 of RFC
+/// 1624, folded at the end.
 #[inline]
-fn rewrite<const OUTBOUND: bool>(head: &mut Head, new: Endpoint, is_tcp: bool) {
+fn rewrite<const OUTBOUND: bool>(head: &mut Head, (address, port): (u32, u16)) {
     let (address_at, port_at) = if OUTBOUND { (at::SOURCE, at::SOURCE_PORT) } else { (at::DESTINATION, at::DESTINATION_PORT) };
-    // In memory order, which is as good as any for sums.
-    let (address, port) = (u32::from_ne_bytes(new.address.octets()), u16::from_ne_bytes(new.port.to_be_bytes()));
-    let addresses = add32(!u32::from_ne_bytes(core::array::from_fn(|byte| head[address_at + byte])), address);
-    let ports = u32::from(!wire_half(head, port_at)) + u32::from(port);
+    // In memory order, which is as good as any for sums. A complement is all ones less the number, so that this is a difference.
+    let moved = u64::from(!wire_word(head, address_at)) + u64::from(address);
+    let moved = (moved & 0xFFFF) as u32 + (moved >> 16) as u32;
+    let renumbered = moved + u32::from(!wire_half(head, port_at)) + u32::from(port);
     head[address_at..address_at + 4].copy_from_slice(&address.to_ne_bytes());
     set_wire_half(head, port_at, port);
     head[at::TTL] -= 1;
     // The TTL is the first byte of its word: minus that modulo 65,535.
     let fewer = u32::from(!u16::from_ne_bytes([1, 0]));
-    let of_header = mended(wire_half(head, at::CHECKSUM), addresses, fewer);
+    let of_header = mended(wire_half(head, at::CHECKSUM), moved + fewer);
     set_wire_half(head, at::CHECKSUM, of_header);
+    let is_tcp = head[at::PROTOCOL] == TCP;
     let checksum_at = checksum_at(is_tcp);
     let before = wire_half(head, checksum_at);
-    if is_tcp || before != 0 {
-        let after = mended(before, addresses, ports);
+    let after = mended(before, renumbered);
+    set_wire_half(head, checksum_at, if before == 0 || after == 0 { spelled(is_tcp, before, after) } else { after });
+}
+
+/// Of a checksum field that was zero, or becomes so: what it becomes. UDP's zero is none at all, and stays.
+#[cold]
+const fn spelled(is_tcp: bool, before: u16, after: u16) -> u16 {
+    match (is_tcp, before) {
+        (true, _) => after,
+        (false, 0) => 0,
         // Zero is the same in any order, and so is its other spelling.
-        set_wire_half(head, checksum_at, select_unpredictable(is_tcp, after, udp_spelling(after)));
+        (false, _) => udp_spelling(after),
     }
 }
 
-/// A checksum field after words changed: each change is the sum of what the new words and the complements of the old ones are.
+/// A checksum field after words changed: `change` is the sum of what the new words and the complements of the old ones are, below 2^31.
 #[inline]
-const fn mended(checksum: u16, change: u32, more: u32) -> u16 {
-    let sum = add32(change, !checksum as u32 + more);
+const fn mended(checksum: u16, change: u32) -> u16 {
+    // The complement of the field is all ones less it.
+    let sum = change + 0xFFFF - checksum as u32;
     // The upper half is that of both halves together, with the carry.
     !(sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
-}
-
-/// The sum modulo 2^32 - 1, of which 65,535 is a divisor.
-#[inline]
-const fn add32(a: u32, b: u32) -> u32 {
-    let (sum, carry) = a.overflowing_add(b);
-    sum + carry as u32
 }

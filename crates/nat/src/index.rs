@@ -21,6 +21,9 @@ const NUMBER_BITS: u32 = 26;
 /// Numbers that an entry may have are below this.
 pub(crate) const NUMBERS: u32 = 1 << NUMBER_BITS;
 
+/// In place of a number: none. Half of it, which some callers have for numbers, is none either.
+pub(crate) const NONE: u32 = u32::MAX;
+
 /// A cache line of the index.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
@@ -36,10 +39,16 @@ pub(crate) struct Line {
 const _: () = assert!(size_of::<Line>() == 64);
 
 impl Line {
+    /// The slots with that tag, a bit each; above them those bytes of the overflow count that equal it.
+    #[inline]
+    fn bytes_with(&self, tag: u8) -> u32 {
+        u8x16::new(self.head).simd_eq(u8x16::splat(tag)).to_bitmask()
+    }
+
     /// The slots with that tag, a bit each.
     #[inline]
     fn with_tag(&self, tag: u8) -> u32 {
-        u8x16::new(self.head).simd_eq(u8x16::splat(tag)).to_bitmask() & ((1 << SLOTS) - 1)
+        self.bytes_with(tag) & ((1 << SLOTS) - 1)
     }
 
     #[inline]
@@ -78,13 +87,13 @@ impl<'m> Index<'m> {
 
     /// Where the search for a hash begins (Lemire, "Fast random integer generation in an interval", 2019).
     #[inline]
-    fn home(&self, hash: u64) -> u32 {
-        ((u64::from(hash as u32) * self.lines.len() as u64) >> 32) as u32
+    fn home(&self, hash: u64) -> usize {
+        ((u128::from(hash) * self.lines.len() as u128) >> 64) as usize
     }
 
     #[inline]
-    fn after(&self, at: u32) -> u32 {
-        if at as usize + 1 < self.lines.len() { at + 1 } else { 0 }
+    fn after(&self, at: usize) -> usize {
+        if at + 1 < self.lines.len() { at + 1 } else { 0 }
     }
 
     /// How many lines an entry may be away from its home, at most.
@@ -99,7 +108,7 @@ impl<'m> Index<'m> {
         let print = print_of(hash);
         let mut at = self.home(hash);
         for _ in 0..self.probes() {
-            let line = &self.lines[at as usize];
+            let line = &self.lines[at];
             let mut slots = line.with_tag(tag_of(hash));
             while let Some(&entry) = line.entries.get(slots.trailing_zeros() as usize) {
                 if entry & !(NUMBERS - 1) == print && is_match(entry % NUMBERS) {
@@ -118,7 +127,34 @@ impl<'m> Index<'m> {
     /// Has a hash's home line fetched.
     #[inline]
     pub(crate) fn fetch(&self, hash: u64) {
-        prefetch::fetch(&self.lines[self.home(hash) as usize]);
+        prefetch::fetch(&self.lines[self.home(hash)]);
+    }
+
+    /// The first number under `hash`, which may be that of another hash alike; [`NONE`] where there is none. **Cost:** as [`Index::find`];
+    /// what is nearly always so is looked at right here: that the first entry of the home line with the hash's tag is it.
+    #[inline]
+    pub(crate) fn first(&self, hash: u64) -> u32 {
+        let line = &self.lines[self.home(hash)];
+        // A byte of the overflow count that looks like the tag is behind all slots, and no slot is there.
+        let slot = line.bytes_with(tag_of(hash)).trailing_zeros() as usize;
+        let number = line.entries.get(slot).map_or(NONE, |entry| entry ^ print_of(hash));
+        if number < NUMBERS { number } else { self.first_of_others(hash) }
+    }
+
+    #[cold]
+    fn first_of_others(&self, hash: u64) -> u32 {
+        self.find(hash, |_| true).unwrap_or(NONE)
+    }
+
+    /// Memory. **Units:** bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.lines)
+    }
+
+    /// Reads something of a hash's home line.
+    #[inline]
+    pub(crate) fn touch(&self, hash: u64) -> u8 {
+        self.lines[self.home(hash)].head[0]
     }
 
     /// Adds `number`, below [`NUMBERS`], under `hash`. **Errors:** [`IndexFull`]; nothing has changed then.
@@ -126,7 +162,7 @@ impl<'m> Index<'m> {
         debug_assert!(number < NUMBERS);
         let mut at = self.home(hash);
         for probe in 0..self.probes() {
-            let line = &mut self.lines[at as usize];
+            let line = &mut self.lines[at];
             let free = line.with_tag(0);
             if free != 0 {
                 let slot = free.trailing_zeros() as usize;
@@ -145,7 +181,7 @@ impl<'m> Index<'m> {
         let entry = print_of(hash) | number;
         let mut at = self.home(hash);
         for probe in 0..self.probes() {
-            let line = &mut self.lines[at as usize];
+            let line = &mut self.lines[at];
             let mut slots = line.with_tag(tag_of(hash));
             while slots != 0 {
                 let slot = slots.trailing_zeros() as usize;
@@ -169,23 +205,23 @@ impl<'m> Index<'m> {
     fn pass_over(&mut self, hash: u64, lines: u32, change: impl Fn(u32) -> u32) {
         let mut at = self.home(hash);
         for _ in 0..lines {
-            let line = &mut self.lines[at as usize];
+            let line = &mut self.lines[at];
             line.set_overflow(change(line.overflow()));
             at = self.after(at);
         }
     }
 }
 
-/// The tag of a hash: its top seven bits, and one that makes it none of an empty slot.
+/// The tag of a hash: its lowest bits but one, and one that makes it none of an empty slot. The home line is chosen by the highest bits.
 #[inline]
 fn tag_of(hash: u64) -> u8 {
-    (hash >> 56) as u8 | 1
+    hash as u8 | 1
 }
 
 /// The bits of a hash that an entry has above its number.
 #[inline]
 fn print_of(hash: u64) -> u32 {
-    (hash >> 24) as u32 & !(NUMBERS - 1)
+    hash as u32 & !(NUMBERS - 1)
 }
 
 #[cfg(test)]
@@ -209,7 +245,7 @@ mod tests {
             let mut index = Index::new(&mut memory);
             let mut model: HashMap<(u64, u32), u32> = HashMap::new();
             for (insert, value) in steps {
-                let hash = u64::from(value % 3) << 30 | u64::from(value) << 56;
+                let hash = u64::from(value % 3) << 62 | u64::from(value);
                 if insert && !model.contains_key(&(hash, value)) {
                     if index.insert(hash, value).is_ok() {
                         model.insert((hash, value), value);
@@ -219,7 +255,10 @@ mod tests {
                 }
                 for &(hash, value) in model.keys() {
                     prop_assert_eq!(index.find(hash, |found| found == value), Some(value));
+                    prop_assert_eq!(Some(index.first(hash)), index.find(hash, |_| true));
                 }
+                let absent = u64::from(value % 3) << 62 | 200;
+                prop_assert_eq!(index.first(absent), NONE);
             }
         }
     }

@@ -14,11 +14,13 @@ mod arrival;
 pub mod counters;
 mod due;
 mod establish;
+mod externals;
 mod fast;
 mod flow;
 mod forward;
 mod fragment;
 mod hairpin;
+mod hash;
 mod icmp;
 mod index;
 #[cfg(feature = "internals")]

@@ -14,6 +14,7 @@ use portcullis_wire::partial::{self, ChecksumState};
 use portcullis_wire::{ethernet, icmp_error};
 
 use crate::adjacency::Adjacencies;
+use crate::advance::Settled;
 use crate::arena::{Capacity, TooSmall};
 use crate::arrival::{self, Arrival};
 use crate::counters::{Counter, Counters};
@@ -50,6 +51,9 @@ pub struct Nat<'m> {
     pub(crate) paths: Paths,
     pub(crate) adjacencies: Adjacencies,
     pub(crate) gates: Vec<Option<Gate>>,
+    pub(crate) settled: Settled,
+    /// Verdicts of a burst's packets that the fast path has left to the ordinary way. Empty between bursts.
+    pub(crate) left: Vec<Verdict>,
     pub(crate) choice: Choice,
     pub(crate) owners: Owners,
     pub(crate) me: WorkerId,
@@ -75,8 +79,11 @@ impl<'m> Nat<'m> {
         let [a, b, c, d] = seeds.0;
         let hasher = RandomState::with_seeds(a, b, c, d);
         let choice = RandomState::with_seeds(d, c, b, a);
+        let state = State::new(memory, &capacity, &hasher)?;
         Ok(Self {
-            state: State::new(memory, &capacity, &hasher)?,
+            settled: Settled::new(&state.timers),
+            left: Vec::with_capacity(fast::BURST),
+            state,
             fragments: Fragments::new(capacity.fragments, hasher.clone(), now),
             policy: Arc::default(),
             network: Arc::default(),
@@ -101,6 +108,7 @@ impl<'m> Nat<'m> {
         if self.state.adopt(&policy, (&self.owners, self.me), now, &self.adjacencies, &mut self.counters) {
             self.fragments.clear();
         }
+        self.settled = Settled::new(&self.state.timers);
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
         self.icmp_errors = TokenBucket::new(policy.icmp_errors.rate, policy.icmp_errors.burst, now);
         self.sweep.begin_anew();

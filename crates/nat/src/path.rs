@@ -170,6 +170,7 @@ mod tests {
             mtu: 1500,
             up: true,
             prefixes: Vec::new(),
+            checksums: crate::policy::ReceivedChecksums::default(),
         });
         let gateway = Ipv4Addr::new(203, 0, 113, 2);
         let default = "0.0.0.0/0".parse().expect("a prefix");

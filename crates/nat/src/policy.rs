@@ -282,6 +282,16 @@ pub struct DeviceId(pub u8);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InterfaceId(pub u16);
 
+/// What the transport checksums of the frames that a device receives may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ReceivedChecksums {
+    /// Complete, or only the sum of the pseudo-header: senders on the same machine leave the rest to hardware that is not there.
+    #[default]
+    MaybePartial,
+    /// Complete: the frames come from a wire.
+    Complete,
+}
+
 /// A link-layer address.
 pub type Mac = [u8; 6];
 
@@ -306,6 +316,8 @@ pub struct Interface {
     pub up: bool,
     /// The internal prefixes that are translated behind an inside interface; empty for all that are routed there.
     pub prefixes: Vec<Ipv4Net>,
+    /// The device's: what transport checksums its frames may have.
+    pub checksums: ReceivedChecksums,
 }
 
 /// Where a route leads.

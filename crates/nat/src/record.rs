@@ -26,19 +26,19 @@ pub(crate) struct Session {
     internal_port: U16,
     remote_port: U16,
     pub(crate) external_port: U16,
-    /// The external address's slot.
-    pub(crate) slot: u16,
+    /// Its pair of adjacencies; zero where none has been found out. See `adjacency.rs`.
+    pub(crate) adjacencies: u16,
     /// When it was last refreshed. **Units:** ticks. Of a free record: the next free one.
     pub(crate) last_seen: u32,
     /// Packets from the inside; wraps.
     pub(crate) packets_out: u32,
     /// Packets from the outside; wraps.
     pub(crate) packets_in: u32,
-    /// Its pair of adjacencies; zero where none has been found out. See `adjacency.rs`.
-    pub(crate) adjacencies: u16,
     pub(crate) kind: Kind,
     /// Bits of [`flag`], and in the topmost two the generation of the slot's address.
     pub(crate) flags: u8,
+    /// The external address's slot. Behind the generation, so that [`Session::slot_and_generation`] reads both at once.
+    pub(crate) slot: u16,
 }
 
 /// Protocol and state of a session in one byte; zero for a free record.
@@ -110,6 +110,11 @@ pub(crate) mod flag {
 
 const _: () = assert!(size_of::<Session>() == 32);
 
+/// Where kind, flags and slot are.
+const TAIL: usize = core::mem::offset_of!(Session, kind);
+
+const _: () = assert!(TAIL == 28 && core::mem::offset_of!(Session, flags) == 29 && core::mem::offset_of!(Session, slot) == 30);
+
 /// How often a slot's address changed, as far as two bits tell: what tells sessions of an address that is gone from those of the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Generation(u8);
@@ -177,13 +182,13 @@ impl Session {
             internal_port: U16::new(new.internal.port),
             remote_port: U16::new(new.remote.port),
             external_port: U16::new(new.external.port),
-            slot: new.slot,
+            adjacencies: 0,
             last_seen: now,
             packets_out: 0,
             packets_in: 0,
-            adjacencies: 0,
             kind: Kind::new(new.protocol, new.state),
             flags: new.flags | generation.0 << Generation::SHIFT,
+            slot: new.slot,
         }
     }
 
@@ -201,6 +206,24 @@ impl Session {
     #[inline]
     pub(crate) fn remote(&self) -> Endpoint {
         endpoint(self.remote_address.get(), self.remote_port.get())
+    }
+
+    /// The internal address, as it is in a packet.
+    #[inline]
+    pub(crate) fn internal_word(&self) -> u32 {
+        wire_word(self.internal_address)
+    }
+
+    /// The internal port, as it is in a packet.
+    #[inline]
+    pub(crate) fn internal_half(&self) -> u16 {
+        u16::from_ne_bytes(self.internal_port.to_bytes())
+    }
+
+    /// The external port, as it is in a packet.
+    #[inline]
+    pub(crate) fn external_half(&self) -> u16 {
+        u16::from_ne_bytes(self.external_port.to_bytes())
     }
 
     /// Internal and remote address, as they follow each other in a packet from inside.
@@ -256,6 +279,14 @@ impl Session {
     /// The scope of the mapping that it stands for; none where it has a mapping beside it, or none at all.
     pub(crate) fn sole_scope(&self) -> Option<Endpoint> {
         Some(self.sole()?.scope(self.remote()))
+    }
+
+    /// Slot and generation as one number, of [`crate::externals::Outer`]: one load, since they lie side by side.
+    #[inline]
+    pub(crate) fn slot_and_generation(&self) -> u32 {
+        let mut tail = [0; 4];
+        tail.copy_from_slice(&self.as_bytes()[TAIL..]);
+        u32::from_le_bytes(tail) >> (8 + Generation::SHIFT)
     }
 
     #[inline]

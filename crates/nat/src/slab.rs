@@ -68,6 +68,18 @@ impl<'m, R: Record> Slab<'m, R> {
         &self.records[number as usize]
     }
 
+    /// The record `number`. None where it is [`NONE`], or any other that no record has.
+    #[inline]
+    pub(crate) fn peek(&self, number: u32) -> Option<&R> {
+        self.records.get(number as usize)
+    }
+
+    /// The same, to change.
+    #[inline]
+    pub(crate) fn peek_mut(&mut self, number: u32) -> Option<&mut R> {
+        self.records.get_mut(number as usize)
+    }
+
     /// The record `number`, to change.
     #[inline]
     pub(crate) fn get_mut(&mut self, number: u32) -> &mut R {

@@ -17,13 +17,14 @@ use crate::adjacency::Adjacencies;
 use crate::arena::{Arenas, Capacity, TooSmall};
 use crate::counters::{Counter, Counters};
 use crate::due::Due;
+use crate::externals::Outer;
 use crate::index::Index;
 use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeouts};
 use crate::ports::PortSpace;
 use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::Slab;
 use crate::sweep::Step;
-use crate::table::{Hashes, Holder, Mappings, Outer, Sessions, TableFull};
+use crate::table::{Hashes, Holder, Mappings, Sessions, TableFull};
 use crate::time::Tick;
 use crate::view::SessionState;
 
@@ -83,7 +84,7 @@ pub(crate) struct State<'m> {
     /// The ports of each slot's address that are this worker's. Empty where it is the only one.
     owned: Vec<Option<OwnedPorts>>,
     /// Of each kind of session, how long after its last packet it has ended. **Units:** milliseconds.
-    timers: [u32; Kind::COUNT],
+    pub(crate) timers: [u32; Kind::COUNT],
     /// Of each protocol, the shortest of them.
     pub(crate) shortest: [u32; Protocol::ALL.len()],
     pub(crate) due: Due<'m>,
@@ -104,7 +105,7 @@ impl<'m> State<'m> {
     /// An empty state in zeroed `memory`.
     pub(crate) fn new(memory: &'m mut [u8], capacity: &Capacity, hasher: &RandomState) -> Result<Self, TooSmall> {
         let arenas = Arenas::cut(memory, capacity)?;
-        let sessions = Sessions::new(Index::new(arenas.session_lines), Slab::new(arenas.sessions), hasher.clone());
+        let sessions = Sessions::new(Index::new(arenas.session_lines), Slab::new(arenas.sessions), hasher);
         let mappings = Mappings::new(Index::new(arenas.mapping_lines), Slab::new(arenas.mappings), hasher.clone());
         Ok(Self {
             sessions,
@@ -157,6 +158,7 @@ impl<'m> State<'m> {
                 slot.unswept += 1;
             }
             slot.address = address;
+            self.sessions.externals.set(number as u16, slot.generation, address);
             if owners.workers() > 1 {
                 self.learn_owned(number, owners, me);
             }
@@ -207,7 +209,7 @@ impl<'m> State<'m> {
     /// A slot's address, as sessions that live are found by it.
     #[inline]
     pub(crate) fn outer(&self, slot: u16) -> Outer {
-        Outer { slot, generation: self.slots[usize::from(slot)].generation }
+        Outer::new(slot, self.slots[usize::from(slot)].generation)
     }
 
     /// The slot of an external address.

@@ -1,92 +1,40 @@
 //! The session table and the mapping table: records with the indexes that find them.
 //!
 //! Knows keys and records, no packets and no policy. Invariant: a session is in the index twice, by (protocol, internal, remote) and
-//! by (protocol, external, remote), where the slot stands for the external address; no two sessions share either key. A mapping is there
-//! once, by (protocol, internal, scope), be it with a record or without.
+//! by (protocol, external, remote), where the record's slot and generation stand for the external address; no two sessions share either
+//! key. A mapping is there once, by (protocol, internal, scope), be it with a record or without.
 
 use ahash::RandomState;
 use zerocopy::network_endian::{U16, U32};
 
+use crate::externals::{Externals, Outer};
+use crate::hash::{Key, KeyHash};
 use crate::index::{Index, NUMBERS};
-use crate::policy::{Endpoint, MappingBehaviour, Protocol};
-use crate::record::{Generation, Mapping, Session, wire_halves, wire_word, wire_words};
-use crate::slab::{NONE, Slab};
+use crate::policy::{Endpoint, MappingBehaviour, Protocol, Side};
+use crate::record::{Mapping, Session, wire_halves, wire_word};
+use crate::slab::Slab;
 
 /// The table is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TableFull;
 
-/// From which side a session is looked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Key {
-    Internal = 0,
-    External = 1,
-}
-
-/// What is hashed of a session: a number that tells its key from all others. Addresses and ports are as they are in a packet.
-type Words = u128;
-
-/// The key of packets from inside: both addresses, and both ports.
-#[inline]
-fn outbound_words(protocol: Protocol, addresses: u64, ports: u32) -> Words {
-    words(Key::Internal, protocol, addresses, ports)
-}
-
-/// The key of packets from outside: the remote address, and both ports.
-#[inline]
-fn inbound_words(protocol: Protocol, outer: Outer, remote: u32, ports: u32) -> Words {
-    let slot = u64::from(outer.slot) << 8 | u64::from(outer.generation.number());
-    words(Key::External, protocol, slot << 32 | u64::from(remote), ports)
-}
-
-#[inline]
-fn words(key: Key, protocol: Protocol, addresses: u64, ports: u32) -> Words {
-    let rest = (protocol as u64) << 40 | (key as u64) << 32 | u64::from(ports);
-    u128::from(addresses) << 64 | u128::from(rest)
-}
-
-/// An external address as sessions are found by it: its slot, and which address it was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Outer {
-    pub(crate) slot: u16,
-    pub(crate) generation: Generation,
-}
-
-impl Outer {
-    #[inline]
-    pub(crate) fn of(session: &Session) -> Self {
-        Self { slot: session.slot, generation: session.generation() }
-    }
-}
-
 /// The sessions of a worker.
 pub(crate) struct Sessions<'m> {
     index: Index<'m>,
     pub(crate) records: Slab<'m, Session>,
-    hasher: RandomState,
+    pub(crate) externals: Externals,
+    hash: KeyHash,
+    /// Whether index and records are so large that reading them early pays.
+    is_large: bool,
 }
 
-/// The session that a packet most likely belongs to: the one that the index has under the hash of its key. Whoever uses it compares.
-#[derive(Clone, Copy)]
-pub(crate) struct Candidate {
-    hash: u64,
-    number: u32,
-}
+/// Bytes of index and records above which they are read before they are needed. Below, they are in the second-level cache and near it, and
+/// the reading costs more than it saves (measured by `pipeline rung`: docs/adr/0008).
+const LARGE: usize = 2 << 20;
 
-impl Candidate {
-    /// Of no packet.
-    pub(crate) const NONE: Self = Self { hash: 0, number: NONE };
-
-    /// The session's number; none where the index has nothing.
-    #[inline]
-    pub(crate) fn number(&self) -> Option<u32> {
-        (self.number != NONE).then_some(self.number)
-    }
-}
-
-/// What the index has of a session: its number, and in the lowest bit the key that it stands for.
-const fn value_of(number: u32, key: Key) -> u32 {
-    number << 1 | key as u32
+/// What the index has of a session: its number, and in the lowest bit from which side its packets are found by it.
+const fn value_of(number: u32, side: Side) -> u32 {
+    number << 1 | side as u32
 }
 
 /// The hashes of both keys of a session.
@@ -100,17 +48,19 @@ pub(crate) struct Hashes {
 const MOST_SESSIONS: u32 = NUMBERS / 2;
 
 impl<'m> Sessions<'m> {
-    pub(crate) fn new(index: Index<'m>, records: Slab<'m, Session>, hasher: RandomState) -> Self {
+    pub(crate) fn new(index: Index<'m>, records: Slab<'m, Session>, hasher: &RandomState) -> Self {
         debug_assert!(records.limit() <= MOST_SESSIONS, "the configuration's limit");
-        Self { index, records, hasher }
+        let is_large = index.bytes() + records.limit() as usize * size_of::<Session>() > LARGE;
+        Self { index, records, externals: Externals::default(), hash: KeyHash::new(hasher), is_large }
     }
 
     /// The session of packets from `internal` to `remote`.
     #[inline]
     pub(crate) fn find_outbound(&self, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> Option<u32> {
-        let (addresses, ports) = (wire_words(address(internal), address(remote)), wire_halves(port(internal), port(remote)));
-        let found = self.index.find(self.hasher.hash_one(outbound_words(protocol, addresses, ports)), |value| {
-            value & 1 == Key::Internal as u32 && {
+        let ports = wire_halves(port(internal), port(remote));
+        let key = Key::new(protocol as u8, wire_word(address(internal)), wire_word(address(remote)), ports);
+        let found = self.index.find(self.hash.of(Side::Inside, key), |value| {
+            value & 1 == Side::Inside as u32 && {
                 let session = self.records.get(value >> 1);
                 session.kind.is_of(protocol) && session.internal() == internal && session.remote() == remote
             }
@@ -121,9 +71,10 @@ impl<'m> Sessions<'m> {
     /// The session of packets from `remote` to a port of an external address.
     #[inline]
     pub(crate) fn find_inbound(&self, protocol: Protocol, (outer, outer_port): (Outer, u16), remote: Endpoint) -> Option<u32> {
-        let (word, ports) = (wire_word(address(remote)), wire_halves(port(remote), U16::new(outer_port)));
-        let found = self.index.find(self.hasher.hash_one(inbound_words(protocol, outer, word, ports)), |value| {
-            value & 1 == Key::External as u32 && {
+        let ports = wire_halves(port(remote), U16::new(outer_port));
+        let key = Key::new(protocol as u8, wire_word(address(remote)), self.externals.wire(outer), ports);
+        let found = self.index.find(self.hash.of(Side::Outside, key), |value| {
+            value & 1 == Side::Outside as u32 && {
                 let session = self.records.get(value >> 1);
                 session.kind.is_of(protocol)
                     && Outer::of(session) == outer
@@ -134,41 +85,44 @@ impl<'m> Sessions<'m> {
         found.map(|value| value >> 1)
     }
 
-    /// Of a packet from inside; [`Sessions::look`] comes next.
+    /// The hash by which the session of a packet from that side is found.
     #[inline]
-    pub(crate) fn outbound_candidate(&self, protocol: Protocol, addresses: u64, ports: u32) -> Candidate {
-        Candidate { hash: self.hasher.hash_one(outbound_words(protocol, addresses, ports)), number: NONE }
+    pub(crate) fn hash(&self, side: Side, key: Key) -> u64 {
+        self.hash.of(side, key)
     }
 
-    /// Of a packet from outside.
+    /// For each hash the number of the session that its packet most likely belongs to, which the index has under it; where it has
+    /// nothing, one that no record has. Looks at no record: whoever uses a number compares.
     #[inline]
-    pub(crate) fn inbound_candidate(&self, protocol: Protocol, outer: Outer, remote: u32, ports: u32) -> Candidate {
-        Candidate { hash: self.hasher.hash_one(inbound_words(protocol, outer, remote, ports)), number: NONE }
+    pub(crate) fn candidates(&self, hashes: &[u64], numbers: &mut [u32]) {
+        if self.is_large {
+            // All independently, so that the processor fetches the lines at once.
+            core::hint::black_box(hashes.iter().fold(0, |all, &hash| all | self.index.touch(hash)));
+        }
+        for (number, &hash) in numbers.iter_mut().zip(hashes) {
+            *number = self.index.first(hash) >> 1;
+        }
     }
 
-    /// Looks for the key's hash in the index, and at no record.
+    /// Reads something of the records, all independently as well. Where they are in the caches anyway, it does nothing.
     #[inline]
-    pub(crate) fn look(&self, candidate: &mut Candidate) {
-        candidate.number = self.index.find(candidate.hash, |_| true).map_or(NONE, |value| value >> 1);
-    }
-
-    /// Reads something of the records, all independently, so that the processor fetches them at once.
-    #[inline]
-    pub(crate) fn touch<'c>(&self, candidates: impl Iterator<Item = &'c Candidate>) {
-        let read = candidates.filter_map(Candidate::number).map(|number| self.records.get(number).last_seen);
-        core::hint::black_box(read.fold(0, |all, one| all | one));
+    pub(crate) fn touch_records(&self, numbers: &[u32]) {
+        if self.is_large {
+            let read = |number: u32| self.records.peek(number).map_or(0, |session| session.last_seen);
+            core::hint::black_box(numbers.iter().fold(0, |all, &number| all | read(number)));
+        }
     }
 
     /// Stores a session under both keys. **Errors:** [`TableFull`]; nothing has changed then.
     pub(crate) fn insert(&mut self, session: Session) -> Result<u32, TableFull> {
         let Hashes { inner, outer } = self.hashes(&session);
         let number = self.records.insert(session).ok_or(TableFull)?;
-        if self.index.insert(inner, value_of(number, Key::Internal)).is_err() {
+        if self.index.insert(inner, value_of(number, Side::Inside)).is_err() {
             self.records.remove(number);
             return Err(TableFull);
         }
-        if self.index.insert(outer, value_of(number, Key::External)).is_err() {
-            self.index.remove(inner, value_of(number, Key::Internal));
+        if self.index.insert(outer, value_of(number, Side::Outside)).is_err() {
+            self.index.remove(inner, value_of(number, Side::Inside));
             self.records.remove(number);
             return Err(TableFull);
         }
@@ -185,17 +139,17 @@ impl<'m> Sessions<'m> {
     pub(crate) fn remove(&mut self, number: u32, hashes: &Hashes) -> Session {
         let (session, Hashes { inner, outer }) = (*self.records.get(number), *hashes);
         let removed =
-            self.index.remove(inner, value_of(number, Key::Internal)) && self.index.remove(outer, value_of(number, Key::External));
+            self.index.remove(inner, value_of(number, Side::Inside)) && self.index.remove(outer, value_of(number, Side::Outside));
         debug_assert!(removed, "session {number} was not under its keys");
         self.records.remove(number);
         session
     }
 
     pub(crate) fn hashes(&self, session: &Session) -> Hashes {
-        let protocol = session.kind.protocol();
-        let inner = outbound_words(protocol, session.outbound_addresses(), session.outbound_ports());
-        let outer = inbound_words(protocol, Outer::of(session), session.remote_word(), session.inbound_ports());
-        Hashes { inner: self.hasher.hash_one(inner), outer: self.hasher.hash_one(outer) }
+        let (protocol, remote) = (session.kind.protocol() as u8, session.remote_word());
+        let outbound = Key::new(protocol, session.internal_word(), remote, session.outbound_ports());
+        let inbound = Key::new(protocol, remote, self.externals.wire(Outer::of(session)), session.inbound_ports());
+        Hashes { inner: self.hash.of(Side::Inside, outbound), outer: self.hash.of(Side::Outside, inbound) }
     }
 }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{
-    DeviceId, Endpoint, External, Forward, Interface, InterfaceId, Mac, Network, Policy, PortSet, Protocol, Route, Side,
+    DeviceId, Endpoint, External, Forward, Interface, InterfaceId, Mac, Network, Policy, PortSet, Protocol, ReceivedChecksums,
+    Route, Side,
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
@@ -166,6 +167,7 @@ fn interface(name: &str, device: DeviceId, vlan: Option<u16>, side: Side, number
         mtu: 1500,
         up: true,
         prefixes: Vec::new(),
+        checksums: ReceivedChecksums::default(),
     }
 }
 

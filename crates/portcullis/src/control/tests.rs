@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use portcullis_api as api;
 use portcullis_nat::counters::{Counter, Counters};
-use portcullis_nat::policy::{DeviceId, Endpoint, External, Interface, Network, Policy, PortSet, Protocol, Side};
+use portcullis_nat::policy::{
+    DeviceId, Endpoint, External, Interface, Network, Policy, PortSet, Protocol, ReceivedChecksums, Side,
+};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::DropReason;
 use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionState, SessionView};
@@ -79,6 +81,7 @@ pub(crate) fn small() -> (Arc<Policy>, Arc<Network>) {
         mtu: 1500,
         up: true,
         prefixes: Vec::new(),
+        checksums: ReceivedChecksums::default(),
     };
     let externals = vec![External {
         address: Some(EXTERNAL),

@@ -77,6 +77,7 @@ fn interface(state: &KernelState, configured: &ConfiguredInterface) -> Interface
         mtu: 1500,
         up: false,
         prefixes: configured.prefixes.clone(),
+        checksums: portcullis_nat::policy::ReceivedChecksums::default(),
     };
     let Some((index, link)) = state.link(&configured.name) else { return base };
     Interface {

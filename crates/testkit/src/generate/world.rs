@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use portcullis_nat::policy::{
     DeviceId, Endpoint, External, Filtering, Forward, IcmpErrors, Interface, InterfaceId, Mac, MappingBehaviour, Network, Policy,
-    PortSet, Protocol, Route, Side, Timeouts,
+    PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
 };
 use proptest::prelude::*;
 
@@ -180,6 +180,7 @@ impl Plan {
             mtu: self.mtus[number],
             up: self.down >> number & 1 == 0,
             prefixes: if number == 1 && self.prefixes { vec![net("10.0.7.0/25")] } else { Vec::new() },
+            checksums: ReceivedChecksums::default(),
         };
         facts.into_iter().enumerate().map(interface).collect()
     }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{
-    DeviceId, Endpoint, External, Filtering, Forward, Interface, InterfaceId, Network, Policy, PortSet, Protocol, Route, Side,
+    DeviceId, Endpoint, External, Filtering, Forward, Interface, InterfaceId, Network, Policy, PortSet, Protocol,
+    ReceivedChecksums, Route, Side,
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::DropReason;
@@ -68,7 +69,8 @@ fn policy(shared_with_host: bool) -> Policy {
 
 fn interface(name: &str, device: DeviceId, side: Side, mac: [u8; 6], address: &str, mtu: u16) -> Interface {
     let addresses = vec![address.parse().expect("an address")];
-    Interface { name: name.into(), device, vlan: None, side, mac, addresses, mtu, up: true, prefixes: Vec::new() }
+    let checksums = ReceivedChecksums::default();
+    Interface { name: name.into(), device, vlan: None, side, mac, addresses, mtu, up: true, prefixes: Vec::new(), checksums }
 }
 
 fn network(server_is_known: bool) -> Network {

@@ -1,0 +1,103 @@
+//! Which external address a slot has, and had: by slot and generation, since a session that is not swept yet is in the index by the
+//! address that it was made under.
+//!
+//! Knows addresses, no sessions. Asked for every packet; told by whoever adopts a policy. Invariant: what is told of a slot makes all that
+//! was known of it before an address that is gone, and a generation comes again only after no session is left of its last time.
+
+use core::net::Ipv4Addr;
+
+use crate::record::{Generation, Session};
+
+/// A slot and one of its generations: how sessions name their external address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outer(u32);
+
+impl Outer {
+    #[inline]
+    pub(crate) const fn new(slot: u16, generation: Generation) -> Self {
+        Self(slot as u32 * Generation::COUNT as u32 + generation.number() as u32)
+    }
+
+    #[inline]
+    pub(crate) fn of(session: &Session) -> Self {
+        Self(session.slot_and_generation())
+    }
+}
+
+/// Of an address that is gone. Above all addresses, so that one comparison tells an address that is the packet's and not gone.
+const GONE: u64 = 1 << 32;
+
+/// The addresses, as they are in a packet.
+#[derive(Default)]
+pub(crate) struct Externals {
+    known: Vec<u64>,
+}
+
+impl Externals {
+    /// From now on, a slot has that address, in that generation.
+    pub(crate) fn set(&mut self, slot: u16, generation: Generation, address: Option<Ipv4Addr>) {
+        let (first, all) = (Outer::new(slot, Generation::FIRST).0 as usize, usize::from(Generation::COUNT));
+        if self.known.len() < first + all {
+            self.known.resize(first + all, GONE);
+        }
+        self.known[first..first + all].iter_mut().for_each(|known| *known |= GONE);
+        if let Some(address) = address {
+            self.known[Outer::new(slot, generation).0 as usize] = u64::from(u32::from_ne_bytes(address.octets()));
+        }
+    }
+
+    /// The address, in memory order; above 32 bits where it is gone.
+    #[inline]
+    fn known(&self, outer: Outer) -> u64 {
+        self.known.get(outer.0 as usize).copied().unwrap_or(GONE)
+    }
+
+    /// The address as it is in a packet, gone or not.
+    #[inline]
+    pub(crate) fn wire(&self, outer: Outer) -> u32 {
+        self.known(outer) as u32
+    }
+
+    /// The address as it is in a packet, unless it is gone.
+    #[inline]
+    pub(crate) fn live(&self, outer: Outer) -> Option<u32> {
+        u32::try_from(self.known(outer)).ok()
+    }
+
+    /// Whether that is the address, and not gone.
+    #[inline]
+    pub(crate) fn is_live(&self, outer: Outer, wire: u32) -> bool {
+        self.known(outer) == u64::from(wire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_gone_is_still_known() {
+        let mut externals = Externals::default();
+        let (first, second) = (Outer::new(1, Generation::FIRST), Outer::new(1, Generation::FIRST.next()));
+        let [one, other] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+        let wire = |address: Ipv4Addr| u32::from_ne_bytes(address.octets());
+        externals.set(1, Generation::FIRST, Some(one));
+        assert_eq!((externals.live(first), externals.live(second)), (Some(wire(one)), None));
+        externals.set(1, Generation::FIRST.next(), Some(other));
+        assert_eq!((externals.live(first), externals.wire(first)), (None, wire(one)));
+        assert!(externals.is_live(second, wire(other)) && !externals.is_live(first, wire(one)));
+        externals.set(1, Generation::FIRST.next(), None);
+        assert_eq!((externals.live(second), externals.wire(second)), (None, wire(other)));
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_slot_without_address() {
+        let mut externals = Externals::default();
+        externals.set(3, Generation::FIRST, None);
+        for slot in 0..5 {
+            let outer = Outer::new(slot, Generation::FIRST);
+            // The unspecified address is a packet's destination too.
+            assert!(externals.live(outer).is_none() && !externals.is_live(outer, 0), "slot {slot}");
+        }
+    }
+}
