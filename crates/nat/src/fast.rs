@@ -21,7 +21,7 @@ use crate::externals::Outer;
 use crate::hash::Key;
 use crate::nat::Nat;
 use crate::packet::Packet;
-use crate::policy::{DeviceId, InterfaceId, Network, Protocol, ReceivedChecksums, Side};
+use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Protocol, ReceivedChecksums, Side};
 use crate::record::{Session, flag};
 use crate::slab::NONE;
 use crate::tcp::Direction;
@@ -34,27 +34,30 @@ pub(crate) const BURST: usize = 32;
 /// In place of a session's number: of a packet that the fast path has left to the ordinary way.
 const LEFT: u32 = NONE - 1;
 
+/// The same, of a plain packet whose key the index does not have.
+const NEW: u32 = NONE >> 1;
+
 /// As much of a frame as the fast path reads and writes: Ethernet, IPv4 and TCP without options.
 const HEAD: usize = 54;
-type Head = [u8; HEAD];
+pub(crate) type Head = [u8; HEAD];
 
 /// Where the headers' fields are. **Units:** bytes from the frame's start.
-mod at {
-    pub(super) const IPV4: usize = 14;
-    pub(super) const LEN: usize = 16;
-    pub(super) const FRAGMENT: usize = 20;
-    pub(super) const TTL: usize = 22;
-    pub(super) const PROTOCOL: usize = 23;
-    pub(super) const CHECKSUM: usize = 24;
-    pub(super) const SOURCE: usize = 26;
-    pub(super) const DESTINATION: usize = 30;
-    pub(super) const SOURCE_PORT: usize = 34;
-    pub(super) const DESTINATION_PORT: usize = 36;
-    pub(super) const UDP_LEN: usize = 38;
-    pub(super) const UDP_CHECKSUM: usize = 40;
-    pub(super) const TCP_OFFSET: usize = 46;
-    pub(super) const TCP_FLAGS: usize = 47;
-    pub(super) const TCP_CHECKSUM: usize = 50;
+pub(crate) mod at {
+    pub(crate) const IPV4: usize = 14;
+    pub(crate) const LEN: usize = 16;
+    pub(crate) const FRAGMENT: usize = 20;
+    pub(crate) const TTL: usize = 22;
+    pub(crate) const PROTOCOL: usize = 23;
+    pub(crate) const CHECKSUM: usize = 24;
+    pub(crate) const SOURCE: usize = 26;
+    pub(crate) const DESTINATION: usize = 30;
+    pub(crate) const SOURCE_PORT: usize = 34;
+    pub(crate) const DESTINATION_PORT: usize = 36;
+    pub(crate) const UDP_LEN: usize = 38;
+    pub(crate) const UDP_CHECKSUM: usize = 40;
+    pub(crate) const TCP_OFFSET: usize = 46;
+    pub(crate) const TCP_FLAGS: usize = 47;
+    pub(crate) const TCP_CHECKSUM: usize = 50;
 }
 
 const ETHERNET_LEN: usize = 14;
@@ -205,7 +208,10 @@ impl Nat<'_> {
         let (first, expected) = (verdicts.len(), gate.interface);
         let nat = &mut *self;
         verdicts.extend(numbers.iter_mut().zip(burst).map(move |(number, packet)| {
-            let leaves = nat.forward::<OUTBOUND>(packet, *number, expected, now);
+            let mut leaves = nat.forward::<OUTBOUND>(packet, *number, expected, now);
+            if OUTBOUND && leaves.is_none() && *number == NEW {
+                leaves = packet.buffer.first_chunk_mut().and_then(|head| nat.open(head, packet.len, expected, now));
+            }
             // A verdict of another kind is put in its place below: were it made here, every one would be put together in memory first.
             Verdict::Transmit(leaves.unwrap_or_else(|| {
                 *number = LEFT;
@@ -281,7 +287,7 @@ impl Nat<'_> {
             }
         }
         let side = if OUTBOUND { Side::Inside } else { Side::Outside };
-        Some(self.state.sessions.hash(side, Key::read(eight(head, at::PROTOCOL), eight(head, at::DESTINATION))))
+        Some(self.state.sessions.hash(side, key_of(head)))
     }
 
     /// Steps 5 and 7 for a packet of a session that lives and whose way is known. The device that it leaves by; none where it has to go the
@@ -333,21 +339,30 @@ impl Nat<'_> {
     /// rules or another network.
     pub(crate) fn learn_way(&mut self, number: u32) {
         let session = *self.session(number);
-        if self.adjacencies.get(session.adjacencies).is_none() {
-            let learnt = self.way_of(&session).unwrap_or_else(|| self.adjacencies.number_of_none());
-            self.state.sessions.records.get_mut(number).adjacencies = learnt;
+        if self.adjacencies.get(session.adjacencies).is_some() {
+            return;
         }
+        let (internal, remote, external) = (session.internal(), session.remote(), self.state.external_of(&session));
+        let between =
+            crate::arrival::adjacencies_between(internal.address, remote.address, &self.network, &mut self.paths, &self.state);
+        let learnt = match between {
+            Some(pair) => self.way_by(session.slot, (session.kind.protocol(), internal, external, remote), pair),
+            None => self.adjacencies.number_of_none(),
+        };
+        self.state.sessions.records.get_mut(number).adjacencies = learnt;
     }
 
-    fn way_of(&mut self, session: &Session) -> Option<u16> {
-        let (internal, remote, external) = (session.internal(), session.remote(), self.state.external_of(session));
-        let (inside, outside) =
-            crate::arrival::adjacencies_between(internal.address, remote.address, &self.network, &mut self.paths, &self.state)?;
-        let protocol = session.kind.protocol();
+    /// The number of the way by a pair of adjacencies; of no way where packets of one side are another worker's.
+    pub(crate) fn way_by(
+        &mut self,
+        slot: u16,
+        (protocol, internal, external, remote): (Protocol, Endpoint, Endpoint, Endpoint),
+        (inside, outside): (Adjacency, Adjacency),
+    ) -> u16 {
         let is_mine = !self.has_company()
             || self.owners.of_subscriber(internal.address) == self.me
-                && self.rules().of_inbound(session.slot, protocol, external, remote).0 == self.me;
-        is_mine.then(|| self.adjacencies.number_of(inside, outside))
+                && self.rules().of_inbound(slot, protocol, external, remote).0 == self.me;
+        if is_mine { self.adjacencies.number_of(inside, outside) } else { self.adjacencies.number_of_none() }
     }
 }
 
@@ -380,11 +395,17 @@ fn forward_unsettled<const OUTBOUND: bool>(
     reason = "called once for each packet, and once where few go: the compiler would make it a call for both"
 )]
 #[inline(always)]
-fn send<const OUTBOUND: bool>(head: &mut Head, session: &Session, address: u32, leaves: &Adjacency) -> DeviceId {
+pub(crate) fn send<const OUTBOUND: bool>(head: &mut Head, session: &Session, address: u32, leaves: &Adjacency) -> DeviceId {
     let port = if OUTBOUND { session.external_half() } else { session.internal_half() };
     head[..12].copy_from_slice(&leaves.addresses);
     rewrite::<OUTBOUND>(head, (address, port));
     leaves.device
+}
+
+/// The key of a packet.
+#[inline]
+pub(crate) fn key_of(head: &Head) -> Key {
+    Key::read(eight(head, at::PROTOCOL), eight(head, at::DESTINATION))
 }
 
 /// Bytes of a frame: one load, where byte by byte may become many.
@@ -396,12 +417,12 @@ fn bytes<const N: usize>(head: &Head, at: usize) -> [u8; N] {
 }
 
 #[inline]
-fn half(head: &Head, at: usize) -> u16 {
+pub(crate) fn half(head: &Head, at: usize) -> u16 {
     u16::from_be_bytes(bytes(head, at))
 }
 
 #[inline]
-fn word(head: &Head, at: usize) -> u32 {
+pub(crate) fn word(head: &Head, at: usize) -> u32 {
     u32::from_be_bytes(bytes(head, at))
 }
 

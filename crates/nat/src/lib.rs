@@ -28,6 +28,7 @@ pub mod internals;
 mod leave;
 mod limit;
 mod nat;
+mod open;
 mod own;
 mod packet;
 mod path;

@@ -88,6 +88,8 @@ pub(crate) struct State<'m> {
     /// Of each protocol, the shortest of them.
     pub(crate) shortest: [u32; Protocol::ALL.len()],
     pub(crate) due: Due<'m>,
+    /// Sessions under forwards.
+    forwarded: u32,
 }
 
 /// The idle time of a session in that state.
@@ -119,6 +121,7 @@ impl<'m> State<'m> {
             timers: [0; Kind::COUNT],
             shortest: [0; Protocol::ALL.len()],
             due: Due::new(arenas.due),
+            forwarded: 0,
         })
     }
 
@@ -329,12 +332,21 @@ impl<'m> State<'m> {
         Some(number)
     }
 
+    /// Whether any session is under a forward, or was and is not swept yet.
+    pub(crate) fn has_forwarded(&self) -> bool {
+        self.forwarded > 0
+    }
+
     /// Makes a planned session. **Errors:** [`TableFull`]; nothing that others see has changed then.
     pub(crate) fn create(&mut self, new: &NewSession, under: Under, now: Tick, counters: &mut Counters) -> Result<u32, TableFull> {
         let generation = self.slots[usize::from(new.slot)].generation;
         let mut session = Session::new(new, generation, now.0);
         let number = match under {
-            Under::Forward => self.sessions.insert(session)?,
+            Under::Forward => {
+                let number = self.sessions.insert(session)?;
+                self.forwarded += 1;
+                number
+            }
             Under::NewMapping(behaviour) => {
                 session.set_sole(Some(behaviour));
                 self.create_with_mapping(session, counters)?
@@ -424,6 +436,7 @@ impl<'m> State<'m> {
         let session = self.sessions.remove(number, &hashes);
         counters.count(Counter::SessionsRemoved);
         if session.has(flag::FORWARDED) {
+            self.forwarded -= 1;
             return;
         }
         if session.sole().is_some() {

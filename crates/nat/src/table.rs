@@ -9,7 +9,7 @@ use zerocopy::network_endian::{U16, U32};
 
 use crate::externals::{Externals, Outer};
 use crate::hash::{Key, KeyHash};
-use crate::index::{Index, NUMBERS};
+use crate::index::{self, Index, NUMBERS};
 use crate::policy::{Endpoint, MappingBehaviour, Protocol, Side};
 use crate::record::{Mapping, Session, wire_halves, wire_word};
 use crate::slab::Slab;
@@ -89,6 +89,11 @@ impl<'m> Sessions<'m> {
     #[inline]
     pub(crate) fn hash(&self, side: Side, key: Key) -> u64 {
         self.hash.of(side, key)
+    }
+
+    /// Whether the index has something under a key's hash, which may be another key's.
+    pub(crate) fn is_known(&self, side: Side, key: Key) -> bool {
+        self.index.first(self.hash(side, key)) != index::NONE
     }
 
     /// For each hash the number of the session that its packet most likely belongs to, which the index has under it; where it has

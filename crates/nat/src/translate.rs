@@ -15,7 +15,7 @@ use crate::nat::{Decision, Nat, Way};
 use crate::packet::Packet;
 use crate::path::Path;
 use crate::policy::{Endpoint, Side};
-use crate::record::Session;
+use crate::record::{NewSession, Session};
 use crate::refusal::{self, Refusal};
 use crate::rewrite::Rewrite;
 use crate::tcp::Direction;
@@ -105,12 +105,14 @@ impl Nat<'_> {
         }
         let flow = Flow { protocol: tuple.protocol, ours: internal, remote, opens: tuple.opens };
         let plan = self.planner().outbound(&flow).map_err(|reason| refusal::of_outbound(reason, &self.policy))?;
-        // A forward that is gone may have left a session with the external endpoint that its port's new mapping has.
-        let external = (plan.session.slot, plan.session.external.port);
-        if self.state.inbound(tuple.protocol, external, remote, now, &mut self.counters).is_some() {
-            return Err(Refusal::Drop(DropReason::SessionConflict));
-        }
-        Ok(Chosen::Planned(plan))
+        if self.is_taken(&plan, now) { Err(Refusal::Drop(DropReason::SessionConflict)) } else { Ok(Chosen::Planned(plan)) }
+    }
+
+    /// Whether another session has the external endpoint of a planned one towards its remote: a forward that is gone may have left it,
+    /// with the port that a new mapping has.
+    pub(crate) fn is_taken(&mut self, plan: &Plan, now: Tick) -> bool {
+        let NewSession { protocol, slot, external, remote, .. } = plan.session;
+        self.state.has_forwarded() && self.state.inbound(protocol, (slot, external.port), remote, now, &mut self.counters).is_some()
     }
 
     pub(crate) fn choose_inbound(

@@ -1,0 +1,64 @@
+//! First packets that are plain: from inside, whole, UDP or a SYN, and of no session yet.
+//!
+//! Knows what the fast path has checked already. Called by it for a packet whose key the index does not have. Decides nothing of its own:
+//! the plan is `establish`'s, and whatever is not plain here is left to the ordinary way, which decides from the start. Invariant: what is
+//! forwarded here, the ordinary way would have forwarded, to the same bytes, tables and counts; the session knows its way then, so that its
+//! second packet is fast.
+
+use core::net::Ipv4Addr;
+
+use portcullis_wire::ipv4::{TCP, UDP};
+use portcullis_wire::tcp::TcpFlags;
+
+use crate::arrival;
+use crate::establish::Flow;
+use crate::fast::{self, Head, at};
+use crate::nat::Nat;
+use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
+use crate::tcp::Direction;
+use crate::time::Tick;
+
+impl Nat<'_> {
+    /// Steps 3 to 7 for a packet of `len` bytes from inside. The device that it leaves by; none where it has to go the ordinary way, and then
+    /// no table has changed.
+    #[inline(never)]
+    pub(crate) fn open(&mut self, head: &mut Head, len: usize, expected: InterfaceId, now: Tick) -> Option<DeviceId> {
+        let (flow, flags) = flow_of(head)?;
+        let (internal, remote) = (flow.ours.address, flow.remote.address);
+        // An earlier packet of the burst may have begun it.
+        let is_known = self.state.sessions.is_known(Side::Inside, fast::key_of(head));
+        if is_known || self.has_company() && self.owners.of_subscriber(internal) != self.me {
+            return None;
+        }
+        let (inside, outside) = arrival::adjacencies_between(internal, remote, &self.network, &mut self.paths, &self.state)?;
+        if inside.interface != expected || len > outside.most_len as usize {
+            return None;
+        }
+        let plan = self.planner().outbound(&flow).ok()?;
+        if self.is_taken(&plan, now) {
+            return None;
+        }
+        let number = self.state.create(&plan.session, plan.under, now, &mut self.counters).ok()?;
+        let way = self.way_by(plan.session.slot, (flow.protocol, flow.ours, plan.session.external, flow.remote), (inside, outside));
+        let session = self.state.sessions.records.get_mut(number);
+        session.adjacencies = way;
+        session.advance(Direction::Outbound, flags, self.policy.inbound_refresh, now);
+        let address = u32::from_ne_bytes(plan.session.external.address.octets());
+        Some(fast::send::<true>(head, session, address, &outside))
+    }
+}
+
+/// The flow of a packet that may begin a session.
+fn flow_of(head: &Head) -> Option<(Flow, TcpFlags)> {
+    const OPENING: u8 = TcpFlags::SYN.0;
+    const COUNT: u8 = 0x3F;
+    let (protocol, flags) = match head[at::PROTOCOL] {
+        UDP => (Protocol::Udp, TcpFlags::ACK),
+        TCP if head[at::TCP_FLAGS] & COUNT == OPENING => (Protocol::Tcp, TcpFlags(head[at::TCP_FLAGS])),
+        _ => return None,
+    };
+    let endpoint =
+        |address, port| Endpoint { address: Ipv4Addr::from_bits(fast::word(head, address)), port: fast::half(head, port) };
+    let (ours, remote) = (endpoint(at::SOURCE, at::SOURCE_PORT), endpoint(at::DESTINATION, at::DESTINATION_PORT));
+    Some((Flow { protocol, ours, remote, opens: true }, flags))
+}
