@@ -75,6 +75,8 @@ pub(crate) struct Adjacencies {
     forgotten: u32,
     /// The epoch when the sweep's round began.
     round: u32,
+    /// The number that was last asked for.
+    last: u16,
     /// The number that is given next.
     next: usize,
     /// The next pair that [`Adjacencies::note_used`] looks at.
@@ -85,7 +87,7 @@ impl Adjacencies {
     pub(crate) fn new(hasher: RandomState) -> Self {
         let numbers = HashMap::with_hasher(hasher);
         // Room for all: nothing is moved later. Pages that no pair is in are never touched.
-        Self { pairs: Vec::with_capacity(MOST), numbers, epoch: 1, forgotten: 0, round: 1, next: 1, cursor: 0 }
+        Self { pairs: Vec::with_capacity(MOST), numbers, epoch: 1, forgotten: 0, round: 1, last: 0, next: 1, cursor: 0 }
     }
 
     /// There are other rules, or another network: no pair holds any more.
@@ -111,6 +113,16 @@ impl Adjacencies {
 
     /// The number of a pair. Zero when none is left.
     pub(crate) fn number_of(&mut self, inside: Adjacency, outside: Adjacency) -> u16 {
+        // Sessions that begin one after the other often leave by the same ways.
+        let is_last = |pair: &Pair| pair.epoch == self.epoch && pair.inside == inside && pair.outside == outside;
+        if self.pairs.get(usize::from(self.last)).is_some_and(is_last) {
+            return self.last;
+        }
+        self.last = self.find_or_add(inside, outside);
+        self.last
+    }
+
+    fn find_or_add(&mut self, inside: Adjacency, outside: Adjacency) -> u16 {
         if let Some(&number) = self.numbers.get(&(inside, outside)) {
             return number;
         }

@@ -117,7 +117,7 @@ impl<'m> Nat<'m> {
 
     /// Adopts the network as it is now.
     pub fn adopt_network(&mut self, network: Arc<Network>) {
-        self.paths.forget();
+        self.paths.adopt(&network);
         self.adjacencies.forget();
         self.gates = fast::gates(&network);
         self.network = network;

@@ -55,6 +55,8 @@ const REMEMBERED_FOR: u32 = 10_000;
 pub(crate) struct Paths {
     entries: Box<[Entry]>,
     epoch: u32,
+    /// The routes, where they are few.
+    few: Option<Vec<Few>>,
     /// When the epoch began.
     since: Tick,
     used: Vec<NeighbourKey>,
@@ -68,14 +70,20 @@ impl Paths {
         Self {
             entries: vec![nothing; REMEMBERED].into_boxed_slice(),
             epoch: 1,
+            few: None,
             since: now,
             used: Vec::with_capacity(NOTED),
             notes_adjacencies: false,
         }
     }
 
-    /// Forgets everything: there is another snapshot.
-    pub(crate) fn forget(&mut self) {
+    /// Forgets everything: `network` is the snapshot in use from now on.
+    pub(crate) fn adopt(&mut self, network: &Network) {
+        self.forget();
+        self.few = (network.routes.len() <= FEW).then(|| few_of(network));
+    }
+
+    fn forget(&mut self) {
         self.epoch += 1;
     }
 
@@ -85,7 +93,11 @@ impl Paths {
         let bits = address.to_bits();
         let entry = &mut self.entries[((bits ^ bits >> 10) as usize) % REMEMBERED];
         if entry.epoch != self.epoch || entry.address != address {
-            *entry = Entry { address, epoch: self.epoch, whereabouts: look_up(network, address) };
+            let whereabouts = match &self.few {
+                Some(few) => look_through(few, network, address),
+                None => look_up(network, address),
+            };
+            *entry = Entry { address, epoch: self.epoch, whereabouts };
             if let Whereabouts::Via(path) = entry.whereabouts
                 && path.next_hop_mac.is_some()
             {
@@ -115,6 +127,51 @@ impl Paths {
     }
 }
 
+/// Up to so many routes are looked through one by one, longest prefix first, which takes fewer steps than the descent of a trie.
+const FEW: usize = 16;
+
+/// One of few routes.
+#[derive(Clone, Copy, Debug)]
+struct Few {
+    address: u32,
+    mask: u32,
+    leads: Leads,
+}
+
+/// Where one of few routes leads.
+#[derive(Clone, Copy, Debug)]
+enum Leads {
+    /// All of its destinations to the same place.
+    To(Whereabouts),
+    /// Each to itself as next hop.
+    Directly { interface: InterfaceId, mtu: Option<u16> },
+}
+
+/// The routes of a network, longest prefix first.
+fn few_of(network: &Network) -> Vec<Few> {
+    let mut few: Vec<_> = network.routes.iter().map(|(prefix, route)| few_from(network, &prefix, route)).collect();
+    few.sort_unstable_by_key(|route| core::cmp::Reverse(route.mask));
+    few
+}
+
+fn few_from(network: &Network, prefix: &ipnet::Ipv4Net, route: &Route) -> Few {
+    let leads = match *route {
+        Route::Via { interface, gateway: None, mtu } => Leads::Directly { interface, mtu },
+        _ => Leads::To(whereabouts(network, Some(*route), prefix.addr())),
+    };
+    Few { address: prefix.network().to_bits(), mask: prefix.netmask().to_bits(), leads }
+}
+
+/// Where `address` is, by few routes.
+fn look_through(few: &[Few], network: &Network, address: Ipv4Addr) -> Whereabouts {
+    let bits = address.to_bits();
+    match few.iter().find(|route| bits & route.mask == route.address).map(|route| route.leads) {
+        Some(Leads::To(whereabouts)) => whereabouts,
+        Some(Leads::Directly { interface, mtu }) => by_interface(network, interface, address, mtu),
+        None => Whereabouts::Nowhere,
+    }
+}
+
 fn note(used: &mut Vec<NeighbourKey>, neighbour: NeighbourKey) {
     if used.len() < NOTED && !used.contains(&neighbour) {
         used.push(neighbour);
@@ -123,14 +180,21 @@ fn note(used: &mut Vec<NeighbourKey>, neighbour: NeighbourKey) {
 
 /// Where `address` is, by the snapshot itself.
 pub(crate) fn look_up(network: &Network, address: Ipv4Addr) -> Whereabouts {
-    match network.route(address) {
-        Some(Route::Via { interface, gateway, mtu }) => {
-            via(network, interface, gateway.unwrap_or(address), mtu).map_or(Whereabouts::Elsewhere, Whereabouts::Via)
-        }
+    whereabouts(network, network.route(address), address)
+}
+
+/// Where `address` is, which `route` leads to.
+fn whereabouts(network: &Network, route: Option<Route>, address: Ipv4Addr) -> Whereabouts {
+    match route {
+        Some(Route::Via { interface, gateway, mtu }) => by_interface(network, interface, gateway.unwrap_or(address), mtu),
         Some(Route::Local) => Whereabouts::Local,
         Some(Route::Elsewhere) => Whereabouts::Elsewhere,
         Some(Route::Unreachable) | None => Whereabouts::Nowhere,
     }
+}
+
+fn by_interface(network: &Network, interface: InterfaceId, next_hop: Ipv4Addr, mtu: Option<u16>) -> Whereabouts {
+    via(network, interface, next_hop, mtu).map_or(Whereabouts::Elsewhere, Whereabouts::Via)
 }
 
 /// The path over `interface` to `next_hop`. None when the snapshot has no such interface.
@@ -153,6 +217,49 @@ pub(crate) fn via(network: &Network, interface: InterfaceId, next_hop: Ipv4Addr,
 mod tests {
     use super::*;
     use crate::policy::Interface;
+    use proptest::prelude::*;
+
+    fn interface(number: u8) -> Interface {
+        Interface {
+            name: format!("if{number}"),
+            device: DeviceId(number),
+            vlan: None,
+            side: Side::Outside,
+            mac: [2, 0, 0, 0, 0, number],
+            addresses: Vec::new(),
+            mtu: 1500,
+            up: true,
+            prefixes: Vec::new(),
+            checksums: crate::policy::ReceivedChecksums::default(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn few_routes_lead_where_the_trie_says(
+            routes in proptest::collection::vec((0_u32..64, 26_u8..=32, 0_u8..6), 0..FEW),
+            addresses in proptest::collection::vec(0_u32..70, 1..20)
+        ) {
+            let mut network = Network { interfaces: vec![interface(0), interface(1)], ..Network::default() };
+            network.neighbours.insert((InterfaceId(1), Ipv4Addr::from_bits(5)), [5; 6]);
+            for (address, length, kind) in routes {
+                let via = |gateway: Option<u32>| Route::Via {
+                    interface: InterfaceId(u16::from(kind % 3)),
+                    gateway: gateway.map(Ipv4Addr::from_bits),
+                    mtu: (kind == 1).then_some(1400),
+                };
+                let route = [via(Some(5)), via(None), Route::Local, Route::Elsewhere, Route::Unreachable, via(Some(6))][usize::from(kind)];
+                let prefix = ipnet::Ipv4Net::new(Ipv4Addr::from_bits(address), length).expect("a length").trunc();
+                network.routes.insert(prefix, route);
+            }
+            let mut paths = Paths::new(Tick(0));
+            paths.adopt(&network);
+            prop_assert!(paths.few.is_some());
+            for address in addresses.into_iter().map(Ipv4Addr::from_bits) {
+                prop_assert_eq!(paths.towards(&network, address), look_up(&network, address));
+            }
+        }
+    }
 
     #[test]
     fn a_new_snapshot_is_asked_again() {
@@ -160,28 +267,17 @@ mod tests {
         let mut network = Network::default();
         let mut paths = Paths::new(Tick(0));
         assert_eq!(paths.towards(&network, destination), Whereabouts::Nowhere);
-        network.interfaces.push(Interface {
-            name: "outside0".into(),
-            device: DeviceId(1),
-            vlan: None,
-            side: Side::Outside,
-            mac: [2, 0, 0, 0, 0, 1],
-            addresses: Vec::new(),
-            mtu: 1500,
-            up: true,
-            prefixes: Vec::new(),
-            checksums: crate::policy::ReceivedChecksums::default(),
-        });
+        network.interfaces.push(Interface { device: DeviceId(1), ..interface(1) });
         let gateway = Ipv4Addr::new(203, 0, 113, 2);
         let default = "0.0.0.0/0".parse().expect("a prefix");
         network.routes.insert(default, Route::Via { interface: InterfaceId(0), gateway: Some(gateway), mtu: Some(1400) });
         assert_eq!(paths.towards(&network, destination), Whereabouts::Nowhere, "remembered");
-        paths.forget();
+        paths.adopt(&network);
         let Whereabouts::Via(path) = paths.towards(&network, destination) else { panic!("a path") };
         assert_eq!((path.next_hop, path.mtu, path.next_hop_mac), (gateway, 1400, None));
         assert_eq!(paths.take_used().count(), 0, "an unknown neighbour is no used one");
         network.neighbours.insert((InterfaceId(0), gateway), [2; 6]);
-        paths.forget();
+        paths.adopt(&network);
         paths.towards(&network, destination);
         paths.towards(&network, destination);
         assert_eq!(paths.take_used().collect::<Vec<_>>(), [(InterfaceId(0), gateway)]);
