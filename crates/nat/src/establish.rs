@@ -85,7 +85,7 @@ impl Planner<'_, '_> {
         if let Some(plan) = self.by_a_forward(flow) {
             return Ok(plan);
         }
-        let key = MappingKey { protocol: flow.protocol, internal: flow.ours, scope: self.policy.mapping.scope(flow.remote) };
+        let key = mapping_key(self.policy, flow);
         if let Some(holder) = self.state.mappings.find(&self.state.sessions, &key) {
             // The mapping's address may be gone while the sweep has not met it: until then its endpoint cannot have another one.
             let (slot, external) = self.state.external_held_by(holder).ok_or(DropReason::NoExternalAddress)?;
@@ -195,6 +195,11 @@ impl Planner<'_, '_> {
             Filtering::EndpointIndependent | Filtering::AddressAndPortDependent => 0,
         }
     }
+}
+
+/// The key of the mapping that a flow from inside comes under.
+pub(crate) fn mapping_key(policy: &Policy, flow: &Flow) -> MappingKey {
+    MappingKey { protocol: flow.protocol, internal: flow.ours, scope: policy.mapping.scope(flow.remote) }
 }
 
 fn inbound_plan(flow: &Flow, internal: Endpoint, slot: u16, under: Under, flags: u8) -> Plan {

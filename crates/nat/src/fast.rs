@@ -205,6 +205,9 @@ impl Nat<'_> {
         tally: &mut Tally,
         verdicts: &mut Vec<Verdict>,
     ) {
+        if OUTBOUND {
+            self.prepare(burst, numbers);
+        }
         let (first, expected) = (verdicts.len(), gate.interface);
         let nat = &mut *self;
         verdicts.extend(numbers.iter_mut().zip(burst).map(move |(number, packet)| {
@@ -224,6 +227,15 @@ impl Nat<'_> {
         let places = verdicts[first..].iter_mut().zip(numbers).filter(|(_, number)| **number == LEFT);
         for ((place, _), verdict) in places.zip(self.left.drain(..)) {
             *place = verdict;
+        }
+    }
+
+    /// Before the first packets of sessions are opened one after the other: has what that takes fetched for all of them.
+    fn prepare(&self, burst: &[Packet<'_>], numbers: &[u32]) {
+        for (packet, _) in burst.iter().zip(numbers).filter(|(_, number)| **number == NEW) {
+            if let Some(head) = packet.buffer.first_chunk() {
+                self.fetch_for(head);
+            }
         }
     }
 

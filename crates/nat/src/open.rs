@@ -11,7 +11,7 @@ use portcullis_wire::ipv4::{TCP, UDP};
 use portcullis_wire::tcp::TcpFlags;
 
 use crate::arrival;
-use crate::establish::Flow;
+use crate::establish::{self, Flow};
 use crate::fast::{self, Head, at};
 use crate::nat::Nat;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
@@ -19,6 +19,13 @@ use crate::tcp::Direction;
 use crate::time::Tick;
 
 impl Nat<'_> {
+    /// Has what [`Nat::open`] will look at fetched.
+    pub(crate) fn fetch_for(&self, head: &Head) {
+        let Some((flow, _)) = flow_of(head) else { return };
+        self.state.mappings.fetch_line(self.state.mappings.hash(&establish::mapping_key(&self.policy, &flow)));
+        self.state.touch_subscriber(flow.ours.address);
+    }
+
     /// Steps 3 to 7 for a packet of `len` bytes from inside. The device that it leaves by; none where it has to go the ordinary way, and then
     /// no table has changed.
     #[inline(never)]

@@ -215,7 +215,9 @@ impl State<'_> {
             }
             self.space(session.slot, session.kind.protocol()).fetch(session.external_port.get());
         }
-        self.touch_subscribers(numbers.iter().map(|&number| self.sessions.records.get(number)));
+        for &number in numbers {
+            self.touch_subscriber(self.sessions.records.get(number).internal().address);
+        }
         for (&number, hashes) in numbers.iter().zip(hashes) {
             self.end_hashed(number, hashes, counters);
         }

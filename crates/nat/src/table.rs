@@ -304,7 +304,7 @@ impl<'m> Mappings<'m> {
         self.index.fetch(hash);
     }
 
-    fn hash(&self, key: &MappingKey) -> u64 {
+    pub(crate) fn hash(&self, key: &MappingKey) -> u64 {
         let MappingKey { protocol, internal, scope } = key;
         let addresses = u64::from(internal.address.to_bits()) << 32 | u64::from(scope.address.to_bits());
         let rest = (*protocol as u64) << 32 | u64::from(internal.port) << 16 | u64::from(scope.port);
