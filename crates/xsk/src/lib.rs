@@ -11,6 +11,7 @@ pub mod frame;
 mod header;
 mod kicker;
 pub mod memory;
+pub mod napi;
 pub mod nic;
 pub mod port;
 pub mod socket;
