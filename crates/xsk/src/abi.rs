@@ -107,6 +107,11 @@ impl Bytes<16> for CarrierValue {
     }
 }
 
+/// Whether a `struct pc_carrier` waits for its frame.
+pub(crate) fn is_armed(carrier: &[u8]) -> bool {
+    carrier.get(6..8).is_some_and(|armed| armed != [0, 0])
+}
+
 /// `struct pc_prefix`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PrefixKey {

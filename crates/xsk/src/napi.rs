@@ -7,7 +7,7 @@
 //! `busy_poll_stop`), include/net/busy_poll.h (`sk_mark_napi_id_once`), net/ipv4/udp.c. Tests: `tests/napi.rs`.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -65,7 +65,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct QueueDrive {
     shared: Arc<Shared>,
-    address: SocketAddrV4,
+    port: u16,
     known: bool,
 }
 
@@ -77,32 +77,32 @@ pub struct Driver {
 }
 
 impl QueueDrive {
-    /// Both sides, with a socket at one of the box's own addresses. `cookie` is random: it keeps strangers' datagrams out.
+    /// Both sides. `cookie` is random: it keeps strangers' datagrams out.
     ///
-    /// **Errors:** no such address, or no socket.
-    pub fn open(address: Ipv4Addr, cookie: [u8; 8]) -> io::Result<(Self, Driver)> {
-        let (socket, address) = listen(address, cookie)?;
+    /// **Errors:** no socket.
+    pub fn open(cookie: [u8; 8]) -> io::Result<(Self, Driver)> {
+        let (socket, port) = listen(cookie)?;
         let shared = Arc::new(Shared { who: AtomicU8::new(KERNEL), cookie, socket });
         let driver = Driver { shared: Arc::clone(&shared), buffer: Box::new([0; DATAGRAM]) };
-        Ok((Self { shared, address, known: false }, driver))
+        Ok((Self { shared, port, known: false }, driver))
     }
 
-    /// Forgets the context that was found, and waits for another one at `address`: the device has made its queues anew.
+    /// Forgets the context that was found, and waits for another one: the device has made its queues anew.
     ///
     /// **Errors:** as [`QueueDrive::open`]; the kernel runs the queue in any case.
-    pub fn renew(&mut self, address: Ipv4Addr) -> io::Result<()> {
+    pub fn renew(&mut self) -> io::Result<()> {
         self.let_go();
         self.known = false;
-        let (socket, address) = listen(address, self.shared.cookie)?;
+        let (socket, port) = listen(self.shared.cookie)?;
         // The worker goes on with the same descriptor.
         sys::replace(self.shared.socket.as_raw_fd(), socket.as_raw_fd())?;
-        self.address = address;
+        self.port = port;
         Ok(())
     }
 
-    /// Where a frame of the queue has to be carried.
-    pub fn carrier(&self) -> Carrier {
-        Carrier { address: *self.address.ip(), port: self.address.port(), cookie: self.shared.cookie }
+    /// Where a frame of the queue has to be carried, by way of one of the box's own addresses.
+    pub fn carrier(&self, address: Ipv4Addr) -> Carrier {
+        Carrier { address, port: self.port, cookie: self.shared.cookie }
     }
 
     /// Whether the queue's context is known, so that it can be driven. The worker fetches the frame that told it.
@@ -145,15 +145,13 @@ impl Driver {
     }
 }
 
-/// A UDP socket that takes only datagrams with the cookie.
-fn listen(address: Ipv4Addr, cookie: [u8; 8]) -> io::Result<(UdpSocket, SocketAddrV4)> {
-    let socket = UdpSocket::bind((address, 0))?;
+/// A UDP socket that takes only datagrams with the cookie, and its port, which is one of the host's own.
+fn listen(cookie: [u8; 8]) -> io::Result<(UdpSocket, u16)> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.set_nonblocking(true)?;
     sys::filter(socket.as_raw_fd(), &with_cookie(cookie))?;
-    match socket.local_addr()? {
-        std::net::SocketAddr::V4(address) => Ok((socket, address)),
-        std::net::SocketAddr::V6(_) => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
-    }
+    let port = socket.local_addr()?.port();
+    Ok((socket, port))
 }
 
 /// Takes what begins with the cookie behind the UDP header, which is where a UDP socket's filter begins; of a stranger's not one
@@ -187,8 +185,8 @@ mod tests {
 
     #[test]
     fn only_what_has_the_cookie_is_received_and_only_when_it_is_looked_for() {
-        let (drive, mut driver) = QueueDrive::open(Ipv4Addr::LOCALHOST, COOKIE).unwrap();
-        let Carrier { address, port, cookie } = drive.carrier();
+        let (drive, mut driver) = QueueDrive::open(COOKIE).unwrap();
+        let Carrier { address, port, cookie } = drive.carrier(Ipv4Addr::LOCALHOST);
         assert_eq!((address, cookie), (Ipv4Addr::LOCALHOST, COOKIE));
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut other = COOKIE;
@@ -204,10 +202,10 @@ mod tests {
 
     #[test]
     fn a_renewed_socket_is_at_its_new_port_and_the_worker_has_it_too() {
-        let (mut drive, mut driver) = QueueDrive::open(Ipv4Addr::LOCALHOST, COOKIE).unwrap();
-        let before = drive.carrier().port;
-        drive.renew(Ipv4Addr::LOCALHOST).unwrap();
-        let after = drive.carrier().port;
+        let (mut drive, mut driver) = QueueDrive::open(COOKIE).unwrap();
+        let before = drive.carrier(Ipv4Addr::LOCALHOST).port;
+        drive.renew().unwrap();
+        let after = drive.carrier(Ipv4Addr::LOCALHOST).port;
         assert_ne!(before, after);
         driver.shared.who.store(OURS, Ordering::Relaxed);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -220,9 +218,9 @@ mod tests {
 
     #[test]
     fn loopback_has_no_context_to_poll() {
-        let (mut drive, _driver) = QueueDrive::open(Ipv4Addr::LOCALHOST, COOKIE).unwrap();
+        let (mut drive, _driver) = QueueDrive::open(COOKIE).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        sender.send_to(&datagram(COOKIE), (Ipv4Addr::LOCALHOST, drive.carrier().port)).unwrap();
+        sender.send_to(&datagram(COOKIE), (Ipv4Addr::LOCALHOST, drive.carrier(Ipv4Addr::LOCALHOST).port)).unwrap();
         assert!(!drive.is_known().unwrap());
     }
 }

@@ -222,6 +222,13 @@ impl Steer {
         tables::put("carriers", &self.maps.carriers, &socket_key(slot, queue)?, &value.bytes())
     }
 
+    /// Whether the frame that is to be carried has not come yet.
+    pub fn is_to_carry(&self, slot: u32, queue: u32) -> Result<bool, SteerError> {
+        let value = self.maps.carriers.lookup(&socket_key(slot, queue)?, MapFlags::ANY);
+        let value = value.map_err(|error| tables::error("carriers", &error))?;
+        Ok(value.is_some_and(|bytes| abi::is_armed(&bytes)))
+    }
+
     /// Has no frame of a queue carried any more.
     pub fn carry_none(&self, slot: u32, queue: u32) -> Result<(), SteerError> {
         let value = CarrierValue { address: Ipv4Addr::UNSPECIFIED, port: 0, armed: false, cookie: [0; 8] };

@@ -427,13 +427,13 @@ fn a_queue_is_run_by_its_worker_once_a_frame_has_told_its_context() {
     as_root("a_queue_is_run_by_its_worker_once_a_frame_has_told_its_context", || {
         let mut bench = bench(SMALL, AttachMode::Native);
         let wire = bench.inside.wire();
-        let (mut drive, driver) = QueueDrive::open(Ipv4Addr::new(10, 0, 0, 1), *b"a cookie").unwrap();
+        let (mut drive, driver) = QueueDrive::open(*b"a cookie").unwrap();
         bench.sockets[0].drive_by(driver);
         bench.fill();
         bench.check(0);
         assert!(!drive.is_known().unwrap());
         for round in 0_u8..3 {
-            bench.steer.carry_next(0, 0, &drive.carrier()).unwrap();
+            bench.steer.carry_next(0, 0, &drive.carrier(Ipv4Addr::new(10, 0, 0, 1))).unwrap();
             let sent = bench.outbound(&[round; 40]);
             wire.send(&sent);
             eventually("the context is known", || drive.is_known().unwrap());
@@ -450,7 +450,7 @@ fn a_queue_is_run_by_its_worker_once_a_frame_has_told_its_context() {
             bench.fill();
             bench.check(0);
             // As after the device was down: its queues have other contexts.
-            drive.renew(Ipv4Addr::new(10, 0, 0, 1)).unwrap();
+            drive.renew().unwrap();
             assert!(!drive.is_known().unwrap());
         }
         assert_eq!(bench.steer.counter(Counter::PassCarried).unwrap(), 3);

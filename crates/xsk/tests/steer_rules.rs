@@ -441,12 +441,14 @@ fn one_frame_of_a_queue_is_carried_to_the_process_whole_and_the_next_is_redirect
         let passed = |row: &str, frame: &[u8], action, counter| gateway.expect(row, &gateway.inside, frame, action, counter);
         for (row, frame, link) in [("plain", &plain, 14), ("tagged", &tagged, 18)] {
             gateway.steer.carry_next(0, 0, &carrier).unwrap();
+            assert!(gateway.steer.is_to_carry(0, 0).unwrap(), "{row}");
             gateway.outside("another device", &ipv4(REMOTE, DEDICATED, UDP, 0, &ports(1, 2)), Redirect, Counter::Redirected);
             let kernels = gateway.inside.frame(&ipv4(HOST, Ipv4Addr::new(10, 0, 0, 1), TCP, 0, &ports(1, 22)));
             passed("what is the kernel's", &kernels, Pass, Counter::PassLocal);
             let before = gateway.steer.counter(Counter::PassCarried).unwrap();
             let (verdict, got) = gateway.run_and_look(&gateway.inside, 0, frame);
             assert_eq!(verdict, Pass as u32, "{row}");
+            assert!(!gateway.steer.is_to_carry(0, 0).unwrap(), "{row}");
             assert_eq!(gateway.steer.counter(Counter::PassCarried).unwrap() - before, 1, "{row}");
             assert_eq!(carried(frame, link, &got, &carrier), *frame, "{row}");
             passed("the next", frame, Redirect, Counter::Redirected);
