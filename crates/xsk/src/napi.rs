@@ -132,6 +132,12 @@ impl QueueDrive {
 }
 
 impl Driver {
+    /// Whether the queue is this thread's to run.
+    #[inline]
+    pub(crate) fn is_ours(&self) -> bool {
+        self.shared.who.load(Ordering::Relaxed) == OURS
+    }
+
     /// Runs the queue once, if it is this thread's to run. Returns the frame that came in a datagram, which happens once.
     #[inline]
     pub(crate) fn run(&mut self) -> Option<&[u8]> {

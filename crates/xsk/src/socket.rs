@@ -37,6 +37,11 @@ const BURST: usize = 64;
 const KICK_BUDGET: usize = 32;
 /// Send calls of one wake-up at most: a full ring of 2048 needs 64.
 const KICKS: usize = 64;
+/// Frames that a queue has to receive into while its worker runs it. Chosen: a call takes at most 256, all of a veth's ring.
+const DRIVEN_FILL: usize = 256;
+/// Packets that one send call may transmit where the kernel lets us say so (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.18).
+const SEND_BUDGET: i32 = 128;
+const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
 /// Set in a descriptor's options when the packet goes on in the next one (`XDP_PKT_CONTD`).
 const CONTINUED: u32 = 1;
 
@@ -140,6 +145,8 @@ impl Socket {
         let fd = rings.1.fd().as_raw_fd();
         let failed = |source| error_of(source, queue, shared.zero_copy);
         let mode = granted_mode(fd).map_err(failed)?;
+        // Older kernels have no such option, and a budget of 32.
+        let _ = sys::set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, SEND_BUDGET.min(umem.ring().cast_signed()));
         let place = Place::of(queue, fd).map_err(failed)?;
         let (tx, rx, fill, completion) = rings;
         let core = Core {
@@ -295,6 +302,18 @@ impl Socket {
         frames.len() - before
     }
 
+    /// Whether this thread runs the queue, and nobody else does.
+    pub fn is_driven(&self) -> bool {
+        self.driver.as_ref().is_some_and(Driver::is_ours)
+    }
+
+    /// Frames that may be added to the fill ring. While the queue is run from here, no more are taken from it than a call to run it takes;
+    /// so few go round, and stay in the caches.
+    #[inline]
+    fn room_to_fill(&self) -> usize {
+        if self.is_driven() { DRIVEN_FILL.saturating_sub(self.core.held.len() - self.in_transmit) } else { usize::MAX }
+    }
+
     /// Runs the queue. Returns 1 with a frame that came in a datagram, else 0.
     #[inline]
     fn run_queue(&mut self, frames: &mut Vec<XskFrame>) -> usize {
@@ -429,7 +448,7 @@ impl Port for Socket {
         if self.driver.is_some() && self.core.reserve.is_none() {
             self.core.reserve = pool.pop();
         }
-        let spendable = pool.len().saturating_sub(keep);
+        let spendable = pool.len().saturating_sub(keep).min(self.room_to_fill());
         let count = spendable.min(self.fill.nb_free(spendable as u32) as usize);
         let mut left = count;
         while left > 0 {

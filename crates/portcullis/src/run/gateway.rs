@@ -22,7 +22,7 @@ use super::parts::{self, Attached, Memory, lock};
 use super::placement::Watches;
 use super::spread::{NicTouch, Spread};
 use super::workers::{Made, Material, Queues, Workers, close};
-use super::{cores, division, steering};
+use super::{cores, division, hops, steering};
 use crate::cli::exit::Failure;
 use crate::control::window::{Granted, Window, XdpCount, XdpCounters};
 use crate::doors;
@@ -109,11 +109,13 @@ impl Gateway {
         window.set_steering(watches.shown(&devices));
         let (stop_servers, stopped) = watch::channel(false);
         let window = Arc::new(window);
-        let servers = serve(Arc::clone(&window), control_socket, metrics_socket, &stopped);
 
         let requests = Requests::open().map_err(anyhow::Error::from)?;
         let claims = Claims::start(mirror.subscribe(), requests.clone(), wanted(rules));
         let resolver = Resolver::start(mirror.subscribe(), requests, names);
+        publisher.publish_network(Arc::new(hops::find(&resolver, mirror.subscribe(), &devices).await));
+        // Whoever gets an answer from here on may take it that packets are forwarded.
+        let servers = serve(Arc::clone(&window), control_socket, metrics_socket, &stopped);
         tracing::info!("the gateway forwards");
         Ok(Self {
             rules: rules.clone(),

@@ -9,6 +9,7 @@ mod devices;
 mod division;
 mod driving;
 mod gateway;
+mod hops;
 mod nics;
 mod outlook;
 mod parts;
@@ -88,6 +89,8 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>, touch: NicTou
     // Outside of systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut snapshots = gateway.subscribe();
+    // What changed while the gateway was brought up is caught up with at once.
+    snapshots.mark_changed();
     let mut news = tokio::time::interval(NEWS_EVERY);
     news.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut placement = tokio::time::interval(PLACEMENT_EVERY);

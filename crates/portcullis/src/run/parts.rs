@@ -46,6 +46,10 @@ impl QueuePort for Socket {
         }
     }
 
+    fn is_driven(&self) -> bool {
+        Self::is_driven(self)
+    }
+
     fn dropped_by_device(&self) -> u64 {
         Self::dropped_by_device(self)
     }

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
+/*
+ * How long the gateway's core stood still, and what came to it meanwhile.
+ *
+ * `tick` runs from the core's own clock, several thousand times a second, whatever task is on it. A tick that is late says that the core
+ * itself was away: the hypervisor had it. What the generators sent in that time beyond what the device's ring holds was lost before any
+ * gateway could do anything.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+/* Written before loading. Times in nanoseconds. */
+const volatile __u64 late = 0;
+const volatile __u64 ring = 0;
+
+struct stalls {
+	__u64 count;
+	__u64 time;
+	__u64 longest;
+	__u64 packets;
+	/* The tick before: when, how much had been sent, and how much was between the last two that were not late. */
+	__u64 last;
+	__u64 sent;
+	__u64 usual;
+} stalls = {};
+
+/* The generators' count: their own map is put here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} sent SEC(".maps");
+
+static __always_inline __u64 sent_until_now(void)
+{
+	__u32 key = 0;
+	__u64 *count = bpf_map_lookup_elem(&sent, &key);
+
+	return count ? *count : 0;
+}
+
+SEC("perf_event")
+int tick(void *context)
+{
+	__u64 now = bpf_ktime_get_ns(), count = sent_until_now();
+	__u64 since = now - stalls.last, came = count - stalls.sent;
+
+	if (stalls.last && since >= late) {
+		stalls.count++;
+		stalls.time += since;
+		if (since > stalls.longest)
+			stalls.longest = since;
+		if (came > stalls.usual + ring)
+			stalls.packets += came - stalls.usual - ring;
+	} else {
+		stalls.usual = came;
+	}
+	stalls.last = now;
+	stalls.sent = count;
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
