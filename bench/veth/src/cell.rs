@@ -97,7 +97,7 @@ pub struct Cell {
     pub wrong: Wrong,
     /// Packets that the tester itself lost in all trials, because an end of it was late.
     pub lost_by_tester: u64,
-    /// Packets lost that came while the hypervisor had the gateway's core, beyond what the device's ring holds. The search does not count them.
+    /// Packets lost that came while the hypervisor or another program had the gateway's core, beyond what the device's ring holds. The search does not count them.
     #[serde(default)]
     pub lost_to_stalls: u64,
     /// The part of all trials in which the core stood still.
@@ -130,6 +130,7 @@ pub fn measure(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, mix:
     let generator = Generator::open(&mut object, NEAR, &stream)?;
     let watch = Watch::open(&mut watch_object, setup.core, &generator)?;
     let mut gateway = Gateway::start(kind, world, setup)?;
+    watch.belongs_to(gateway.process_number())?;
     let tester =
         Tester { world, generator: &generator, far: &far, near: &near, pollers, watch: &watch, direction: mix.direction() };
     let cell = measure_with(&tester, &mut gateway, mix, lengths).with_context(|| format!("gateway `{}`, {mix:?}", kind.label()));
@@ -181,7 +182,7 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
     })
 }
 
-/// Does a trial, and does it again while the hypervisor had the gateway's core for more than [`STALLED`] of it, up to [`TRIES`] times. Returns the one
+/// Does a trial, and does it again while the hypervisor or another program had the gateway's core for more than [`STALLED`] of it, up to [`TRIES`] times. Returns the one
 /// in which it had it least.
 fn undisturbed(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, load: Load, seen: &mut Seen) -> Result<Trial> {
     let mut best: Option<Trial> = None;

@@ -68,7 +68,7 @@ impl Kind {
 pub enum Napi {
     /// Kernel threads on the gateway's core.
     Thread,
-    /// Its worker, by busy polling. It has to be a version that does this.
+    /// Its worker, by busy polling.
     Worker,
 }
 

@@ -68,6 +68,7 @@ fn trial(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, load: Load
     let generator = Generator::open(&mut object, NEAR, &stream)?;
     let watch = Watch::open(&mut watch_object, setup.core, &generator)?;
     let mut gateway = Gateway::start(kind, world, setup)?;
+    watch.belongs_to(gateway.process_number())?;
     let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, watch: &watch, direction: Direction::One };
     // A gateway's very first packets pay for what comes once: its caches, and what it asks the kernel of the next hop.
     let trial =

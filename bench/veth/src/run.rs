@@ -183,7 +183,7 @@ fn measure(world: &World, pollers: &Pollers, setup: &Setup, plan: &Plan) -> Resu
     for (number, &(kind, mix)) in turns.iter().enumerate() {
         let mut cell = cell::measure(world, pollers, kind, setup, mix, plan.lengths)?;
         if cell.stalled > STALLED {
-            eprintln!("    the hypervisor had the core for {:.0} % of that: once more", cell.stalled * 100.0);
+            eprintln!("    the hypervisor or another program had the core for {:.0} % of that: once more", cell.stalled * 100.0);
             let again = cell::measure(world, pollers, kind, setup, mix, plan.lengths)?;
             if again.stalled < cell.stalled {
                 cell = again;

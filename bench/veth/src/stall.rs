@@ -1,7 +1,7 @@
-//! The hypervisor's pauses: how long the gateway's core stood still, and how many packets were lost for that, whoever the gateway is.
+//! Pauses: how long the hypervisor or another program had the gateway's core, and how many packets were lost for that, whoever the gateway is.
 //!
-//! Knows a core and what was sent; no gateway. Called around each trial. A clock of the core's own runs a program (`stall.bpf.c`) every
-//! 125 us, in hard interrupts: other tasks on the core do not keep it from running, so late ticks are nobody's on this machine.
+//! Knows a core, what was sent, and the gateway's process; nothing else of it. Called around each trial. A clock of the core's own runs a
+//! program (`stall.bpf.c`) every 125 us, in hard interrupts: a tick that is late is the hypervisor's, one in another program is that one's.
 //! Invariant: counts only grow; never more packets than were sent to the core beyond its device's ring while it was away. Blind spot: a
 //! kernel that keeps interrupts off for 300 us looks the same. Source: perf_event_open(2), `PERF_COUNT_SW_CPU_CLOCK`. Tests: below.
 
@@ -67,6 +67,12 @@ impl<'object> Watch<'object> {
         // The link owns the descriptor from here on.
         std::mem::forget(clock);
         Ok(Self { program, _link: link })
+    }
+
+    /// Whose core it is: a process, or none where the kernel itself is the gateway.
+    pub fn belongs_to(&self, process: Option<u32>) -> Result<()> {
+        let (key, value) = (0_u32.to_ne_bytes(), process.unwrap_or(0).to_ne_bytes());
+        self.program.maps.gateway.update(&key, &value, MapFlags::ANY).context("saying whose core it is")
     }
 
     /// What was seen until now.
