@@ -14,6 +14,7 @@ pub mod memory;
 pub mod napi;
 pub mod nic;
 pub mod port;
+pub mod priority;
 pub mod socket;
 pub mod steer;
 mod sys;

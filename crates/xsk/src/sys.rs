@@ -41,6 +41,14 @@ pub(crate) fn close_on_exec(fd: RawFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Sets the nice value of the calling thread.
+pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
+    const THIS_THREAD: libc::id_t = 0;
+    // SAFETY: three numbers; no memory is involved.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, THIS_THREAD, nice) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes the descriptor `fd` another one for what `by` is. Whoever has its number goes on with that.
 pub(crate) fn replace(fd: RawFd, by: RawFd) -> io::Result<()> {
     // SAFETY: both are open descriptors that their owners keep; no memory is involved.

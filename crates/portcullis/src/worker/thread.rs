@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use portcullis_config::BusyPoll;
 use portcullis_nat::time::Tick;
+use portcullis_xsk::priority::{self, Priority};
 
 use super::{Punter, QueuePort, Worker};
 use crate::doors::commands::Phase;
@@ -67,8 +68,12 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
     let started = Instant::now();
     let mut clock = Clock::default();
     let mut last_packet = Duration::ZERO;
-    let mut idle_rounds = 0_u32;
+    let (mut idle_rounds, mut drives) = (0_u32, false);
     while worker.phase() != Phase::Stopping {
+        if worker.drives() != drives {
+            drives = !drives;
+            claim_core(rules.number, drives);
+        }
         let received = worker.round(clock.tick());
         let after = started.elapsed();
         worker.note(received, after.saturating_sub(clock.now).as_nanos() as u64);
@@ -76,7 +81,7 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
             (last_packet, idle_rounds) = (after, 0);
         } else if worker.has_outgoing() || !is_idle(rules.busy_poll, after.saturating_sub(last_packet)) {
             idle_rounds = idle_rounds.wrapping_add(1);
-            if !worker.drives() || idle_rounds.is_multiple_of(PATIENT_ROUNDS) {
+            if !drives || idle_rounds.is_multiple_of(PATIENT_ROUNDS) {
                 std::thread::yield_now();
                 clock.advance(started.elapsed(), LONGEST_ROUND);
                 continue;
@@ -90,6 +95,14 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
     }
     worker.publish(clock.tick());
     worker
+}
+
+/// A worker that runs its queues has its core before others: in a millisecond that another thread runs, a device's ring may run over. While
+/// kernel threads run them, these have to get as much as the worker.
+fn claim_core(worker: usize, drives: bool) {
+    if let Err(error) = priority::set(if drives { Priority::Most } else { Priority::Usual }) {
+        tracing::info!(worker, %error, "the worker shares its core with whatever else runs there (CAP_SYS_NICE, or LimitNICE=-20)");
+    }
 }
 
 /// The worker's clock, and the NAT's, which stands still while the worker does: packets that came meanwhile wait in the rings, and their
