@@ -97,7 +97,7 @@ pub struct Cell {
     pub wrong: Wrong,
     /// Packets that the tester itself lost in all trials, because an end of it was late.
     pub lost_by_tester: u64,
-    /// Packets lost that came while the hypervisor or another program had the gateway's core, beyond what the device's ring holds. The search does not count them.
+    /// Packets lost that came while the hypervisor or another program had the gateway's core, at most. The search does not count them.
     #[serde(default)]
     pub lost_to_stalls: u64,
     /// The part of all trials in which the core stood still.

@@ -2,7 +2,7 @@
 //!
 //! Knows a core, what was sent, and the gateway's process; nothing else of it. Called around each trial. A clock of the core's own runs a
 //! program (`stall.bpf.c`) every 125 us, in hard interrupts: a tick that is late is the hypervisor's, one in another program is that one's.
-//! Invariant: counts only grow; never more packets than were sent to the core beyond its device's ring while it was away. Blind spot: a
+//! Invariant: counts only grow; never more packets than were sent to the core while it was away, in pauses that fill half a ring. Blind spot: a
 //! kernel that keeps interrupts off for 300 us looks the same. Source: perf_event_open(2), `PERF_COUNT_SW_CPU_CLOCK`. Tests: below.
 
 use std::mem::MaybeUninit;
@@ -48,7 +48,8 @@ pub struct Stalls {
     pub seconds: f64,
     /// For how long at most, since watching began. **Units:** seconds.
     pub longest: f64,
-    /// Packets that were sent to it meanwhile, beyond what its device's ring holds.
+    /// Packets that were sent to it meanwhile, in the pauses in which they filled more than half of its device's ring: so many may have been
+    /// lost for that.
     pub packets: u64,
 }
 
