@@ -2,7 +2,8 @@
 /*
  * Which received packets are the NAT's: those go to the AF_XDP sockets, everything else stays the kernel's.
  *
- *   xdp_steer     on every device: redirect, pass, or drop, each counted by its reason
+ *   xdp_steer     on every device: redirect, pass, or drop, each counted by its reason; one frame of a queue may be carried to the
+ *                 process in a datagram, so that it learns the queue's NAPI context
  *   guard_egress  on every interface's clsact egress: the kernel forwards nothing between the sides, process or not
  *   xdp_punt      never attached: runs on a frame that the process gives back, into the kernel's receive path
  *
@@ -13,6 +14,7 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
+#include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -29,7 +31,10 @@
 
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_OFFSET 0x1FFF
+#define IPV4_DO_NOT_FRAGMENT 0x4000
 #define VLAN_ID 0x0FFF
+/* Where a carried frame says that it comes from (discard, RFC 863): nobody answers it. */
+#define CARRIED_FROM_PORT 9
 
 struct vlan_tag {
 	__be16 tci;
@@ -54,6 +59,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } xsks SEC(".maps");
+
+/* By the keys of xsks. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PC_MAX_DEVICES * PC_MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, struct pc_carrier);
+} carriers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -164,15 +177,89 @@ static __always_inline int was_punted(struct packet *packet)
 	return bpf_map_delete_elem(&punted, &key) == 0;
 }
 
+static __always_inline __sum16 header_checksum(const struct iphdr *ip)
+{
+	const __u16 *words = (const void *)ip;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < (int)sizeof(*ip) / 2; i++)
+		sum += words[i];
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	return (__sum16)~sum;
+}
+
+/*
+ * Puts the frame into a datagram to the process: its link header of `link` bytes once more, IPv4, UDP, the cookie, then all of it. The
+ * source is the packet's own, for which the kernel has a way back out of this interface (rp_filter). Where the driver left no room,
+ * the frame is as it was.
+ */
+static __always_inline int carry_behind(struct xdp_md *ctx, const __u32 link, __be32 source, const struct pc_carrier *carrier)
+{
+	__u32 frame = ctx->data_end - ctx->data;
+	__u8 *data, *end;
+	struct iphdr *ip;
+	struct udphdr *udp;
+	__u64 *cookie;
+
+	if (bpf_xdp_adjust_head(ctx, -(int)(link + PC_CARRIED_HEAD + sizeof(*cookie))))
+		return 0;
+	data = (void *)(long)ctx->data;
+	end = (void *)(long)ctx->data_end;
+	/* Never so: for the verifier. */
+	if (data + link + PC_CARRIED_HEAD + sizeof(*cookie) + link > end)
+		return 1;
+	__builtin_memcpy(data, data + link + PC_CARRIED_HEAD + sizeof(*cookie), link);
+	ip = (void *)(data + link);
+	udp = (void *)(ip + 1);
+	cookie = (void *)(udp + 1);
+	*ip = (struct iphdr){
+		.version = 4,
+		.ihl = sizeof(*ip) / 4,
+		.tot_len = bpf_htons(PC_CARRIED_HEAD + sizeof(*cookie) + frame),
+		.frag_off = bpf_htons(IPV4_DO_NOT_FRAGMENT),
+		.ttl = 1,
+		.protocol = IPPROTO_UDP,
+		.saddr = source,
+		.daddr = carrier->address,
+	};
+	ip->check = header_checksum(ip);
+	udp->source = bpf_htons(CARRIED_FROM_PORT);
+	udp->dest = carrier->port;
+	udp->len = bpf_htons(sizeof(*udp) + sizeof(*cookie) + frame);
+	udp->check = 0;
+	*cookie = carrier->cookie;
+	return 1;
+}
+
+/* Whether the frame was carried to the process. A queue's frames come one after the other, so it is one frame. */
+static __always_inline int carry(struct xdp_md *ctx, struct packet *packet, struct pc_carrier *carrier)
+{
+	__u32 link = (void *)packet->ip - (void *)(long)ctx->data;
+	__be32 source = packet->ip->saddr;
+
+	if (ctx->data_end - ctx->data > PC_MAX_CARRIED)
+		return 0;
+	carrier->armed = 0;
+	if (link == ETH_HLEN)
+		return carry_behind(ctx, ETH_HLEN, source, carrier);
+	return carry_behind(ctx, ETH_HLEN + sizeof(struct vlan_tag), source, carrier);
+}
+
 static __always_inline int redirect(struct xdp_md *ctx, struct packet *packet)
 {
 	__u32 queue = ctx->rx_queue_index;
 	__u32 key = packet->interface->device * PC_MAX_QUEUES + queue;
+	struct pc_carrier *carrier;
 
 	if ((packet->interface->flags & PC_INTERFACE_GENERIC) && was_punted(packet))
 		return counted(PC_PASS_PUNTED, XDP_PASS);
 	if (queue >= PC_MAX_QUEUES || !bpf_map_lookup_elem(&xsks, &key))
 		return counted(PC_DROP_NO_SOCKET, XDP_DROP);
+	carrier = bpf_map_lookup_elem(&carriers, &key);
+	if (carrier && carrier->armed && carry(ctx, packet, carrier))
+		return counted(PC_PASS_CARRIED, XDP_PASS);
 	counted(PC_REDIRECTED, 0);
 	return bpf_redirect_map(&xsks, key, XDP_DROP);
 }

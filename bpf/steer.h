@@ -24,6 +24,10 @@
 #define PC_MAX_KERNEL_FRAGMENTS 4096
 /* Frames that were given back to the kernel and have not come by yet (generic mode). */
 #define PC_MAX_PUNTED 1024
+/* Bytes before the cookie of a carried frame: its IPv4 and UDP header. */
+#define PC_CARRIED_HEAD 28
+/* Bytes of a frame that can be carried; with what is before it they fit the kernel's receive path on any device. */
+#define PC_MAX_CARRIED 4096
 /* 64-bit words of a set of ports. */
 #define PC_PORT_WORDS 1024
 
@@ -93,6 +97,17 @@ struct pc_punted {
 	__be32 transport; /* the first four bytes after the IPv4 header */
 };
 
+/*
+ * How the process learns a queue's NAPI context: the next frame of the queue that is the NAT's comes to it inside a UDP datagram, which
+ * the kernel marks with the context that it came through: PC_CARRIED_HEAD bytes of IPv4 and UDP header, the cookie, the frame.
+ */
+struct pc_carrier {
+	__be32 address; /* one of the box's own */
+	__be16 port; /* of the process's socket */
+	__u16 armed; /* 1 until a frame is carried, which disarms it */
+	__u64 cookie; /* what tells the datagram from a stranger's */
+};
+
 /* Per-CPU counters; the order is abi.rs's. */
 enum pc_counter {
 	PC_REDIRECTED,
@@ -114,6 +129,7 @@ enum pc_counter {
 	PC_PASS_SHARED_FRAGMENT,
 	PC_PASS_SHARED_PROTOCOL,
 	PC_PASS_PUNTED,
+	PC_PASS_CARRIED,
 	PC_GUARD_DROPPED,
 	PC_COUNTERS,
 };

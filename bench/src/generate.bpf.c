@@ -64,6 +64,14 @@ struct state {
 	__u32 src, sport, dst, dport;
 } state = {};
 
+/* Packets sent, for programs that look on; generators that send to the same place can have it together. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} sent SEC(".maps");
+
 /* When the next packet is due, and then the one after. In units of 1/1024 ns of the kernel's clock; no interval: always. */
 struct pace {
 	__u64 next;
@@ -178,6 +186,15 @@ static __always_inline __u16 l4_check(__u64 sum, __u64 pseudo)
 	return check ? check : 0xffff;
 }
 
+static __always_inline void count_sent(void)
+{
+	__u32 key = 0;
+	__u64 *count = bpf_map_lookup_elem(&sent, &key);
+
+	if (count)
+		*count += 1;
+}
+
 /* Writes the next packet. Returns 0, or -1 where the frame has no room for it. */
 static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 {
@@ -235,6 +252,7 @@ static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 		tcp->check = l4_check(sum + addresses + sport + dport, setup.pseudo_sum + addresses);
 	}
 	advance();
+	count_sent();
 	return 0;
 }
 

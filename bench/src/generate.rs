@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -87,9 +88,28 @@ impl<'object> Generator<'object> {
     /// **Errors:** when the stream contradicts itself; without `CAP_NET_ADMIN`, `CAP_BPF` and `CAP_SYS_ADMIN`; when the interface is
     /// not there.
     pub fn open(object: &'object mut MaybeUninit<OpenObject>, interface: &str, stream: &Stream) -> Result<Self> {
+        Self::open_with(object, interface, stream, None)
+    }
+
+    /// As [`Generator::open`], counting into the same [`Generator::count`] as `first`.
+    pub fn open_beside(
+        first: &Generator<'_>,
+        object: &'object mut MaybeUninit<OpenObject>,
+        interface: &str,
+        stream: &Stream,
+    ) -> Result<Self> {
+        Self::open_with(object, interface, stream, Some(first.count()))
+    }
+
+    fn open_with(
+        object: &'object mut MaybeUninit<OpenObject>,
+        interface: &str,
+        stream: &Stream,
+        count: Option<BorrowedFd<'_>>,
+    ) -> Result<Self> {
         let index = interface::index(interface)?;
         let template = Template::new(stream, interface::mac(interface)?)?;
-        let program = load(object, &template, index)?;
+        let program = load(object, &template, index, count)?;
         let hold = [Hold::new(&program.progs.generate)?, Hold::new(&program.progs.stream)?];
         Ok(Self { program, template, interface: interface.to_owned(), frames: Cell::new(FIRST_CALL), _hold: hold })
     }
@@ -127,6 +147,11 @@ impl<'object> Generator<'object> {
         let fitting = u128::from(frames) * CALL.as_nanos() / took.as_nanos().max(1);
         self.frames.set((fitting as u32).clamp(frames / 2, frames.saturating_mul(2)).clamp(FIRST_CALL, LONGEST_CALL));
         Ok(())
+    }
+
+    /// The map with how many packets were sent by it and those opened beside it, for another program of the kernel: one number.
+    pub fn count(&self) -> BorrowedFd<'_> {
+        self.program.maps.sent.as_fd()
     }
 
     /// How many packets were sent since it was opened.
@@ -200,10 +225,18 @@ fn drive(options: &Options, mut send: impl FnMut(u64) -> Result<()>) -> Result<D
 }
 
 /// Loads the program for `template`, to send by the interface of `index`.
-fn load<'object>(object: &'object mut MaybeUninit<OpenObject>, template: &Template, index: u32) -> Result<GenerateSkel<'object>> {
+fn load<'object>(
+    object: &'object mut MaybeUninit<OpenObject>,
+    template: &Template,
+    index: u32,
+    count: Option<BorrowedFd<'_>>,
+) -> Result<GenerateSkel<'object>> {
     let mut open = GenerateSkelBuilder::default().open(object).context("opening the generator's program")?;
     let constants = open.maps.rodata_data.as_mut().context("the generator's program has no constants")?;
     constants.setup = setup(template, index);
+    if let Some(count) = count {
+        open.maps.sent.reuse_fd(count).context("sharing the count of packets")?;
+    }
     open.load().context("loading the generator's program (needs root, or CAP_NET_ADMIN and CAP_BPF)")
 }
 
@@ -327,7 +360,7 @@ mod tests {
         ] {
             let template = Template::new(&Stream { protocol, order, checksum, ..stream() }, MAC).unwrap();
             let mut object = MaybeUninit::uninit();
-            let program = load(&mut object, &template, 1).unwrap();
+            let program = load(&mut object, &template, 1, None).unwrap();
             // Garbage where headers go: a recycled frame, as its last reader may have left it.
             let mut dirty = template.blank().to_vec();
             dirty[..template.headers_len()].fill(0xa5);
@@ -353,7 +386,7 @@ mod tests {
         }
         let template = Template::new(&stream(), MAC).unwrap();
         let mut object = MaybeUninit::uninit();
-        let program = load(&mut object, &template, 1).unwrap();
+        let program = load(&mut object, &template, 1, None).unwrap();
         let run = || {
             let mut frame = [0; 128];
             let input = ProgramInput { data_in: Some(template.blank()), data_out: Some(&mut frame), ..ProgramInput::default() };

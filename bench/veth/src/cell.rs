@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::gateway::{Gateway, Kind, Setup};
 use crate::search::{self, Limits, Outcome};
 use crate::sink::{End, Sink, Then, Wrong};
+use crate::stall::{Stalls, Watch};
 use crate::tester::{Direction, Load, Tester, Trial, directions};
 use crate::world::{FAR, FAR_ADDRESS, NEAR, POOL, Pollers, World, visit};
 
@@ -27,6 +28,11 @@ const ESTABLISH: u64 = 200_000;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long flows may take to be established, besides ten times what they should: a busy machine loses packets.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which part of a measurement the gateway's core may stand still, and how often it is made again when it stood longer.
+const STALLED: f64 = 0.005;
+/// See [`STALLED`].
+const TRIES: u32 = 4;
 
 /// The mix of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +97,12 @@ pub struct Cell {
     pub wrong: Wrong,
     /// Packets that the tester itself lost in all trials, because an end of it was late.
     pub lost_by_tester: u64,
+    /// Packets lost that came while the hypervisor or another program had the gateway's core, at most. The search does not count them.
+    #[serde(default)]
+    pub lost_to_stalls: u64,
+    /// The part of all trials in which the core stood still.
+    #[serde(default)]
+    pub stalled: f64,
     /// The largest part of a measurement in which the gateway's core worked for somebody else.
     pub disturbed: f64,
 }
@@ -112,11 +124,15 @@ pub fn measure(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, mix:
     let stream = stream(world, mix.flows, mix.size)?;
     let then = if mix.both { Then::Reflect } else { Then::Drop };
     let (mut far_object, mut near_object, mut object) = (MaybeUninit::uninit(), MaybeUninit::uninit(), MaybeUninit::uninit());
+    let mut watch_object = MaybeUninit::uninit();
     let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(then), &stream, sources(kind)?, 0))?;
     let near = Sink::open(&mut near_object, NEAR, End::Near, &stream, FAR_ADDRESS.into(), 0)?;
     let generator = Generator::open(&mut object, NEAR, &stream)?;
+    let watch = Watch::open(&mut watch_object, setup.core, &generator)?;
     let mut gateway = Gateway::start(kind, world, setup)?;
-    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, direction: mix.direction() };
+    watch.belongs_to(gateway.process_number())?;
+    let tester =
+        Tester { world, generator: &generator, far: &far, near: &near, pollers, watch: &watch, direction: mix.direction() };
     let cell = measure_with(&tester, &mut gateway, mix, lengths).with_context(|| format!("gateway `{}`, {mix:?}", kind.label()));
     let log = gateway.log();
     gateway.stop()?;
@@ -134,19 +150,14 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
     let found = search::loss_free(flood.rate() / ways, able, lengths.limits, |rate| {
         let trial = tester.trial(gateway, Load::at(rate, lengths.trial))?;
         seen.note(&trial);
-        // What the tester lost is not the gateway's.
-        let lost = trial.lost.saturating_sub(trial.lost_by_tester);
-        Ok(Outcome { sent: trial.sent, lost, rate: trial.sent as f64 / trial.seconds })
+        // What the tester or the hypervisor lost is not the gateway's.
+        Ok(Outcome { sent: trial.sent, lost: trial.lost_by_gateway(), rate: trial.sent as f64 / trial.seconds })
     })?;
 
     // Without a loss-free rate the costs are those of the flood.
     let base = if found.rate > 0.0 { found.rate } else { flood.rate() / ways };
-    let cost = tester.trial(gateway, Load::at(base as u64, lengths.measure))?;
-    seen.note(&cost);
-    let half = tester.trial(gateway, Load::at((base / 2.0) as u64, lengths.measure))?;
-    let overload = tester.trial(gateway, Load::at((base * 2.0) as u64, lengths.measure))?;
-    seen.note(&half);
-    seen.note(&overload);
+    let mut measured = |rate: f64| undisturbed(tester, gateway, Load::at(rate as u64, lengths.measure), &mut seen);
+    let (cost, half, overload) = (measured(base)?, measured(base / 2.0)?, measured(base * 2.0)?);
 
     let latency = half.arrived.latency()?;
     Ok(Cell {
@@ -165,8 +176,27 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
         latency_p99: latency.value_at_quantile(0.99),
         wrong: seen.wrong,
         lost_by_tester: seen.lost_by_tester,
+        lost_to_stalls: seen.stalls.packets,
+        stalled: seen.stalls.seconds / seen.seconds.max(f64::MIN_POSITIVE),
         disturbed: seen.disturbed,
     })
+}
+
+/// Does a trial, and does it again while the hypervisor or another program had the gateway's core for more than [`STALLED`] of it, up to [`TRIES`] times. Returns the one
+/// in which it had it least.
+fn undisturbed(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, load: Load, seen: &mut Seen) -> Result<Trial> {
+    let mut best: Option<Trial> = None;
+    for _ in 0..TRIES {
+        let trial = tester.trial(gateway, load)?;
+        seen.note(&trial);
+        if best.as_ref().is_none_or(|best| trial.stalls.seconds < best.stalls.seconds) {
+            best = Some(trial);
+        }
+        if best.as_ref().is_some_and(|best| best.stalls.seconds <= STALLED * best.seconds) {
+            break;
+        }
+    }
+    best.context("no trial was done")
 }
 
 /// What was seen over all trials of a cell.
@@ -175,6 +205,8 @@ struct Seen {
     best: f64,
     wrong: Wrong,
     lost_by_tester: u64,
+    stalls: Stalls,
+    seconds: f64,
     disturbed: f64,
 }
 
@@ -183,6 +215,9 @@ impl Seen {
         self.best = self.best.max(trial.rate());
         self.wrong = self.wrong.plus(trial.wrong);
         self.lost_by_tester += trial.lost_by_tester;
+        self.stalls.packets += trial.stalls.packets.min(trial.lost);
+        self.stalls.seconds += trial.stalls.seconds;
+        self.seconds += trial.seconds;
         self.disturbed = self.disturbed.max(trial.cost.disturbed());
     }
 }

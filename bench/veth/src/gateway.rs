@@ -68,7 +68,7 @@ impl Kind {
 pub enum Napi {
     /// Kernel threads on the gateway's core.
     Thread,
-    /// Its worker, by busy polling. It has to be a version that does this.
+    /// Its worker, by busy polling.
     Worker,
 }
 
@@ -174,7 +174,9 @@ impl<'world> Gateway<'world> {
     fn start_here(&mut self, setup: &Setup) -> Result<()> {
         let drives = self.kind == Kind::BareBusy || self.kind == Kind::Portcullis && setup.napi == Napi::Worker;
         for device in [INSIDE, OUTSIDE] {
-            napi::leave(&self.world.gateway, device, if drives { Leave::ToPoller } else { Leave::Never })?;
+            // Portcullis sets what it needs itself.
+            let how = if self.kind == Kind::BareBusy { Leave::ToPoller } else { Leave::Never };
+            napi::leave(&self.world.gateway, device, how)?;
         }
         match self.kind {
             Kind::Kernel => self.start_kernel(setup)?,
@@ -251,7 +253,11 @@ impl<'world> Gateway<'world> {
         let file = self.directory.join("portcullis.toml");
         fs::write(&file, configuration(setup, &self.socket())).with_context(|| format!("writing {}", file.display()))?;
         let (binary, file) = (setup.portcullis.display().to_string(), file.display().to_string());
-        self.process = Some(self.spawn(&[&binary, "run", "--config", &file])?);
+        let mut words = vec![binary.as_str(), "run", "--config", &file];
+        if setup.napi == Napi::Thread {
+            words.push("--no-nic-setup");
+        }
+        self.process = Some(self.spawn(&words)?);
         let ready = wait_until(READY, || !self.is_running() || self.socket().exists() && self.ask("version").is_ok());
         ensure!(ready && self.is_running(), "it {}\n{}", if ready { "ended" } else { "was not ready in time" }, self.log());
         self.find_tasks(|_, _, name| name.starts_with("worker-"))

@@ -35,7 +35,7 @@ pub struct Place {
     #[arg(long, default_value = "always", value_parser = ["always", "adaptive", "never"])]
     pub busy_poll: String,
     /// Who runs the receive queues under Portcullis.
-    #[arg(long, value_enum, default_value = "thread")]
+    #[arg(long, value_enum, default_value = "worker")]
     pub napi: Napi,
     /// Mappings, and sessions, that it has room for.
     #[arg(long, default_value_t = 1 << 21, value_parser = clap::value_parser!(u32).range(64..))]
@@ -177,7 +177,7 @@ mod tests {
 
     fn place(gateway_core: Option<usize>, tester_core: Option<usize>) -> Place {
         let busy_poll = "always".to_owned();
-        Place { gateway_core, tester_core, portcullis: None, busy_poll, napi: Napi::Thread, capacity: 64 }
+        Place { gateway_core, tester_core, portcullis: None, busy_poll, napi: Napi::Worker, capacity: 64 }
     }
 
     #[test]

@@ -22,5 +22,6 @@ pub mod run;
 pub mod search;
 pub mod sink;
 pub mod soak;
+pub mod stall;
 pub mod tester;
 pub mod world;

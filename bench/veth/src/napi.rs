@@ -2,39 +2,28 @@
 //!
 //! Knows socket options, sysfs and /proc; no packets. An AF_XDP socket on veth has no NAPI of its own to poll, but any UDP socket that has
 //! received one datagram through the device does; polling it runs the device's queue, XDP program included, on the caller's core, and
-//! spares the sender of a frame the wake-up. Invariant: while a [`Poller`] polls more often than [`FALLBACK`], nobody else runs the queue.
+//! spares the sender of a frame the wake-up. Invariant: while a [`Poller`] polls more often than every 200 ms, nobody else runs the queue.
 //! Sources: Linux `net/core/dev.c` (`napi_busy_loop`, `busy_poll_stop`), `drivers/net/veth.c` (`rx_notify_masked`).
 
-use std::io::{self, ErrorKind};
+use std::fs;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
-use std::{fs, ptr};
 
 use anyhow::{Context, Result, bail, ensure};
 use portcullis_testkit::topology::namespace::Namespace;
 use portcullis_testkit::topology::program::{Program, wait_until};
+use portcullis_xsk::napi::{DEFERRAL, context_of, poll_by};
+use portcullis_xsk::nic::{Deferral, Setting};
 
 /// The port of the datagrams that connect a socket with a device's queue.
 pub const PRIME_PORT: u16 = 9009;
-/// After how long without polling the kernel runs the queue itself. **Units:** nanoseconds.
-pub const FALLBACK: u64 = 200_000_000;
 /// How often a queue that is left to a timer is run. **Units:** nanoseconds. At 1.5 M packets a second 30 come in that time.
 pub const TURN: u64 = 20_000;
-/// How often in a row the kernel lets the queue be, as long as it is polled.
-const DEFERRALS: u32 = 1_000_000;
 /// Packets that one poll may take: a veth's whole ring.
-const BUDGET: libc::c_int = 256;
-/// How long a poll may look for packets, which a non-blocking receive does once. **Units:** microseconds; has to be over 0.
-const LOOK_FOR: libc::c_int = 1;
+const BUDGET: u16 = 256;
 /// How long the first datagram may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-// linux/asm-generic/socket.h; not in every libc.
-const SO_BUSY_POLL: libc::c_int = 46;
-const SO_INCOMING_NAPI_ID: libc::c_int = 56;
-const SO_PREFER_BUSY_POLL: libc::c_int = 69;
-const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
 
 /// Runs a device's receive queue from the thread that calls it.
 #[derive(Debug)]
@@ -51,12 +40,10 @@ impl Poller {
         let socket = UdpSocket::bind((address, PRIME_PORT)).with_context(|| format!("listening on {address}:{PRIME_PORT}"))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.recv(&mut [0; 64]).with_context(|| format!("no datagram came to {address}:{PRIME_PORT}"))?;
-        let queue = get(&socket, SO_INCOMING_NAPI_ID).context("asking for the queue's number")?;
+        let queue = context_of(&socket).context("asking for the queue's number")?;
         ensure!(queue != 0, "{address}: its device has no NAPI: switch GRO on, or attach an XDP program");
         socket.set_nonblocking(true)?;
-        for (option, value) in [(SO_PREFER_BUSY_POLL, 1), (SO_BUSY_POLL, LOOK_FOR), (SO_BUSY_POLL_BUDGET, BUDGET)] {
-            set(&socket, option, value).with_context(|| format!("socket option {option} (needs CAP_NET_ADMIN and Linux 5.11)"))?;
-        }
+        poll_by(&socket, BUDGET).context("busy polling (needs CAP_NET_ADMIN and Linux 5.11)")?;
         Ok(Self { socket })
     }
 
@@ -80,7 +67,7 @@ pub fn prime(address: Ipv4Addr) -> Result<()> {
 /// How long the kernel leaves a device's queue to whoever polls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
-    /// As long as it is polled every [`FALLBACK`].
+    /// As long as it is polled every 200 ms ([`DEFERRAL`]).
     ToPoller,
     /// To a timer that runs it every [`TURN`], on the core where it was polled last: senders need not wake anybody.
     ToTimer,
@@ -90,13 +77,12 @@ pub enum Leave {
 
 /// Sets it for `device` of `host`.
 pub fn leave(host: &Namespace, device: &str, how: Leave) -> Result<()> {
-    let (deferrals, timeout) = match how {
-        Leave::ToPoller => (DEFERRALS, FALLBACK),
-        Leave::ToTimer => (DEFERRALS, TURN),
-        Leave::Never => (0, 0),
+    let deferral = match how {
+        Leave::ToPoller => DEFERRAL,
+        Leave::ToTimer => Deferral { flush_timeout: TURN, ..DEFERRAL },
+        Leave::Never => Deferral::default(),
     };
-    let directory = format!("/sys/class/net/{device}");
-    let line = format!("echo {timeout} >{directory}/gro_flush_timeout && echo {deferrals} >{directory}/napi_defer_hard_irqs");
+    let line = Setting::Deferral(deferral).command(device);
     host.program("sh", ["-c", &line]).run()?.success().with_context(|| format!("{device}: who runs its queue"))?;
     Ok(())
 }
@@ -172,20 +158,4 @@ pub fn prime_until(addresses: &[Ipv4Addr], mut done: impl FnMut() -> bool) -> Re
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
-}
-
-fn set(socket: &UdpSocket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the pointer is to a live int of the length given; the kernel only reads it.
-    let result = unsafe {
-        let len = size_of::<libc::c_int>() as libc::socklen_t;
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, ptr::from_ref(&value).cast(), len)
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn get(socket: &UdpSocket, option: libc::c_int) -> io::Result<libc::c_int> {
-    let (mut value, mut len): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: the pointers are to live locals, and the length is that of the first.
-    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }

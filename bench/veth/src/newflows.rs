@@ -13,6 +13,7 @@ use crate::cell::{Lengths, sources, stream};
 use crate::gateway::{Gateway, Kind, Setup};
 use crate::search::{self, Outcome};
 use crate::sink::{End, Sink, Then};
+use crate::stall::Watch;
 use crate::tester::{Direction, Load, Tester, Trial};
 use crate::world::{FAR, FAR_ADDRESS, NEAR, Pollers, World, visit};
 
@@ -42,11 +43,11 @@ pub struct NewFlows {
 pub fn measure(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, lengths: Lengths) -> Result<NewFlows> {
     let mut costs: Vec<(f64, u64, f64)> = Vec::new();
     let first = trial(world, pollers, kind, setup, Load::at(GUESS, lengths.trial))?;
-    costs.push((first.rate(), first.lost, first.work_per_packet()));
+    costs.push((first.rate(), first.lost_by_gateway(), first.work_per_packet()));
     let found = search::loss_free(first.rate(), first.sent as f64 / first.seconds, lengths.limits, |rate| {
         let trial = trial(world, pollers, kind, setup, Load::at(rate, lengths.trial))?;
         let reached = trial.sent as f64 / trial.seconds;
-        let lost = trial.lost.saturating_sub(trial.lost_by_tester);
+        let lost = trial.lost_by_gateway();
         costs.push((reached, lost, trial.work_per_packet()));
         Ok(Outcome { sent: trial.sent, lost, rate: reached })
     })?;
@@ -61,11 +62,14 @@ fn trial(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, load: Load
     let load = Load { time: load.time.min(longest), ..load };
     let stream = stream(world, MOST, 64)?;
     let (mut far_object, mut near_object, mut object) = (MaybeUninit::uninit(), MaybeUninit::uninit(), MaybeUninit::uninit());
+    let mut watch_object = MaybeUninit::uninit();
     let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(Then::Drop), &stream, sources(kind)?, 0))?;
     let near = Sink::open(&mut near_object, NEAR, End::Near, &stream, FAR_ADDRESS.into(), 0)?;
     let generator = Generator::open(&mut object, NEAR, &stream)?;
+    let watch = Watch::open(&mut watch_object, setup.core, &generator)?;
     let mut gateway = Gateway::start(kind, world, setup)?;
-    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, direction: Direction::One };
+    watch.belongs_to(gateway.process_number())?;
+    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, watch: &watch, direction: Direction::One };
     // A gateway's very first packets pay for what comes once: its caches, and what it asks the kernel of the next hop.
     let trial =
         tester.trial(&mut gateway, FIRST_PACKETS).and_then(|_| tester.trial(&mut gateway, load)).with_context(|| gateway.log());

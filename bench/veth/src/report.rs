@@ -164,8 +164,8 @@ impl Report {
             let _ = writeln!(text, "{} flows, {} bytes, {ways}", mix.flows, mix.size);
             let _ = writeln!(
                 text,
-                "  {:<12}{:>12}{:>8}{:>9}{:>8}{:>10}{:>9}{:>9}{:>7}",
-                "", "loss-free/s", "kernel", "cpu ns", "bare", "overload", "p50 us", "p99 us", "noise"
+                "  {:<12}{:>12}{:>8}{:>9}{:>8}{:>10}{:>9}{:>9}{:>7}{:>7}",
+                "", "loss-free/s", "kernel", "cpu ns", "bare", "overload", "p50 us", "p99 us", "noise", "stall"
             );
             for kind in Kind::ALL {
                 let Some(cell) = self.cell(kind, mix) else { continue };
@@ -188,7 +188,7 @@ impl Report {
         let bare = self.best_bare(cell.mix).map(|bare| bare.cpu_ns);
         let at_least = if cell.generator_limited { ">=" } else { "" };
         format!(
-            "  {:<12}{:>12}{:>8}{:>9.0}{:>8}{:>9.0}%{:>9.1}{:>9.1}{:>6.0}%",
+            "  {:<12}{:>12}{:>8}{:>9.0}{:>8}{:>9.0}%{:>9.1}{:>9.1}{:>6.0}%{:>6.1}%",
             cell.gateway.label(),
             format!("{at_least}{:.0}", cell.loss_free),
             part(cell.loss_free, kernel),
@@ -197,7 +197,8 @@ impl Report {
             cell.overload_share * 100.0,
             cell.latency_p50 as f64 / 1000.0,
             cell.latency_p99 as f64 / 1000.0,
-            cell.disturbed * 100.0
+            cell.disturbed * 100.0,
+            cell.stalled * 100.0
         )
     }
 
@@ -259,6 +260,8 @@ pub(crate) mod tests {
             latency_p99: 50_000,
             wrong: Wrong::default(),
             lost_by_tester: 0,
+            lost_to_stalls: 0,
+            stalled: 0.0,
             disturbed: 0.01,
         }
     }

@@ -19,8 +19,9 @@ use crate::host::{Place, Raised};
 use crate::run::in_world;
 use crate::search::Limits;
 use crate::sink::{End, Sink, Then};
-use crate::tester::{Direction, Load, Second, Tester, Trial};
-use crate::world::{FAR, FAR_ADDRESS, NEAR, Pollers, World, visit};
+use crate::stall::{Stalls, Watch};
+use crate::tester::{self, Direction, Load, Second, Tester, Trial};
+use crate::world::{FAR, FAR_ADDRESS, INSIDE, NEAR, OUTSIDE, Pollers, World, visit};
 
 /// Flows that come again once they are forgotten: longer than they are remembered.
 const PASSING: u32 = 1_000_000;
@@ -74,6 +75,8 @@ struct Shown {
     sessions_left: u64,
     mappings_left: u64,
     swept_after: Duration,
+    /// What the gateway and the devices counted from the beginning to the end, where it is not 0.
+    counted: Value,
     log: String,
 }
 
@@ -98,7 +101,11 @@ pub fn soak(options: &Options) -> Result<bool> {
         println!("wrong: {fault}");
     }
     if faults.is_empty() {
-        println!("held: nothing lost of {}, memory as before, no session left", shown.trial.sent);
+        let trial = &shown.trial;
+        println!("held: nothing lost of {} by the gateway, memory as before, no session left", trial.sent);
+        if trial.lost > 0 {
+            println!("{} were lost all the same: {}", trial.lost, excuses(trial));
+        }
     } else if !shown.log.is_empty() {
         eprintln!("{}", shown.log);
     }
@@ -138,25 +145,30 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
     let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(Then::Drop), &stays, from, PASSING))?;
     let near = Sink::open(&mut near_object, NEAR, End::Near, &stays, FAR_ADDRESS.into(), PASSING)?;
     let generator = Generator::open(&mut first_object, NEAR, &stays)?;
-    let passing = Generator::open(&mut second_object, NEAR, &passes)?;
+    let passing = Generator::open_beside(&generator, &mut second_object, NEAR, &passes)?;
+    let mut watch_object = MaybeUninit::uninit();
+    let watch = Watch::open(&mut watch_object, setup.core, &generator)?;
     let mut gateway = Gateway::start(Kind::Portcullis, world, setup)?;
+    watch.belongs_to(gateway.process_number())?;
     let process = gateway.process_number().context("the gateway is no process")?;
-    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, direction: Direction::One };
+    let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, watch: &watch, direction: Direction::One };
     let second = Second { generator: &passing, rate: options.new_flows };
     // The new flows are part of the rate.
     let load = |time| Load::at(rate.saturating_sub(options.new_flows).max(1), time);
 
     let time = Duration::from_secs_f64(options.minutes * 60.0);
-    let warm_up = WARM_UP.min(time);
-    eprintln!("warming up for {warm_up:.0?} at {rate}/s, {} of them new flows", options.new_flows);
-    tester.trial_with(&mut gateway, load(warm_up), Some(&second), |_| Ok(()))?;
-    let memory_before = cpu::resident(process)?;
-    let (mut told, base) = (Duration::ZERO, far.counts()?.distinct);
+    let warm_up = WARM_UP.min(time / 2);
+    eprintln!("{time:.0?} at {rate}/s, {} of them new flows; memory counts after {warm_up:.0?}", options.new_flows);
+    // In one piece: flows that stay are forgotten when nothing comes for two seconds.
+    let (mut told, mut memory_before) = (Duration::ZERO, None);
     let trial = tester.trial_with(&mut gateway, load(time), Some(&second), |elapsed| {
+        if memory_before.is_none() && elapsed >= warm_up {
+            memory_before = Some(cpu::resident(process)?);
+        }
         if elapsed >= told + TELL {
             told += TELL;
             let (counts, memory) = (far.counts()?, cpu::resident(process)? >> 10);
-            let arrived = counts.distinct - base;
+            let arrived = counts.distinct;
             eprintln!(
                 "{:>5.0} s: {arrived} arrived, {:.0}/s, memory {memory} KiB",
                 elapsed.as_secs_f64(),
@@ -166,6 +178,7 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
         Ok(())
     })?;
     let memory_after = cpu::resident(process)?;
+    let memory_before = memory_before.unwrap_or(memory_after);
 
     let (silent, limit) = (Instant::now(), Duration::from_secs(UDP_TIMEOUT.into()) + SWEPT);
     let (mut sessions_left, mut mappings_left);
@@ -179,9 +192,41 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
         std::thread::sleep(Duration::from_millis(200));
     }
     let swept_after = silent.elapsed();
+    let counted = counted(&gateway, world)?;
     let log = gateway.log();
     gateway.stop()?;
-    Ok(Shown { rate, trial, memory_before, memory_after, sessions_left, mappings_left, swept_after, log })
+    Ok(Shown { rate, trial, memory_before, memory_after, sessions_left, mappings_left, swept_after, counted, log })
+}
+
+/// What the gateway and its devices have counted, where it is not 0: says where packets were lost.
+fn counted(gateway: &Gateway<'_>, world: &World) -> Result<Value> {
+    let stats = gateway.stats()?;
+    let named = |part: &str| {
+        let rows = stats[part].as_array().cloned().unwrap_or_default();
+        let counts = rows.into_iter().filter_map(|row| Some((row["name"].as_str()?.to_owned(), row["value"].as_u64()?)));
+        counts.filter(|(_, count)| *count > 0).map(|(name, count)| (name, count.into())).collect::<serde_json::Map<_, _>>()
+    };
+    let mut queues = stats["queues"].as_array().cloned().unwrap_or_default();
+    queues.iter_mut().filter_map(Value::as_object_mut).for_each(|queue| queue.retain(|_, value| value.as_u64() != Some(0)));
+    let dropped = |device: &str| world.gateway.enter(|| tester::transmit_drops(device))?;
+    let sent_in_vain = visit(&world.near, || tester::transmit_drops(NEAR))?;
+    Ok(json!({
+        "drops": named("drops"),
+        "xdp": named("xdp"),
+        "queues": queues,
+        "ring_full": { NEAR: sent_in_vain, INSIDE: dropped(INSIDE)?, OUTSIDE: dropped(OUTSIDE)? },
+    }))
+}
+
+/// What was lost that is not the gateway's doing.
+fn excuses(trial: &Trial) -> String {
+    let Stalls { count, seconds, longest, packets } = trial.stalls;
+    format!(
+        "{} by the tester, whose end was late, up to {packets} while the hypervisor or another program had the gateway's core ({count} times, {seconds:.2} s, \
+         {:.1} ms at most)",
+        trial.lost_by_tester,
+        longest * 1000.0
+    )
 }
 
 /// What did not hold, a sentence each.
@@ -191,10 +236,10 @@ fn faults(shown: &Shown) -> Vec<String> {
     if trial.sent == 0 {
         faults.push("nothing was sent".into());
     }
-    if trial.lost > 0 {
-        let (lost, sent, own) = (trial.lost, trial.sent, trial.lost_by_tester);
-        let part = lost as f64 / sent as f64;
-        faults.push(format!("{lost} packets of {sent} lost ({part:.1e}); {own} of them by the tester, whose end was late"));
+    if trial.lost_by_gateway() > 0 {
+        let (lost, sent, by_gateway) = (trial.lost, trial.sent, trial.lost_by_gateway());
+        let part = by_gateway as f64 / sent as f64;
+        faults.push(format!("{by_gateway} packets of {sent} lost by the gateway ({part:.1e}); {lost} lost, {}", excuses(trial)));
     }
     if trial.wrong.is_fault() {
         faults.push(format!("packets were wrong: {:?}", trial.wrong));
@@ -214,6 +259,9 @@ fn as_json(shown: &Shown, faults: &[String]) -> Value {
         "sent": shown.trial.sent,
         "lost": shown.trial.lost,
         "lost_by_tester": shown.trial.lost_by_tester,
+        "lost_by_gateway": shown.trial.lost_by_gateway(),
+        "stalls": shown.trial.stalls,
+        "gateway": shown.counted,
         "seconds": shown.trial.seconds,
         "cpu_ns": shown.trial.work_per_packet(),
         "memory_before": shown.memory_before,

@@ -12,6 +12,7 @@ use portcullis_bench::pace::{Pace, Step};
 
 use crate::gateway::{Cost, Gateway};
 use crate::sink::{Counts, Sink, Wrong};
+use crate::stall::{Stalls, Watch};
 use crate::world::{INSIDE, OUTSIDE, Pollers, World};
 
 /// How many packets the generator may catch up after it was held up: half of a veth ring.
@@ -68,6 +69,8 @@ pub struct Tester<'t, 'object> {
     pub near: &'t Sink<'object>,
     /// What runs the queues.
     pub pollers: &'t Pollers,
+    /// What looks for the gateway's core standing still.
+    pub watch: &'t Watch<'object>,
     /// Which way packets go.
     pub direction: Direction,
 }
@@ -85,6 +88,8 @@ pub struct Trial {
     pub lost: u64,
     /// Of these, how many the gateway had sent to an end that was late: the tester's own doing.
     pub lost_by_tester: u64,
+    /// The gateway's core standing still, with the packets that were lost for that, at most.
+    pub stalls: Stalls,
     /// What arrived, in the end: at the near end when both directions were used, else at the far end.
     pub arrived: Counts,
     /// What was wrong at either end.
@@ -94,6 +99,11 @@ pub struct Trial {
 }
 
 impl Trial {
+    /// Packets lost that are neither the tester's nor the hypervisor's doing.
+    pub fn lost_by_gateway(&self) -> u64 {
+        self.lost.saturating_sub(self.lost_by_tester + self.stalls.packets)
+    }
+
     /// Packets through the gateway a second, both directions together.
     pub fn rate(&self) -> f64 {
         self.forwarded as f64 / self.seconds
@@ -149,12 +159,14 @@ impl Tester<'_, '_> {
         let busy_before = gateway.busy()?;
         let (ends_before, dropped_before) = (self.ends()?, self.dropped_by_ends()?);
         let sent_before = self.sent(second)?;
+        let stalls_before = self.watch.stalls()?;
         let times_before = gateway.times()?;
 
         let seconds = self.send(load, second, &mut each_second)?.as_secs_f64();
 
         let times = gateway.times()?;
         let during = self.ends()?;
+        let stalls = self.watch.stalls()?.since(stalls_before);
         let sent = self.sent(second)? - sent_before;
         self.drain()?;
         let after = self.ends()?;
@@ -170,6 +182,7 @@ impl Tester<'_, '_> {
             forwarded,
             lost: sent.saturating_sub(arrived.distinct),
             lost_by_tester: self.dropped_by_ends()? - dropped_before,
+            stalls,
             arrived,
             wrong,
             cost: times.since(&times_before, busy),
@@ -240,11 +253,15 @@ impl Tester<'_, '_> {
     /// What the gateway sent to an end whose ring was full.
     fn dropped_by_ends(&self) -> Result<u64> {
         let host = &self.world.gateway;
-        let table = host.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?.context("reading /proc/net/dev")?;
-        let of = |device| dropped(&table, device).with_context(|| format!("{device} is gone from /proc/net/dev"));
         // Towards the near end only answers go.
-        Ok(of(OUTSIDE)? + of(INSIDE)?)
+        host.enter(|| Ok(transmit_drops(OUTSIDE)? + transmit_drops(INSIDE)?))?
     }
+}
+
+/// What a device of this thread's namespace dropped of what it was to transmit: the ring at its other end was full.
+pub fn transmit_drops(device: &str) -> Result<u64> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/dev").context("reading /proc/net/dev")?;
+    dropped(&table, device).with_context(|| format!("{device} is gone from /proc/net/dev"))
 }
 
 /// What a device dropped of what it was to transmit. **Source:** Linux `net/core/net-procfs.c`: eight receive columns, then bytes, packets,

@@ -17,6 +17,8 @@ pub const MAX_EXTERNALS: u32 = 65_536;
 pub const MAX_SHARED: u32 = 32;
 /// Prefixes of each list.
 pub const MAX_PREFIXES: u32 = 65_536;
+/// Bytes of a frame that can be carried to the process in a datagram.
+pub const MAX_CARRIED: usize = 4096;
 /// 64-bit words of a set of ports.
 pub const PORT_WORDS: usize = 1024;
 
@@ -82,6 +84,32 @@ impl Bytes<8> for ExternalValue {
     fn bytes(&self) -> [u8; 8] {
         join(self.flags.to_ne_bytes(), self.slot.to_ne_bytes())
     }
+}
+
+/// `struct pc_carrier`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CarrierValue {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) port: u16,
+    pub(crate) armed: bool,
+    /// As its bytes go into the datagram.
+    pub(crate) cookie: [u8; 8],
+}
+
+impl Bytes<16> for CarrierValue {
+    fn bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&self.address.octets());
+        bytes[4..6].copy_from_slice(&self.port.to_be_bytes());
+        bytes[6..8].copy_from_slice(&u16::from(self.armed).to_ne_bytes());
+        bytes[8..].copy_from_slice(&self.cookie);
+        bytes
+    }
+}
+
+/// Whether a `struct pc_carrier` waits for its frame.
+pub(crate) fn is_armed(carrier: &[u8]) -> bool {
+    carrier.get(6..8).is_some_and(|armed| armed != [0, 0])
 }
 
 /// `struct pc_prefix`.
@@ -170,6 +198,7 @@ counters! {
     PassSharedFragment "pass_shared_fragment" "Left to the kernel: a later fragment whose first was the kernel's."
     PassSharedProtocol "pass_shared_protocol" "Left to the kernel: another protocol to the box's own address."
     PassPunted "pass_punted" "Left to the kernel: given back by the NAT, on its second way through (generic mode)."
+    PassCarried "pass_carried" "Given to the NAT's worker in a datagram, which tells it the queue's NAPI context."
     GuardDropped "guard_dropped" "Dropped at egress: the kernel tried to forward it untranslated between the sides."
 }
 
@@ -186,13 +215,14 @@ mod tests {
 
     #[test]
     fn the_numbers_are_the_headers() {
-        let here: [(&str, u64); 19] = [
+        let here: [(&str, u64); 20] = [
             ("PC_MAX_DEVICES", MAX_DEVICES.into()),
             ("PC_MAX_QUEUES", MAX_QUEUES.into()),
             ("PC_MAX_INTERFACES", MAX_INTERFACES.into()),
             ("PC_MAX_EXTERNALS", MAX_EXTERNALS.into()),
             ("PC_MAX_SHARED", MAX_SHARED.into()),
             ("PC_MAX_PREFIXES", MAX_PREFIXES.into()),
+            ("PC_MAX_CARRIED", MAX_CARRIED as u64),
             ("PC_PORT_WORDS", PORT_WORDS as u64),
             ("PC_SIDE_INSIDE", SIDE_INSIDE.into()),
             ("PC_SIDE_OUTSIDE", SIDE_OUTSIDE.into()),

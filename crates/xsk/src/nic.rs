@@ -70,6 +70,22 @@ pub struct Coalescing {
     pub adaptive_tx: bool,
 }
 
+/// How long the kernel leaves a device's queues to whoever polls them (Documentation/networking/napi.rst).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deferral {
+    /// Empty polls before interrupts are switched on again (`napi_defer_hard_irqs`).
+    pub hard_irqs: u32,
+    /// Until the kernel polls while interrupts are off (`gro_flush_timeout`). **Units:** nanoseconds.
+    pub flush_timeout: u64,
+}
+
+impl Deferral {
+    /// Whether the kernel leaves queues to a poller at all.
+    pub const fn is_on(self) -> bool {
+        self.hard_irqs > 0 && self.flush_timeout > 0
+    }
+}
+
 /// What can be asked of a device: the kernel's ([`Kernel`]), or a driver in memory for tests.
 ///
 /// **Errors:** the kernel's; `EOPNOTSUPP` says that the driver has no such setting, and [`Nic`] makes a value of it.
@@ -92,6 +108,8 @@ pub trait Ethtool {
     fn rule_room(&self) -> io::Result<RuleRoom>;
     fn insert_rule(&self, rule: &Rule, location: Option<u32>) -> io::Result<u32>;
     fn remove_rule(&self, location: u32) -> io::Result<()>;
+    fn deferral(&self) -> io::Result<Deferral>;
+    fn set_deferral(&self, deferral: Deferral) -> io::Result<()>;
 }
 
 /// A device by its name, with what can be asked of it.
@@ -183,6 +201,11 @@ impl<E: Ethtool> Nic<E> {
         self.read("flow rules", self.ethtool.rule_room())
     }
 
+    /// How long the kernel leaves its queues to a poller. None where sysfs is another namespace's.
+    pub fn deferral(&self) -> Result<Option<Deferral>, NicError> {
+        self.read("napi_defer_hard_irqs and gro_flush_timeout", self.ethtool.deferral())
+    }
+
     /// Whether the table is the kernel's default one for the receive rings that there are.
     fn has_default_table(&self, rss: &Rss) -> Result<bool, NicError> {
         let rings = match self.rx_rings()? {
@@ -201,6 +224,7 @@ impl<E: Ethtool> Nic<E> {
             Setting::Rss(change) => self.ethtool.set_rss(change),
             Setting::Fields { flow, fields } => self.ethtool.set_fields(*flow, *fields),
             Setting::RemoveRule { location } => self.ethtool.remove_rule(*location),
+            Setting::Deferral(deferral) => self.ethtool.set_deferral(*deferral),
             Setting::InsertRule { rule, location } => {
                 return self.ethtool.insert_rule(rule, *location).map(Some).map_err(|source| self.unwritten(setting, source));
             }

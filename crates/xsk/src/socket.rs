@@ -23,6 +23,7 @@ use bind::{Place, bind_patiently, is_released};
 use error::error_of;
 
 use crate::kicker::Kicker;
+use crate::napi::Driver;
 use crate::{
     frame::{FrameSet, XskFrame},
     port::{Frame, Port},
@@ -36,6 +37,11 @@ const BURST: usize = 64;
 const KICK_BUDGET: usize = 32;
 /// Send calls of one wake-up at most: a full ring of 2048 needs 64.
 const KICKS: usize = 64;
+/// Frames that a queue has to receive into while its worker runs it. Chosen: a call takes at most 256, all of a veth's ring.
+const DRIVEN_FILL: usize = 256;
+/// Packets that one send call may transmit where the kernel lets us say so (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.18).
+const SEND_BUDGET: i32 = 128;
+const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
 /// Set in a descriptor's options when the packet goes on in the next one (`XDP_PKT_CONTD`).
 const CONTINUED: u32 = 1;
 
@@ -102,6 +108,8 @@ pub struct Socket {
     dropped_by_device: u64,
     /// Who asks the kernel to transmit, where that is not the worker.
     kicker: Option<Kicker>,
+    /// What runs the queue from the worker, where the socket's own options do not.
+    driver: Option<Driver>,
     core: Core,
 }
 
@@ -111,6 +119,8 @@ struct Core {
     held: FrameSet,
     /// Frames that came back with a descriptor that is no packet; filled again first.
     spare: Vec<XskFrame>,
+    /// For the frame that a driver carries.
+    reserve: Option<XskFrame>,
     refused: u64,
     scratch: Box<[FrameDesc; BURST]>,
 }
@@ -135,12 +145,15 @@ impl Socket {
         let fd = rings.1.fd().as_raw_fd();
         let failed = |source| error_of(source, queue, shared.zero_copy);
         let mode = granted_mode(fd).map_err(failed)?;
+        // Older kernels have no such option, and a budget of 32.
+        let _ = sys::set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, SEND_BUDGET.min(umem.ring().cast_signed()));
         let place = Place::of(queue, fd).map_err(failed)?;
         let (tx, rx, fill, completion) = rings;
         let core = Core {
             umem: Arc::clone(shared),
             held: FrameSet::new(umem.frames_total()),
             spare: Vec::new(),
+            reserve: None,
             refused: 0,
             scratch: Box::new([FrameDesc::default(); BURST]),
         };
@@ -160,6 +173,7 @@ impl Socket {
             in_transmit: 0,
             dropped_by_device: 0,
             kicker: None,
+            driver: None,
             core,
         })
     }
@@ -219,6 +233,11 @@ impl Socket {
         Ok(())
     }
 
+    /// Has [`Port::receive`] run the queue through `driver` whenever that may.
+    pub fn drive_by(&mut self, driver: Driver) {
+        self.driver = Some(driver);
+    }
+
     /// Closes the socket and gives back the frames that it had in its rings, once the kernel has shown that it is done with them: by
     /// letting the queue be bound again, or by having no such device any more. Has to be called in the device's namespace.
     ///
@@ -261,6 +280,54 @@ impl Socket {
         }
         polled
     }
+
+    /// Takes what is in the rx ring, at most `most`.
+    #[inline]
+    fn take_received(&mut self, frames: &mut Vec<XskFrame>, most: usize) -> usize {
+        let before = frames.len();
+        let mut left = most;
+        while left > 0 {
+            let want = left.min(BURST);
+            // SAFETY: the queue and the descriptors' frames are of the same UMEM.
+            let got = unsafe { self.rx.consume(&mut self.core.scratch[..want]) };
+            for position in 0..got {
+                let descriptor = self.core.scratch[position];
+                frames.extend(self.core.accept(descriptor));
+            }
+            left -= got;
+            if got < want {
+                break;
+            }
+        }
+        frames.len() - before
+    }
+
+    /// Whether this thread runs the queue, and nobody else does.
+    pub fn is_driven(&self) -> bool {
+        self.driver.as_ref().is_some_and(Driver::is_ours)
+    }
+
+    /// Frames that may be added to the fill ring. While the queue is run from here, no more are taken from it than a call to run it takes;
+    /// so few go round, and stay in the caches.
+    #[inline]
+    fn room_to_fill(&self) -> usize {
+        if self.is_driven() { DRIVEN_FILL.saturating_sub(self.core.held.len() - self.in_transmit) } else { usize::MAX }
+    }
+
+    /// Runs the queue. Returns 1 with a frame that came in a datagram, else 0.
+    #[inline]
+    fn run_queue(&mut self, frames: &mut Vec<XskFrame>) -> usize {
+        let Some(carried) = self.driver.as_mut().and_then(Driver::run) else { return 0 };
+        let Some(mut frame) = self.core.reserve.take() else { return 0 };
+        let Some(room) = frame.buffer().get_mut(..carried.len()).filter(|_| !carried.is_empty()) else {
+            self.core.spare.push(frame);
+            return 0;
+        };
+        room.copy_from_slice(carried);
+        frame.set_packet_len(carried.len());
+        frames.push(frame);
+        1
+    }
 }
 
 fn granted_mode(fd: RawFd) -> io::Result<Mode> {
@@ -295,6 +362,7 @@ impl Core {
     /// Takes back all frames that the kernel had. The socket is closed.
     fn take_back(&mut self) -> Vec<XskFrame> {
         let mut frames = std::mem::take(&mut self.spare);
+        frames.extend(self.reserve.take());
         for index in self.held.take() {
             // SAFETY: the frame was in `held`, with its reference; the kernel has released the queue, so it neither writes to the frame
             // nor hands it out any more.
@@ -313,7 +381,7 @@ impl Drop for Core {
             // the rings are closed.
             unsafe { Arc::decrement_strong_count(Arc::as_ptr(&self.umem)) };
         }
-        for frame in self.spare.drain(..) {
+        for frame in self.spare.drain(..).chain(self.reserve.take()) {
             // Not dropped as a frame: a socket may go with what the kernel had of it.
             frame.into_descriptor();
             self.umem.count_lost(1);
@@ -326,23 +394,15 @@ impl Drop for Core {
 impl Port for Socket {
     type Frame = XskFrame;
 
+    /// A queue that is ours to run is run when the ring has less than was asked for: under overload packets are then dropped by the
+    /// device, before any work.
     fn receive(&mut self, frames: &mut Vec<XskFrame>, most: usize) -> usize {
-        let before = frames.len();
-        let mut left = most;
-        while left > 0 {
-            let want = left.min(BURST);
-            // SAFETY: the queue and the descriptors' frames are of the same UMEM.
-            let got = unsafe { self.rx.consume(&mut self.core.scratch[..want]) };
-            for position in 0..got {
-                let descriptor = self.core.scratch[position];
-                frames.extend(self.core.accept(descriptor));
-            }
-            left -= got;
-            if got < want {
-                break;
-            }
+        let got = self.take_received(frames, most);
+        if got == most || self.driver.is_none() {
+            return got;
         }
-        frames.len() - before
+        let carried = self.run_queue(frames);
+        got + carried + self.take_received(frames, most - got - carried)
     }
 
     fn transmit(&mut self, frames: &mut Vec<XskFrame>) -> usize {
@@ -385,7 +445,10 @@ impl Port for Socket {
 
     fn fill(&mut self, pool: &mut Vec<XskFrame>, keep: usize) -> usize {
         pool.append(&mut self.core.spare);
-        let spendable = pool.len().saturating_sub(keep);
+        if self.driver.is_some() && self.core.reserve.is_none() {
+            self.core.reserve = pool.pop();
+        }
+        let spendable = pool.len().saturating_sub(keep).min(self.room_to_fill());
         let count = spendable.min(self.fill.nb_free(spendable as u32) as usize);
         let mut left = count;
         while left > 0 {
@@ -410,7 +473,7 @@ impl Port for Socket {
     }
 
     fn in_flight(&self) -> usize {
-        self.core.held.len() + self.core.spare.len()
+        self.core.held.len() + self.core.spare.len() + usize::from(self.core.reserve.is_some())
     }
 }
 

@@ -31,7 +31,7 @@ pub use guard::remove_guard;
 pub use punt::Punter;
 
 use crate::{
-    abi::{self, Bytes, InterfaceKey, InterfaceValue, PrefixKey, SteerCounter},
+    abi::{self, Bytes, CarrierValue, InterfaceKey, InterfaceValue, PrefixKey, SteerCounter},
     capability, sys,
 };
 
@@ -118,6 +118,17 @@ impl Class {
     }
 }
 
+/// Where a frame is carried to: a UDP socket of the process ([`crate::napi`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carrier {
+    /// One of the box's own addresses.
+    pub address: Ipv4Addr,
+    /// The socket's port.
+    pub port: u16,
+    /// The first bytes of the datagram's payload: the frame follows.
+    pub cookie: [u8; 8],
+}
+
 /// The loaded programs and their tables. Dropping it detaches nothing.
 #[derive(Debug)]
 pub struct Steer {
@@ -134,6 +145,7 @@ pub struct Steer {
 #[derive(Debug)]
 struct Maps {
     sockets: MapHandle,
+    carriers: MapHandle,
     interfaces: MapHandle,
     sides: MapHandle,
     externals: MapHandle,
@@ -176,6 +188,7 @@ impl Steer {
             punt: own(programs.xdp_punt.as_fd())?,
             maps: Maps {
                 sockets: MapHandle::try_from(&*maps.xsks)?,
+                carriers: MapHandle::try_from(&*maps.carriers)?,
                 interfaces: MapHandle::try_from(&*maps.interfaces)?,
                 sides: MapHandle::try_from(&*maps.sides)?,
                 externals: MapHandle::try_from(&*maps.externals)?,
@@ -200,6 +213,26 @@ impl Steer {
     /// Stops redirecting the packets of a queue: they are dropped and counted from now on.
     pub fn clear_socket(&self, slot: u32, queue: u32) -> Result<(), SteerError> {
         tables::delete("xsks", &self.maps.sockets, &socket_key(slot, queue)?)
+    }
+
+    /// Has the next frame of a queue that is the NAT's carried to `carrier` in a datagram, instead of redirected. One frame only.
+    pub fn carry_next(&self, slot: u32, queue: u32, carrier: &Carrier) -> Result<(), SteerError> {
+        let Carrier { address, port, cookie } = *carrier;
+        let value = CarrierValue { address, port, armed: true, cookie };
+        tables::put("carriers", &self.maps.carriers, &socket_key(slot, queue)?, &value.bytes())
+    }
+
+    /// Whether the frame that is to be carried has not come yet.
+    pub fn is_to_carry(&self, slot: u32, queue: u32) -> Result<bool, SteerError> {
+        let value = self.maps.carriers.lookup(&socket_key(slot, queue)?, MapFlags::ANY);
+        let value = value.map_err(|error| tables::error("carriers", &error))?;
+        Ok(value.is_some_and(|bytes| abi::is_armed(&bytes)))
+    }
+
+    /// Has no frame of a queue carried any more.
+    pub fn carry_none(&self, slot: u32, queue: u32) -> Result<(), SteerError> {
+        let value = CarrierValue { address: Ipv4Addr::UNSPECIFIED, port: 0, armed: false, cookie: [0; 8] };
+        tables::put("carriers", &self.maps.carriers, &socket_key(slot, queue)?, &value.bytes())
     }
 
     /// Replaces the set of configured interfaces.

@@ -41,6 +41,31 @@ pub(crate) fn close_on_exec(fd: RawFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Sets the nice value of the calling thread.
+pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
+    const THIS_THREAD: libc::id_t = 0;
+    // SAFETY: three numbers; no memory is involved.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, THIS_THREAD, nice) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes the descriptor `fd` another one for what `by` is. Whoever has its number goes on with that.
+pub(crate) fn replace(fd: RawFd, by: RawFd) -> io::Result<()> {
+    // SAFETY: both are open descriptors that their owners keep; no memory is involved.
+    let result = unsafe { libc::dup3(by, fd, libc::O_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has a socket take only the packets that a classic BPF program returns more than 0 for.
+pub(crate) fn filter(fd: RawFd, program: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+    let len = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the pointer is to a description of `len` bytes, whose own pointer and length are those of a slice that lives through the
+    // call; the kernel only reads both.
+    let result = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, ptr::from_ref(&program).cast(), len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The number of the network namespace that a socket is in (`SO_NETNS_COOKIE`, linux/net.h).
 pub(crate) fn namespace_of(fd: RawFd) -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;

@@ -15,6 +15,7 @@ use common::{Link, Wire, as_root, ethernet, eventually, ip, ipv4, link, steer_fo
 use portcullis_xsk::{
     abi::SteerCounter as Counter,
     frame::XskFrame,
+    napi::QueueDrive,
     port::{Frame, Port},
     socket::{BusyPolling, Mode, Opened, Queue, Socket, SocketError, open_all},
     steer::{AttachMode, AttachWish, External, Side, Steer},
@@ -417,6 +418,42 @@ fn busy_polling_is_granted_or_reported_and_frames_still_flow() {
         bench.sockets[0].wake();
         let frame = bench.receive(0);
         bench.pool.push(frame);
+        bench.finish();
+    });
+}
+
+#[test]
+fn a_queue_is_run_by_its_worker_once_a_frame_has_told_its_context() {
+    as_root("a_queue_is_run_by_its_worker_once_a_frame_has_told_its_context", || {
+        let mut bench = bench(SMALL, AttachMode::Native);
+        let wire = bench.inside.wire();
+        let (mut drive, driver) = QueueDrive::open(*b"a cookie").unwrap();
+        bench.sockets[0].drive_by(driver);
+        bench.fill();
+        bench.check(0);
+        assert!(!drive.is_known().unwrap());
+        for round in 0_u8..3 {
+            bench.steer.carry_next(0, 0, &drive.carrier(Ipv4Addr::new(10, 0, 0, 1))).unwrap();
+            let sent = bench.outbound(&[round; 40]);
+            wire.send(&sent);
+            eventually("the context is known", || drive.is_known().unwrap());
+            let mut frame = bench.receive(0);
+            assert_eq!(bytes(&mut frame), sent, "the frame that told it is not lost");
+            bench.pool.push(frame);
+            bench.fill();
+            drive.drive(32).unwrap();
+            let polled = bench.outbound(&[round; 41]);
+            wire.send(&polled);
+            let mut frame = bench.receive(0);
+            assert_eq!(bytes(&mut frame), polled);
+            bench.pool.push(frame);
+            bench.fill();
+            bench.check(0);
+            // As after the device was down: its queues have other contexts.
+            drive.renew().unwrap();
+            assert!(!drive.is_known().unwrap());
+        }
+        assert_eq!(bench.steer.counter(Counter::PassCarried).unwrap(), 3);
         bench.finish();
     });
 }

@@ -13,7 +13,7 @@ use libbpf_rs::libbpf_sys::{bpf_prog_test_run_opts, bpf_test_run_opts, xdp_md};
 use portcullis_xsk::{
     abi::SteerCounter as Counter,
     socket::{Opened, Queue, open_all},
-    steer::{Class, External, Interface, Ports, SharedPorts, Side, Steer},
+    steer::{Carrier, Class, External, Interface, Ports, SharedPorts, Side, Steer},
     umem::UmemOptions,
 };
 
@@ -99,6 +99,12 @@ impl Gateway {
     }
 
     fn run(&self, link: &Link, queue: u32, frame: &[u8]) -> u32 {
+        self.run_and_look(link, queue, frame).0
+    }
+
+    /// The action, and the frame as it is then.
+    fn run_and_look(&self, link: &Link, queue: u32, frame: &[u8]) -> (u32, Vec<u8>) {
+        let mut out = vec![0; 8192];
         let mut context = xdp_md {
             data_end: frame.len() as u32,
             ingress_ifindex: link.device.ifindex,
@@ -110,11 +116,14 @@ impl Gateway {
         options.data_size_in = frame.len() as u32;
         options.ctx_in = (&raw mut context).cast();
         options.ctx_size_in = size_of::<xdp_md>() as u32;
+        options.data_out = out.as_mut_ptr().cast();
+        options.data_size_out = out.len() as u32;
         options.repeat = 1;
-        // SAFETY: the pointers are to `frame` and `context` with their lengths; no output is asked for.
+        // SAFETY: the pointers are to `frame`, `context` and `out` with their lengths.
         let result = unsafe { bpf_prog_test_run_opts(self.steer.program().as_raw_fd(), &raw mut options) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-        options.retval
+        out.truncate(options.data_size_out as usize);
+        (options.retval, out)
     }
 
     /// Runs one row: the action is as expected, and `counter` alone moves, by one.
@@ -402,6 +411,52 @@ fn what_does_not_fit_the_tables_is_refused_and_changes_nothing() {
         gateway.outside("the old table still holds", &packet, Redirect, Counter::Redirected);
         assert!(gateway.steer.set_socket(32, 0, gateway.opened.sockets[0].fd()).is_err());
         assert!(gateway.steer.set_socket(0, 128, gateway.opened.sockets[0].fd()).is_err());
+        gateway.finish();
+    });
+}
+
+/// The frame behind its carrying head, which is checked: link header, IPv4, UDP, cookie.
+fn carried(sent: &[u8], link: usize, got: &[u8], carrier: &Carrier) -> Vec<u8> {
+    assert_eq!(got[..link], sent[..link], "the same link header");
+    let (ip, rest) = got[link..].split_at(20);
+    let sum: u32 = ip.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    assert_eq!((sum & 0xFFFF) + (sum >> 16), 0xFFFF, "its header checksum is right: {ip:02x?}");
+    assert_eq!((ip[0], ip[9], usize::from(u16::from_be_bytes([ip[2], ip[3]]))), (0x45, UDP, got.len() - link));
+    assert_eq!((&ip[12..16], &ip[16..20]), (&sent[link + 12..link + 16], &carrier.address.octets()[..]));
+    assert_eq!(rest[2..4], carrier.port.to_be_bytes());
+    assert_eq!(usize::from(u16::from_be_bytes([rest[4], rest[5]])), rest.len());
+    assert_eq!(rest[6..8], [0, 0], "no checksum");
+    assert_eq!(rest[8..16], carrier.cookie);
+    rest[16..].to_vec()
+}
+
+#[test]
+fn one_frame_of_a_queue_is_carried_to_the_process_whole_and_the_next_is_redirected() {
+    as_root("one_frame_of_a_queue_is_carried_to_the_process_whole_and_the_next_is_redirected", || {
+        let gateway = gateway();
+        let carrier = Carrier { address: Ipv4Addr::new(10, 0, 0, 1), port: 40_000, cookie: *b"\x01cookie\xFF" };
+        let packet = ipv4(HOST, REMOTE, UDP, 0, &udp(1000, 53, &[7; 64]));
+        let plain = gateway.inside.frame(&packet);
+        let tagged = ethernet(gateway.inside.device.mac, gateway.inside.host_mac, Some(VLAN), &packet);
+        let passed = |row: &str, frame: &[u8], action, counter| gateway.expect(row, &gateway.inside, frame, action, counter);
+        for (row, frame, link) in [("plain", &plain, 14), ("tagged", &tagged, 18)] {
+            gateway.steer.carry_next(0, 0, &carrier).unwrap();
+            assert!(gateway.steer.is_to_carry(0, 0).unwrap(), "{row}");
+            gateway.outside("another device", &ipv4(REMOTE, DEDICATED, UDP, 0, &ports(1, 2)), Redirect, Counter::Redirected);
+            let kernels = gateway.inside.frame(&ipv4(HOST, Ipv4Addr::new(10, 0, 0, 1), TCP, 0, &ports(1, 22)));
+            passed("what is the kernel's", &kernels, Pass, Counter::PassLocal);
+            let before = gateway.steer.counter(Counter::PassCarried).unwrap();
+            let (verdict, got) = gateway.run_and_look(&gateway.inside, 0, frame);
+            assert_eq!(verdict, Pass as u32, "{row}");
+            assert!(!gateway.steer.is_to_carry(0, 0).unwrap(), "{row}");
+            assert_eq!(gateway.steer.counter(Counter::PassCarried).unwrap() - before, 1, "{row}");
+            assert_eq!(carried(frame, link, &got, &carrier), *frame, "{row}");
+            passed("the next", frame, Redirect, Counter::Redirected);
+        }
+        gateway.steer.carry_next(0, 0, &carrier).unwrap();
+        gateway.steer.carry_none(0, 0).unwrap();
+        passed("none any more", &plain, Redirect, Counter::Redirected);
+        assert!(gateway.steer.carry_next(0, 128, &carrier).is_err(), "no such queue");
         gateway.finish();
     });
 }

@@ -29,7 +29,7 @@ pub(super) fn judge(device: &DeviceFacts, facts: &Facts) -> Vec<Finding> {
     findings.push(mtu(readings));
     findings.extend(partial_checksums(readings));
     findings.extend(rings(readings));
-    findings.extend(polling(readings));
+    findings.extend(polling(readings, facts));
     findings.extend(interrupts(readings, facts));
     let failures = readings.failures.iter().map(|error| finding(&readings.device, "reading", Grade::WillCost, error.to_string()));
     findings.extend(failures);
@@ -189,13 +189,24 @@ fn rings(readings: &Readings) -> Option<Finding> {
 }
 
 /// Preferred busy polling wants the device's interrupts deferred.
-fn polling(readings: &Readings) -> Option<Finding> {
+fn polling(readings: &Readings, facts: &Facts) -> Option<Finding> {
     let (name, polling) = (&readings.device, readings.polling);
+    let (defer, timeout) = (polling.defer_hard_irqs?, polling.gro_flush_timeout?);
+    let is_set = defer > 0 && timeout > 0;
+    // A socket that copies polls nothing by itself: the gateway has another way, and sets what it needs.
+    if facts.always_polls && !readings.xdp.is_some_and(|xdp| xdp.zero_copy) {
+        let says = if is_set && facts.running {
+            format!("its queues are run by the workers; the kernel runs what they leave for {timeout} ns")
+        } else {
+            "the gateway sets napi_defer_hard_irqs and gro_flush_timeout and runs the queues in its workers, once packets come"
+                .to_owned()
+        };
+        return Some(finding(name, "busy polling", Grade::Fine, says));
+    }
     if is_virtual(readings) {
         return None;
     }
-    let (defer, timeout) = (polling.defer_hard_irqs?, polling.gro_flush_timeout?);
-    if defer > 0 && timeout > 0 {
+    if is_set {
         let says = format!("interrupts wait for {defer} empty polls, {timeout} ns apart");
         return Some(finding(name, "busy polling", Grade::Fine, says));
     }
@@ -258,6 +269,7 @@ mod tests {
             devices: Vec::new(),
             workers: 4,
             worker_cores: vec![0, 1, 2, 3],
+            always_polls: false,
             cores: (0..8).collect(),
             missing_rights: Vec::new(),
             kernel: None,
@@ -353,6 +365,19 @@ mod tests {
             assert_eq!((one.what, one.grade), (what, grade), "{one:?}");
             assert_eq!(one.mend.as_ref().map(ToString::to_string).as_deref(), mend, "{one:?}");
         }
+    }
+
+    #[test]
+    fn a_device_that_the_workers_run_themselves_needs_nothing_set() {
+        let mut device = good();
+        device.readings.xdp = device.readings.xdp.map(|xdp| Xdp { zero_copy: false, ..xdp });
+        device.readings.polling = Polling { defer_hard_irqs: Some(0), gro_flush_timeout: Some(0), threaded: None };
+        let facts = Facts { always_polls: true, ..facts() };
+        let said = |device: &DeviceFacts, facts: &Facts| polling(&device.readings, facts).expect("a finding");
+        assert_eq!((said(&device, &facts).grade, said(&device, &facts).mend), (Grade::Fine, None));
+        device.readings.polling = Polling { defer_hard_irqs: Some(9), gro_flush_timeout: Some(7), threaded: None };
+        let running = said(&device, &Facts { running: true, ..facts });
+        assert!(running.says.contains("run by the workers"), "{running:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use portcullis_config::{Config, Pool, PortRange};
+use portcullis_config::{BusyPoll, Config, Pool, PortRange};
 use portcullis_xsk::capability;
 use portcullis_xsk::nic::Readings;
 
@@ -22,6 +22,8 @@ pub(super) struct Facts {
     pub(super) workers: u32,
     /// The cores that the configuration names for them.
     pub(super) worker_cores: Vec<u32>,
+    /// Whether workers never sleep.
+    pub(super) always_polls: bool,
     /// The cores that this process may run on.
     pub(super) cores: Vec<u32>,
     pub(super) missing_rights: Vec<&'static str>,
@@ -73,6 +75,7 @@ impl Facts {
             devices: devices.collect(),
             workers: outlook.workers,
             worker_cores: rules.worker.cores.iter().map(|&core| u32::from(core)).collect(),
+            always_polls: rules.worker.busy_poll == BusyPoll::Always,
             cores: core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id as u32).collect(),
             missing_rights: capability::missing(),
             kernel: kernel_version(),

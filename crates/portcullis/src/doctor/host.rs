@@ -152,6 +152,7 @@ mod tests {
             devices: Vec::new(),
             workers: 2,
             worker_cores: vec![2, 3],
+            always_polls: false,
             cores: vec![0, 1, 2, 3],
             missing_rights: Vec::new(),
             kernel: Some((6, 18)),

@@ -10,20 +10,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use portcullis_config::{Config, HostAddresses, PortRange, Warning};
-use portcullis_nat::policy::{Network, Policy, Side};
+use portcullis_nat::policy::{DeviceId, Network, Policy, Side};
 use portcullis_xsk::socket::Opened;
 use portcullis_xsk::steer::Steer;
 use tokio::sync::watch;
 
 use super::devices::{self, Devices};
+use super::driving::Driving;
 use super::nics::{NicChange, Notes};
 use super::parts::{self, Attached, Memory, lock};
 use super::placement::Watches;
 use super::spread::{NicTouch, Spread};
 use super::workers::{Made, Material, Queues, Workers, close};
-use super::{cores, division, steering};
+use super::{cores, division, hops, steering};
 use crate::cli::exit::Failure;
-use crate::control::window::{Window, XdpCount, XdpCounters};
+use crate::control::window::{Granted, Window, XdpCount, XdpCounters};
 use crate::doors;
 use crate::doors::events::Event;
 use crate::doors::policy::Publisher;
@@ -45,6 +46,8 @@ pub(super) struct Gateway {
     workers: Workers,
     publisher: Publisher,
     watches: Watches,
+    driving: Driving,
+    granted: Vec<(DeviceId, Granted)>,
     policy: Arc<Policy>,
     local_ports: PortRange,
     window: Arc<Window>,
@@ -69,9 +72,11 @@ impl Gateway {
         let spread = Spread::choose(devices.spreading(), count as u16, touch)?;
 
         // The sockets first: they are refused while another gateway has the queues, before anything of it is replaced.
-        let (Opened { umem, sockets, frames }, polls) = parts::open_sockets(rules, &devices, ring)?;
+        let (Opened { umem, mut sockets, frames }, polls) = parts::open_sockets(rules, &devices, ring)?;
         let memory = Memory { umem };
-        devices.spread = spread.set_up(&Notes::beside(&rules.control.socket))?;
+        let notes = Notes::beside(&rules.control.socket);
+        devices.spread = spread.set_up(&notes)?;
+        let driving = Driving::prepare(rules, &devices, &mut sockets, touch, notes)?;
         let local_ports = parts::local_ports();
         let policy = Arc::new(rules.policy(&host_addresses(rules, &devices, &state, local_ports)));
         let network = Arc::new(kernel::network(&state, &devices.configured()));
@@ -99,16 +104,18 @@ impl Gateway {
         let workers = made.start(control)?;
 
         let window = Window::new(&path.display().to_string(), workers.doors(), publisher.clone(), xdp_counters(&steer));
-        window.set_granted(granted);
+        window.set_granted(granted.clone());
         let watches = Watches::over(&spread);
         window.set_steering(watches.shown(&devices));
         let (stop_servers, stopped) = watch::channel(false);
         let window = Arc::new(window);
-        let servers = serve(Arc::clone(&window), control_socket, metrics_socket, &stopped);
 
         let requests = Requests::open().map_err(anyhow::Error::from)?;
         let claims = Claims::start(mirror.subscribe(), requests.clone(), wanted(rules));
         let resolver = Resolver::start(mirror.subscribe(), requests, names);
+        publisher.publish_network(Arc::new(hops::find(&resolver, mirror.subscribe(), &devices).await));
+        // Whoever gets an answer from here on may take it that packets are forwarded.
+        let servers = serve(Arc::clone(&window), control_socket, metrics_socket, &stopped);
         tracing::info!("the gateway forwards");
         Ok(Self {
             rules: rules.clone(),
@@ -121,6 +128,8 @@ impl Gateway {
             workers,
             publisher,
             watches,
+            driving,
+            granted,
             policy,
             local_ports,
             window,
@@ -154,6 +163,28 @@ impl Gateway {
         if self.watches.look(&self.devices, &self.window.placed()) {
             self.window.set_steering(self.watches.shown(&self.devices));
         }
+    }
+
+    /// Goes on with the devices that the workers are to run.
+    pub(super) fn go_on_driving(&mut self) {
+        if self.driving.look(&lock(&self.steer), &self.devices, &self.mirror.state()) {
+            self.tell_driven();
+        }
+    }
+
+    /// Looks whether the devices that the workers run have been down. To be called once a second.
+    pub(super) fn watch_driven(&mut self) {
+        if self.driving.check_links() {
+            self.tell_driven();
+        }
+    }
+
+    fn tell_driven(&self) {
+        let mut granted = self.granted.clone();
+        for (id, granted) in &mut granted {
+            granted.busy_poll |= self.driving.is_driven(*id);
+        }
+        self.window.set_granted(granted);
     }
 
     /// Brings the workers and the XDP program in step with the kernel. **Errors:** a device is gone, or came back as another one.
@@ -216,6 +247,7 @@ impl Gateway {
         let mut workers = self.workers;
         let ended = tokio::task::spawn_blocking(move || workers.end()).await;
         drop(self.attached);
+        drop(self.driving);
         let (workers, all) = ended.unwrap_or_default();
         close(workers);
         if !all {

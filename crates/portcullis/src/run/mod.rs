@@ -7,7 +7,9 @@
 mod cores;
 mod devices;
 mod division;
+mod driving;
 mod gateway;
+mod hops;
 mod nics;
 mod outlook;
 mod parts;
@@ -34,6 +36,9 @@ pub(crate) use spread::{NicTouch, WayFound};
 
 /// How often the workers' news are looked at: a packet waits so long for the question about its next hop.
 const NEWS_EVERY: Duration = Duration::from_millis(5);
+
+/// How often it is looked whether a device's queues can be run by the workers.
+const DRIVING_EVERY: Duration = Duration::from_millis(10);
 
 /// How often it is looked whether devices put frames where their owners look.
 const PLACEMENT_EVERY: Duration = Duration::from_secs(1);
@@ -84,10 +89,14 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>, touch: NicTou
     // Outside of systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut snapshots = gateway.subscribe();
+    // What changed while the gateway was brought up is caught up with at once.
+    snapshots.mark_changed();
     let mut news = tokio::time::interval(NEWS_EVERY);
     news.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut placement = tokio::time::interval(PLACEMENT_EVERY);
     placement.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut driving = tokio::time::interval(DRIVING_EVERY);
+    driving.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let ended = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok("SIGTERM"),
@@ -106,7 +115,11 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>, touch: NicTou
                     break Err(failure);
                 }
             }
-            _ = placement.tick() => gateway.watch_placement(),
+            _ = placement.tick() => {
+                gateway.watch_placement();
+                gateway.watch_driven();
+            }
+            _ = driving.tick() => gateway.go_on_driving(),
             _ = news.tick() => {
                 while let Some(event) = gateway.next_event() {
                     match event {

@@ -10,7 +10,7 @@ use portcullis_xsk::nic::{self, Nic, NicSetup};
 use crate::cli::exit::Failure;
 
 /// What is changed on a device, in the order of the changes; each has a note of its own, and the last change is put back first.
-const KINDS: [&str; 2] = ["queues", "spread"];
+const KINDS: [&str; 3] = ["queues", "spread", "polling"];
 
 /// Where what has to be put back is noted.
 #[derive(Clone, Debug)]

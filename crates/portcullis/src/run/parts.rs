@@ -46,6 +46,10 @@ impl QueuePort for Socket {
         }
     }
 
+    fn is_driven(&self) -> bool {
+        Self::is_driven(self)
+    }
+
     fn dropped_by_device(&self) -> u64 {
         Self::dropped_by_device(self)
     }
@@ -141,7 +145,9 @@ pub(super) fn open_sockets(rules: &Config, devices: &Devices, ring: u32) -> Resu
     let mut opened = open_all(options, &queues).map_err(|error| Failure::Other(error.into()))?;
     let wants_polling = rules.worker.busy_poll != BusyPoll::Never && zero_copy;
     let polls = wants_polling && opened.sockets.iter_mut().all(|socket| socket.prefer_busy_polling(BUSY_POLLING));
-    if opened.sockets.len() <= cores() && cores() > 1 {
+    // A worker that never sleeps has a core of its own, and would pay for waking another thread in each round.
+    let in_threads = rules.worker.busy_poll != BusyPoll::Always && opened.sockets.len() <= cores() && cores() > 1;
+    if in_threads {
         for socket in &mut opened.sockets {
             socket.transmit_in_thread().context("cannot start a thread that transmits")?;
         }
@@ -197,7 +203,7 @@ pub(super) fn seeds() -> Result<Seeds, Failure> {
     Ok(Seeds([word(0), word(1), word(2), word(3)]))
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Failure> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Failure> {
     use std::io::Read as _;
     let mut bytes = [0; N];
     let mut random = std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;

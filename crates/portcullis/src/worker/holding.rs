@@ -1,7 +1,8 @@
 //! Packets that wait for the link-layer address of their next hop.
 //!
 //! Knows frames and next hops, not why an address is missing. Called by the worker's dispose step, and when the network changes.
-//! Invariant: at most [`MOST_PER_HOP`] frames wait for one next hop, for at most [`SOME_HOPS`] next hops, none longer than [`PATIENCE`].
+//! Invariant: at most [`MOST`] frames wait, [`MOST_PER_HOP`] of them for one next hop, for at most [`SOME_HOPS`] next hops, none longer than
+//! [`PATIENCE`].
 //! Sources: RFC 1122 section 2.3.2.2 (save at least one packet), Linux `net/ipv4/neighbour` (unres_qlen, three probes a second apart).
 
 use core::net::Ipv4Addr;
@@ -9,8 +10,11 @@ use core::net::Ipv4Addr;
 use portcullis_nat::policy::InterfaceId;
 use portcullis_nat::time::Tick;
 
-/// Frames that wait for one next hop. A TCP client's first packets are one; a UDP burst is cut short.
-const MOST_PER_HOP: usize = 16;
+/// Frames that wait for one next hop. Chosen: what hosts send in the milliseconds that an answer takes, at 100,000 packets a second.
+const MOST_PER_HOP: usize = 256;
+
+/// Frames that wait altogether: next hops that do not answer must not take the packet memory. Chosen: a thirtieth of it by default.
+const MOST: usize = 1024;
 
 /// Next hops that are waited for at once.
 const SOME_HOPS: usize = 64;
@@ -59,14 +63,15 @@ impl<F> Holding<F> {
 
     /// Lets a frame wait for its next hop; it has waited since `since`.
     pub(crate) fn hold(&mut self, next_hop: NextHop, frame: F, since: Tick, now: Tick) -> Held<F> {
+        if self.frames() >= MOST {
+            return Held::Refused(frame);
+        }
         let position = self.waiting.iter().position(|waiting| waiting.next_hop == next_hop);
         let Some(position) = position else {
             if self.waiting.len() == SOME_HOPS {
                 return Held::Refused(frame);
             }
-            let mut frames = Vec::with_capacity(MOST_PER_HOP);
-            frames.push(frame);
-            self.waiting.push(Waiting { next_hop, since, asked: now, frames });
+            self.waiting.push(Waiting { next_hop, since, asked: now, frames: vec![frame] });
             return Held::WaitsAndAsks;
         };
         let waiting = &mut self.waiting[position];
@@ -135,6 +140,14 @@ mod tests {
             holding.hold((InterfaceId(0), Ipv4Addr::from_bits(hop)), 0, Tick(0), Tick(0));
         }
         assert_eq!(holding.hold((InterfaceId(0), Ipv4Addr::BROADCAST), 98, Tick(0), Tick(0)), Held::Refused(98));
+    }
+
+    #[test]
+    fn next_hops_that_do_not_answer_take_a_bounded_number_of_frames() {
+        let mut holding = Holding::new();
+        let hops = (0..SOME_HOPS as u32).cycle().map(|hop| (InterfaceId(0), Ipv4Addr::from_bits(hop)));
+        let refused = hops.take(MOST * 2).filter(|&hop| holding.hold(hop, 1, Tick(0), Tick(0)) == Held::Refused(1)).count();
+        assert_eq!((holding.frames(), refused), (MOST, MOST));
     }
 
     #[test]

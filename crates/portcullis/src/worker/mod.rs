@@ -44,6 +44,11 @@ pub(crate) trait QueuePort: Port {
     /// The kernel's statistics of the queue.
     fn figures(&self) -> QueueFigures;
 
+    /// Whether this worker runs the queue, and no thread of the kernel.
+    fn is_driven(&self) -> bool {
+        false
+    }
+
     /// Packets that the device did not take since the start, because its own queue was full.
     fn dropped_by_device(&self) -> u64;
 }
@@ -200,6 +205,11 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
     /// Whether something waits to be transmitted, so that the worker must not sleep.
     pub(crate) fn has_outgoing(&self) -> bool {
         self.outboxes.iter().any(|outbox| !outbox.is_empty())
+    }
+
+    /// Whether it runs a queue itself.
+    pub(crate) fn drives(&self) -> bool {
+        self.queues.iter().any(|queue| queue.port.is_driven())
     }
 
     /// Says to the other workers that this one is going to sleep. Returns whether it may: not when one has handed a packet over.

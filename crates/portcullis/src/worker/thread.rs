@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use portcullis_config::BusyPoll;
 use portcullis_nat::time::Tick;
+use portcullis_xsk::priority::{self, Priority};
 
 use super::{Punter, QueuePort, Worker};
 use crate::doors::commands::Phase;
@@ -20,6 +21,17 @@ const LOOK_FOR: Duration = Duration::from_micros(50);
 
 /// The longest sleep of a running gateway's workers, in milliseconds: counters are published, sessions swept and packets that wait given up without any packet coming in.
 pub(crate) const LONGEST_SLEEP: u16 = 20;
+
+/// Rounds without packets after which a worker that runs its queues itself lets others run. In each round the call would cost more than
+/// all the rest of it.
+const PATIENT_ROUNDS: u32 = 64;
+
+/// The longest round of a worker that runs: 64 packets take a tenth of a millisecond, a new set of rules some more. What takes longer, the
+/// worker did not run in.
+const LONGEST_ROUND: Duration = Duration::from_millis(50);
+
+/// How long a worker may stand still without a word in the log.
+const NOTEWORTHY: Duration = Duration::from_secs(1);
 
 /// Where and how a worker's thread runs.
 pub(crate) struct Rules {
@@ -54,28 +66,70 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
         tracing::warn!(worker = rules.number, core = core.id, "cannot pin the worker: it runs where the kernel puts it");
     }
     let started = Instant::now();
-    let mut clock = Duration::ZERO;
+    let mut clock = Clock::default();
     let mut last_packet = Duration::ZERO;
+    let (mut idle_rounds, mut drives) = (0_u32, false);
     while worker.phase() != Phase::Stopping {
-        let received = worker.round(tick(clock));
+        if worker.drives() != drives {
+            drives = !drives;
+            claim_core(rules.number, drives);
+        }
+        let received = worker.round(clock.tick());
         let after = started.elapsed();
-        worker.note(received, after.saturating_sub(clock).as_nanos() as u64);
+        worker.note(received, after.saturating_sub(clock.now).as_nanos() as u64);
         if received > 0 {
-            last_packet = after;
+            (last_packet, idle_rounds) = (after, 0);
         } else if worker.has_outgoing() || !is_idle(rules.busy_poll, after.saturating_sub(last_packet)) {
-            std::thread::yield_now();
+            idle_rounds = idle_rounds.wrapping_add(1);
+            if !drives || idle_rounds.is_multiple_of(PATIENT_ROUNDS) {
+                std::thread::yield_now();
+                clock.advance(started.elapsed(), LONGEST_ROUND);
+                continue;
+            }
         } else {
             sleep(&worker, rules);
+            clock.advance(started.elapsed(), LONGEST_ROUND + Duration::from_millis(rules.longest_sleep.into()));
+            continue;
         }
-        clock = if received > 0 { after } else { started.elapsed() };
+        clock.advance(after, LONGEST_ROUND);
     }
-    worker.publish(tick(clock));
+    worker.publish(clock.tick());
     worker
 }
 
-/// The time since start as the NAT is told it; wraps with it.
-fn tick(elapsed: Duration) -> Tick {
-    Tick(elapsed.as_millis() as u32)
+/// A worker that runs its queues has its core before others: in a millisecond that another thread runs, a device's ring may run over. While
+/// kernel threads run them, these have to get as much as the worker.
+fn claim_core(worker: usize, drives: bool) {
+    if let Err(error) = priority::set(if drives { Priority::Most } else { Priority::Usual }) {
+        tracing::info!(worker, %error, "the worker shares its core with whatever else runs there (CAP_SYS_NICE, or LimitNICE=-20)");
+    }
+}
+
+/// The worker's clock, and the NAT's, which stands still while the worker does: packets that came meanwhile wait in the rings, and their
+/// sessions must not be found forgotten when they are looked at.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    /// Since the start.
+    now: Duration,
+    /// Of it, the time in which the worker did not run.
+    stood_still: Duration,
+}
+
+impl Clock {
+    /// It is `now`. From the reading before, a worker that runs takes `usual` at most.
+    fn advance(&mut self, now: Duration, usual: Duration) {
+        let late = now.saturating_sub(self.now).saturating_sub(usual);
+        if late >= NOTEWORTHY {
+            tracing::warn!("the worker did not run for {late:.1?}: something else has its core");
+        }
+        self.stood_still += late;
+        self.now = now;
+    }
+
+    /// The time as the NAT is told it; wraps with it.
+    fn tick(self) -> Tick {
+        Tick(self.now.saturating_sub(self.stood_still).as_millis() as u32)
+    }
 }
 
 fn is_idle(busy_poll: BusyPoll, since_last_packet: Duration) -> bool {
@@ -96,4 +150,25 @@ fn sleep<P: QueuePort, K: Punter>(worker: &Worker<P, K>, rules: &Rules) {
         let _ = poll(&mut wanted, PollTimeout::from(rules.longest_sleep));
     }
     worker.get_up();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nats_clock_stands_still_while_the_worker_does() {
+        let (mut clock, usual) = (Clock::default(), LONGEST_ROUND);
+        let at = Duration::from_millis;
+        for now in [1, 2, 20] {
+            clock.advance(at(now), usual);
+            assert_eq!(clock.tick(), Tick(now as u32));
+        }
+        clock.advance(at(3020), usual);
+        assert_eq!(clock.tick(), Tick(20 + usual.as_millis() as u32), "held up for three seconds");
+        clock.advance(at(3030), usual);
+        assert_eq!(clock.tick(), Tick(30 + usual.as_millis() as u32));
+        clock.advance(at(4030), usual + at(1000));
+        assert_eq!(clock.tick(), Tick(1030 + usual.as_millis() as u32), "it slept");
+    }
 }

@@ -11,6 +11,7 @@ mod changes;
 mod crafted;
 mod death;
 mod doctor;
+mod driving;
 mod errors;
 mod filtering;
 mod forwards;

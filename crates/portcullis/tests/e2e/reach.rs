@@ -7,7 +7,7 @@ use portcullis_testkit::topology::services::seen_from;
 use portcullis_testkit::topology::sniff::Sniffer;
 use portcullis_testkit::topology::{POOL, SERVER};
 
-use crate::world::{World, ask, contains, run, udp, usual};
+use crate::world::{World, ask, contains, receive, run, run_portcullis, udp, usual};
 
 /// What a program prints when it has reached its server: name, command line, text.
 const PROGRAMS: [(&str, &str, &str); 9] = [
@@ -35,6 +35,27 @@ fn programs_of_both_clients_reach_servers() {
                 let output = program.run()?;
                 contains(&output.all(), wanted).map_err(|error| error.context(format!("{name} on client {}", client + 1)))?;
             }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_first_packets_after_the_start_are_all_forwarded() {
+    run_portcullis(usual(), |world| {
+        for _ in 0..3 {
+            world.gateway.stop()?;
+            for device in ["inside0", "outside0"] {
+                world.topology.gateway().ip(&format!("neigh flush dev {device}"))?;
+            }
+            let sockets = (0..100).map(|port| udp(world.client(0), &format!("10.0.0.2:{}", 20_000 + port)));
+            let sockets = sockets.collect::<Result<Vec<_>>>()?;
+            world.start_again()?;
+            for socket in &sockets {
+                socket.send_to(b"first", "198.51.100.2:7")?;
+            }
+            let answered = sockets.iter().filter(|socket| receive(socket).is_ok()).count();
+            ensure!(answered == sockets.len(), "{answered} of {} were answered", sockets.len());
         }
         Ok(())
     });
@@ -98,7 +119,7 @@ fn two_clients_ping_the_same_server_with_the_same_identifier() {
 /// RFC 4787, REQ-1: "A NAT MUST have an 'Endpoint-Independent Mapping' behavior."
 #[test]
 fn one_socket_has_one_external_endpoint_towards_every_server() {
-    crate::world::run_portcullis(usual(), |world| {
+    run_portcullis(usual(), |world| {
         let socket = udp(world.client(0), "10.0.0.2:5002")?;
         let servers = ["198.51.100.2:7", "198.51.100.2:77", "198.51.100.3:7", "203.0.113.2:7"];
         let externals: Vec<_> =

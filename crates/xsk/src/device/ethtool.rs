@@ -85,6 +85,13 @@ impl Handle {
         Ok(Self { socket, name })
     }
 
+    /// The device's name.
+    pub(crate) fn name(&self) -> String {
+        let bytes = self.name.iter().map(|byte| byte.cast_unsigned()).take_while(|&byte| byte != 0).collect();
+        // It was text when it came.
+        String::from_utf8(bytes).unwrap_or_default()
+    }
+
     pub(crate) fn ifindex(&self) -> io::Result<u32> {
         let answer = self.ask(libc::SIOCGIFINDEX)?;
         // SAFETY: SIOCGIFINDEX filled this member.

@@ -6,8 +6,8 @@
 use std::{cell::RefCell, collections::BTreeMap, io, rc::Rc};
 
 use super::{
-    Channels, Coalescing, Driver, Ethtool, Feature, Fields, Flow, HashFunction, NTUPLE, Nic, RX_HASH, RingSizes, Rss, RssChange,
-    Rule, RuleRoom, Table, Transform,
+    Channels, Coalescing, Deferral, Driver, Ethtool, Feature, Fields, Flow, HashFunction, NTUPLE, Nic, RX_HASH, RingSizes, Rss,
+    RssChange, Rule, RuleRoom, Table, Transform,
 };
 
 /// Whose habits.
@@ -64,6 +64,7 @@ pub(super) struct State {
     pub(super) fields: BTreeMap<Flow, Fields>,
     pub(super) features: BTreeMap<&'static str, bool>,
     pub(super) rules: BTreeMap<u32, Rule>,
+    pub(super) deferral: Deferral,
 }
 
 /// What a test can do to the driver.
@@ -120,8 +121,18 @@ impl Fake {
             features.insert(NTUPLE, model == Model::Picker);
         }
         let live_table = rss.table.clone();
-        let state =
-            State { channels, rings, rss, configured: false, hashes: true, live_table, fields, features, rules: BTreeMap::new() };
+        let state = State {
+            channels,
+            rings,
+            rss,
+            configured: false,
+            hashes: true,
+            live_table,
+            fields,
+            features,
+            rules: BTreeMap::new(),
+            deferral: Deferral::default(),
+        };
         Self(Rc::new(RefCell::new(Inner { model, state, faults: Faults::default(), writes: Vec::new() })))
     }
 
@@ -324,5 +335,16 @@ impl Ethtool for Fake {
 
     fn remove_rule(&self, location: u32) -> io::Result<()> {
         self.write("remove", |_, state, _| if state.rules.remove(&location).is_some() { Ok(()) } else { refused(libc::ENOENT) })
+    }
+
+    fn deferral(&self) -> io::Result<Deferral> {
+        Ok(self.state().deferral)
+    }
+
+    fn set_deferral(&self, deferral: Deferral) -> io::Result<()> {
+        self.write("deferral", |_, state, _| {
+            state.deferral = deferral;
+            Ok(())
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel's answers about a device, through `SIOCETHTOOL`.
+//! The kernel's answers about a device, through `SIOCETHTOOL`, and in sysfs.
 //!
 //! Knows what the words of each answer mean. Used through [`super::Nic`]. Invariant: a request about RSS has the sizes that the device
 //! has at that moment. Sources: linux/ethtool.h, kernel net/ethtool/ioctl.c (`ethtool_get_rxfh`, `ethtool_set_rxfh`).
@@ -6,8 +6,9 @@
 use std::io;
 
 use super::{
-    Channels, Coalescing, Driver, Ethtool, Feature, Fields, Flow, HashFunction, RingSizes, Rss, RssChange, Rule, RuleRoom, Table,
-    Transform,
+    Channels, Coalescing, Deferral, Driver, Ethtool, Feature, Fields, Flow, HashFunction, Polling, RingSizes, Rss, RssChange, Rule,
+    RuleRoom, Table, Transform,
+    sysfs::{Tree, set_deferral},
 };
 use crate::device::{
     Handle,
@@ -153,6 +154,17 @@ impl Ethtool for Kernel {
         let mut request = Request::new(DELETE_RULE);
         request.set(LOCATION, location);
         self.0.run(request).map(drop)
+    }
+
+    fn deferral(&self) -> io::Result<Deferral> {
+        let Polling { defer_hard_irqs, gro_flush_timeout, .. } = Tree::default().polling(&self.0.name(), self.0.ifindex()?);
+        let both = defer_hard_irqs.zip(gro_flush_timeout);
+        let both = both.map(|(hard_irqs, flush_timeout)| Deferral { hard_irqs, flush_timeout });
+        both.ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
+    fn set_deferral(&self, deferral: Deferral) -> io::Result<()> {
+        set_deferral(&Tree::default(), &self.0.name(), self.0.ifindex()?, deferral)
     }
 }
 

@@ -75,12 +75,13 @@ pub(super) fn this_boot() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nic::{Channels, RssChange, Table};
+    use crate::nic::{Channels, Deferral, RssChange, Table};
 
     fn note() -> Note {
         let former = vec![
             Setting::Feature { name: "rx-hashing".into(), on: false },
             Setting::Channels(Channels { combined: 2, ..Channels::default() }),
+            Setting::Deferral(Deferral { hard_irqs: 2, flush_timeout: 20_000_000_000 }),
             Setting::Rss(RssChange { key: Some(vec![1; 40]), table: Some(Table::Default), ..RssChange::default() }),
         ];
         Note { boot: this_boot(), device: "enp1s0 odd".into(), ifindex: 7, former }

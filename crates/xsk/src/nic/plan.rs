@@ -2,7 +2,7 @@
 //!
 //! Knows values only. Made by the control plane, carried out by [`super::NicSetup`].
 
-use super::{Channels, Fields, Flow, HashFunction, Rule};
+use super::{Channels, Deferral, Fields, Flow, HashFunction, Rule};
 
 /// What a device's settings are to become. What is empty or `None` stays as it is.
 ///
@@ -26,6 +26,8 @@ pub struct Plan {
     pub rules: Vec<Rule>,
     /// Features by the kernel's names.
     pub features: Vec<(String, bool)>,
+    /// How long queues are left to a poller.
+    pub deferral: Option<Deferral>,
 }
 
 impl Plan {

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Channels, Fields, Flow, HashFunction, RingSizes, RssChange, Rule, Table, Transform};
+use super::{Channels, Deferral, Fields, Flow, HashFunction, RingSizes, RssChange, Rule, Table, Transform};
 
 /// A setting with the value that it is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Setting {
         /// The fields.
         fields: Fields,
     },
+    /// How long its queues are left to a poller.
+    Deferral(Deferral),
     /// A rule more.
     InsertRule {
         /// The rule.
@@ -61,6 +63,10 @@ impl Setting {
                 format!("ethtool -N {device} {rule}{place}")
             }
             Self::RemoveRule { location } => format!("ethtool -N {device} delete {location}"),
+            Self::Deferral(Deferral { hard_irqs, flush_timeout }) => {
+                let directory = format!("/sys/class/net/{device}");
+                format!("echo {flush_timeout} >{directory}/gro_flush_timeout; echo {hard_irqs} >{directory}/napi_defer_hard_irqs")
+            }
         }
     }
 
@@ -73,6 +79,7 @@ impl Setting {
             Self::Rss(change) => rss_line(change),
             Self::Fields { flow, fields } => format!("fields {} 0x{:x}", flow.label(), fields.0),
             Self::RemoveRule { location } => format!("rule {location}"),
+            Self::Deferral(Deferral { hard_irqs, flush_timeout }) => format!("deferral {hard_irqs} {flush_timeout}"),
             Self::InsertRule { .. } => return None,
         })
     }
@@ -92,6 +99,10 @@ impl Setting {
             "fields" => {
                 let bits = u64::from_str_radix(words.get(2)?.strip_prefix("0x")?, 16).ok()?;
                 (Self::Fields { flow: Flow::from_label(words.get(1)?)?, fields: Fields(bits) }, 3)
+            }
+            "deferral" => {
+                let flush_timeout = words.get(2)?.parse().ok()?;
+                (Self::Deferral(Deferral { hard_irqs: number(1)?, flush_timeout }), 3)
             }
             "rule" => (Self::RemoveRule { location: number(1)? }, 2),
             _ => return None,

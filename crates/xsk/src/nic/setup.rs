@@ -5,7 +5,7 @@
 //! net/ethtool/ioctl.c (what refuses what), and the drivers named below. Tests: `setup/tests.rs`.
 //!
 //! ```text
-//! features ─ table to default ─ channels ─ rings ─ key, table, function, transform ─ hashed fields ─ rules
+//! features ─ table to default ─ channels ─ rings ─ key, table, function, transform ─ hashed fields ─ rules ─ deferral
 //!            └ only if channels are refused without: the kernel gives no fewer queues than a configured table names
 //! ```
 
@@ -15,8 +15,8 @@ mod tests;
 use std::io;
 
 use super::{
-    Ethtool, Feature, Fields, Flow, HashFunction, Impossible, Kernel, NTUPLE, Nic, NicError, Plan, RX_HASH, RingSizes, Rss,
-    RssChange, Rule, Setting, Table, Transform,
+    Deferral, Ethtool, Feature, Fields, Flow, HashFunction, Impossible, Kernel, NTUPLE, Nic, NicError, Plan, RX_HASH, RingSizes,
+    Rss, RssChange, Rule, Setting, Table, Transform,
     note::{Note, this_boot},
     plan::{most_queues, with_queues},
 };
@@ -131,7 +131,19 @@ impl<E: Ethtool> NicSetup<E> {
         for rule in plan.rules.iter().rev() {
             self.insert_rule(rule, keep)?;
         }
+        if let Some(deferral) = plan.deferral {
+            self.set_deferral(deferral, keep)?;
+        }
         Ok(())
+    }
+
+    fn set_deferral(&mut self, deferral: Deferral, keep: &mut Keep<'_>) -> Result<(), NicError> {
+        let what = "napi_defer_hard_irqs (is /sys this namespace's?)";
+        let now = self.nic.deferral()?.ok_or_else(|| self.impossible(Impossible::Unsupported(what)))?;
+        if now == deferral {
+            return Ok(());
+        }
+        self.change(&Setting::Deferral(deferral), Setting::Deferral(now), keep)
     }
 
     fn set_features(&mut self, plan: &Plan, keep: &mut Keep<'_>) -> Result<(), NicError> {

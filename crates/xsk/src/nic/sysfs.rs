@@ -10,6 +10,8 @@ use std::{
     str::FromStr,
 };
 
+use super::Deferral;
+
 /// More interrupts than a device is looked at for: 128 queues with one for each direction, and some.
 const MOST_INTERRUPTS: usize = 512;
 
@@ -107,6 +109,13 @@ impl Tree {
             threaded: number::<u32>(&directory.join("threaded")).map(|threaded| threaded != 0),
         }
     }
+}
+
+/// Sets how long the kernel leaves a device's queues to a poller. The time first: without one, interrupts would be switched on by nobody.
+pub(super) fn set_deferral(tree: &Tree, name: &str, ifindex: u32, deferral: Deferral) -> io::Result<()> {
+    let directory = tree.device(name, ifindex).ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))?;
+    fs::write(directory.join("gro_flush_timeout"), deferral.flush_timeout.to_string())?;
+    fs::write(directory.join("napi_defer_hard_irqs"), deferral.hard_irqs.to_string())
 }
 
 fn text(path: &Path) -> io::Result<String> {

@@ -29,6 +29,7 @@ fn plan_for(model: Model) -> Plan {
         fields: vec![(Flow::Tcp4, Fields::SOURCE), (Flow::Udp4, Fields::DESTINATION_AND_PORT)],
         rules: vec![rule(0, 0), rule(0x4000, 1)],
         features: vec![("rx-lro".into(), true)],
+        deferral: Some(Deferral { hard_irqs: 1_000_000, flush_timeout: 200_000_000 }),
     };
     match model {
         Model::Virtio => Plan { fields: vec![(Flow::Udp4, Fields::TWO_TUPLE)], rules: Vec::new(), ..whole },
@@ -74,6 +75,7 @@ fn a_plan_is_carried_out_and_everything_is_put_back() {
         assert_eq!(after.rss.transform, Transform::None);
         assert!(plan.fields.iter().all(|(flow, fields)| after.fields[flow] == *fields));
         assert_eq!(after.rules.values().copied().collect::<Vec<_>>().len(), plan.rules.len());
+        assert_eq!(Some(after.deferral), plan.deferral);
         assert!(after.features[RX_HASH], "virtio does not hash those fields without it");
         setup.restore().unwrap();
         assert_eq!(device.state(), as_left(&before, &device, model), "{model:?}");
@@ -146,10 +148,10 @@ fn settings_are_changed_in_their_order_and_put_back_in_the_opposite_one() {
     let device = devices().remove(5).1;
     let setup = NicSetup::apply(device.nic(), &plan_for(Model::Mlx5)).unwrap();
     let applied = ["feature", "feature", "channels", "rss", "channels", "rings", "rss", "fields", "fields", "insert", "insert"];
-    assert_eq!(device.take_writes(), applied);
+    assert_eq!(device.take_writes(), [&applied[..], &["deferral"]].concat());
     setup.restore().unwrap();
     let restored = ["remove", "remove", "fields", "fields", "rss", "rings", "channels", "rss", "feature", "feature"];
-    assert_eq!(device.take_writes(), restored);
+    assert_eq!(device.take_writes(), [&["deferral"], &restored[..]].concat());
 }
 
 #[test]
@@ -307,7 +309,7 @@ fn restoring_goes_on_after_a_failure_and_tells_every_one() {
     let device = Fake::new(Model::Mlx5);
     let setup = NicSetup::apply(device.nic(), &plan_for(Model::Mlx5)).unwrap();
     device.take_writes();
-    device.set_faults(Faults { fails_at: Some(0), ..Faults::default() });
+    device.set_faults(Faults { fails_at: Some(1), ..Faults::default() });
     let failures = setup.restore().unwrap_err();
     assert_eq!(failures.len(), 1);
     assert!(failures[0].to_string().contains("`ethtool -N fake0 delete"), "{}", failures[0]);
