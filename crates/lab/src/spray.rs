@@ -1,7 +1,7 @@
 //! Frames spread over the queues of a wire at random, one by one: the worst placement that a device can come up with.
 //!
-//! Knows one BPF program of five lines, compiled by clang when it is first needed, and `tc`. Called by [`super::Topology`] for wires with
-//! several queues. veth receives on the queue that its peer transmitted on, so the peer is where the queue is chosen.
+//! Knows one BPF program of five lines, compiled by clang when it is first needed, and `tc`. Called for wires with several
+//! queues. veth receives on the queue that its peer transmitted on, so the peer is where the queue is chosen.
 
 use std::fs;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ __attribute__((section(\"license\"), used)) char terms[] = \"Dual MIT/GPL\";
 ";
 
 /// Makes everything that `device` of `host` transmits choose among its `queues` at random.
-pub(super) fn spray(host: &Namespace, device: &str, queues: u32) -> Result<()> {
+pub fn spray(host: &Namespace, device: &str, queues: u32) -> Result<()> {
     let object = compile(queues)?;
     let path = object.display().to_string();
     host.run(&format!("tc qdisc add dev {device} clsact"))?;
