@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -36,7 +37,9 @@ pub fn spray(host: &Namespace, device: &str, queues: u32) -> Result<()> {
 }
 
 fn compile(queues: u32) -> Result<PathBuf> {
-    let name = format!("portcullis-spray-{}-{queues}", std::process::id());
+    static COMPILED: AtomicU32 = AtomicU32::new(0);
+    // Threads of one process may compile at the same time.
+    let name = format!("portcullis-spray-{}-{}", std::process::id(), COMPILED.fetch_add(1, Ordering::Relaxed));
     let (source, object) = (std::env::temp_dir().join(format!("{name}.c")), std::env::temp_dir().join(format!("{name}.o")));
     fs::write(&source, SOURCE.replace("QUEUES", &queues.to_string())).context("the program's source")?;
     // Where the C library's headers are on Debian; the kernel's include them.

@@ -3,10 +3,10 @@
 //! Knows packets and waiting; does not know requirements. Rows may run beside each other: each takes fresh addresses and ports, and
 //! knows its packets by a mark in the payload, or by TCP's sequence number. Called by [`crate::rows`].
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,8 @@ pub(crate) struct Bench {
     remotes: AtomicU32,
     ports: AtomicU32,
     numbers: AtomicU32,
+    /// The sequence number of each host's last SYN to a remote, which an answer has to acknowledge.
+    syns: Mutex<HashMap<(Ends, Ends), u32>>,
     fill: OnceLock<Result<Fill, String>>,
 }
 
@@ -84,7 +86,7 @@ impl Bench {
     pub(crate) fn new(inside: End, outside: End, setup: &'static Setup, slow: bool) -> Self {
         let number = AtomicU32::new;
         let (hosts, remotes, ports, numbers) = (number(0), number(0), number(0), number(0x1_0000));
-        Self { inside, outside, setup, slow, hosts, remotes, ports, numbers, fill: OnceLock::new() }
+        Self { inside, outside, setup, slow, hosts, remotes, ports, numbers, syns: Mutex::default(), fill: OnceLock::new() }
     }
 
     /// The end of a side.
@@ -230,6 +232,7 @@ impl Bench {
             }
             Transport::Tcp => {
                 let number = self.number();
+                self.syns.lock().unwrap_or_else(PoisonError::into_inner).insert((ends(from), ends(to)), number);
                 (PacketBuilder::tcp(from, to, SYN).numbers(number, 0), Opened::Numbered(number))
             }
             Transport::Icmp => {
@@ -249,6 +252,12 @@ impl Bench {
     pub(crate) fn opened(&self, transport: Transport, from: Endpoint, to: Endpoint) -> Check<Datagram> {
         let (packet, opened) = self.opener(transport, from, to);
         self.leaves(&packet, |datagram| opened.is(datagram))
+    }
+
+    /// The sequence number that an answer to the host's last SYN acknowledges.
+    fn acknowledges(&self, host: Endpoint, remote: Endpoint) -> u32 {
+        let syns = self.syns.lock().unwrap_or_else(PoisonError::into_inner);
+        syns.get(&(ends(host), ends(remote))).map_or(1, |number| number.wrapping_add(1))
     }
 
     /// Sends a packet of a host that has to leave with an external source. Gives it as the remote sees it.
@@ -293,7 +302,8 @@ impl Bench {
         let (packet, opened) = match transport {
             Transport::Tcp => {
                 let number = self.number();
-                (PacketBuilder::tcp(from, external, SYN | ACK).numbers(number, 1), Opened::Numbered(number))
+                let packet = PacketBuilder::tcp(from, external, SYN | ACK).numbers(number, self.acknowledges(host, from));
+                (packet, Opened::Numbered(number))
             }
             _ => self.inbound(transport, from, external),
         };
@@ -329,6 +339,13 @@ impl Bench {
     pub(crate) fn not_testable<T>(why: impl Into<String>) -> Check<T> {
         Err(Trouble::NotTestable(why.into()))
     }
+}
+
+/// An endpoint as a key.
+type Ends = (Ipv4Addr, u16);
+
+const fn ends(endpoint: Endpoint) -> Ends {
+    (endpoint.address, endpoint.port)
 }
 
 /// What a packet is known by on the other side.

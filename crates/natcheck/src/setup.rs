@@ -82,6 +82,8 @@ pub(crate) const DEFAULT: Setup = Setup {
     silent: false,
     exhausted_code: None,
 };
+/// The same, for what may leave a NAT out of breath.
+pub(crate) const FLOODED: Setup = Setup { name: "flooded", ..DEFAULT };
 /// Anyone may answer.
 pub(crate) const OPEN: Setup = Setup { name: "open", filtering: Some((Filtering::Endpoint, Filtering::Endpoint)), ..DEFAULT };
 /// Known addresses may answer.
@@ -105,8 +107,8 @@ pub(crate) const QUICK_TIGHT: Setup = Setup { name: "quick-tight", addresses: 2,
 pub(crate) const SILENT: Setup = Setup { name: "silent", silent: true, ..DEFAULT };
 
 /// All of them, in the order in which they are run.
-pub(crate) const ALL: [&Setup; 11] =
-    [&DEFAULT, &OPEN, &STRICT, &MIXED, &TIGHT, &TIGHT_6888, &NARROW, &QUICK, &QUICK_OPEN, &QUICK_TIGHT, &SILENT];
+pub(crate) const ALL: [&Setup; 12] =
+    [&DEFAULT, &FLOODED, &OPEN, &STRICT, &MIXED, &TIGHT, &TIGHT_6888, &NARROW, &QUICK, &QUICK_OPEN, &QUICK_TIGHT, &SILENT];
 
 impl Setup {
     /// The external addresses.

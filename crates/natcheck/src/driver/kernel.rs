@@ -31,6 +31,8 @@ pub(super) fn start(namespace: &Namespace, setup: &Setup) -> Result<Started> {
     for address in setup.pool() {
         namespace.ip(&format!("address replace {address}/32 dev {OUTSIDE}"))?;
     }
+    // As systemd's defaults have it: a source has to be reachable by some interface.
+    namespace.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
     namespace.nft(&rules(setup))?;
     // Conntrack's keys are there once a rule has loaded it.
     if let Some(timers) = setup.timers {

@@ -12,6 +12,7 @@ use portcullis_nat::policy::Endpoint;
 use crate::bench::{Bench, COMES, Shot, Transport};
 use crate::datagram::{Datagram, UDP};
 use crate::row::{Check, Level, Row, require, violated};
+use crate::setup::FLOODED;
 use crate::wire::Side;
 
 use Level::{Must, Should};
@@ -30,7 +31,8 @@ pub(super) const ROWS: &[Row] = &[
         "RFC 4787, REQ-14a",
         "A flood of fragments harms neither whole packets nor other fragments in order",
         flood,
-    ),
+    )
+    .with(&FLOODED),
     Row::new(
         "7857-10",
         Should,

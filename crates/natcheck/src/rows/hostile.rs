@@ -42,14 +42,14 @@ pub(super) const ROWS: &[Row] = &[
     ),
     Row::new(
         "hostile-sources",
-        Must,
+        Should,
         "RFC 1812, section 5.3.7",
         "Multicast, broadcast, loopback and foreign sources from inside are dropped",
         sources_inside,
     ),
     Row::new(
         "hostile-outside",
-        Must,
+        Should,
         "RFC 2827; RFC 1812, section 5.3.7",
         "Impossible sources from outside do not reach a forward",
         sources_outside,
