@@ -41,6 +41,9 @@ pub struct Arguments {
     /// For --nat command: takes it down again
     #[arg(long, value_name = "COMMAND")]
     teardown: Option<String>,
+    /// For --nat command: what the NAT is called in the report
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
     /// An interface of this system on the hosts' side, instead of namespaces (with --outside and --nat command)
     #[arg(long, value_name = "INTERFACE", requires = "outside")]
     inside: Option<String>,
@@ -131,7 +134,11 @@ fn plan_of(arguments: &Arguments) -> Result<run::Plan> {
         }
         Nat::Kernel => Driver::Kernel,
         Nat::Command => match &arguments.setup {
-            Some(setup) => Driver::Command { setup: setup.clone(), teardown: arguments.teardown.clone() },
+            Some(setup) => Driver::Command {
+                name: arguments.name.clone().unwrap_or_else(|| setup.clone()),
+                setup: setup.clone(),
+                teardown: arguments.teardown.clone(),
+            },
             None => bail!("--nat command needs --setup"),
         },
     };

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::bench::{Bench, Transport};
 use crate::driver::{Driver, Started};
@@ -120,7 +120,7 @@ fn run_group(
     inside.find_nat()?;
     outside.find_nat()?;
     let bench = Bench::new(inside, outside, setup, plan.slow);
-    wait_for_first_packet(&bench).with_context(|| running.log())?;
+    wait_for_first_packet(&bench).map_err(|error| anyhow!("{error:#}\n{}", running.log().trim_end()))?;
     let judge = |row: &Row| -> Result<()> {
         let (status, note) = match (row.check)(&bench) {
             Ok(note) => (Status::Holds, note),
@@ -152,10 +152,11 @@ fn wait_for_first_packet(bench: &Bench) -> Result<()> {
         match bench.open(Transport::Udp, host, remote) {
             Ok(_) => return Ok(()),
             Err(Trouble::Broken(error)) => return Err(error),
-            Err(other) if start.elapsed() > FIRST_PACKET => {
-                bail!("no UDP datagram crosses the NAT within {FIRST_PACKET:?}: {other:?}")
+            Err(Trouble::Violated(what)) if start.elapsed() > FIRST_PACKET => {
+                bail!("no UDP datagram crosses the NAT translated within {FIRST_PACKET:?}: {what}")
             }
-            Err(_) => {}
+            // A NAT that is not there yet may pass on at once, untranslated.
+            Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     }
 }

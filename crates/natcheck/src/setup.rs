@@ -63,8 +63,8 @@ pub(crate) struct Setup {
     pub(crate) filtering: Option<(Filtering, Filtering)>,
     /// Idle times; none for the NAT's own defaults.
     pub(crate) timers: Option<Timers>,
-    /// The MTU of the outside wire.
-    pub(crate) mtu: u16,
+    /// The MTU of the inside and of the outside wire.
+    pub(crate) mtu: (u16, u16),
     /// No ICMP errors of the NAT's own.
     pub(crate) silent: bool,
     /// The code of Destination Unreachable on exhaustion, where it can be chosen.
@@ -78,7 +78,7 @@ pub(crate) const DEFAULT: Setup = Setup {
     ports: None,
     filtering: None,
     timers: None,
-    mtu: 1500,
+    mtu: (1500, 1500),
     silent: false,
     exhausted_code: None,
 };
@@ -94,8 +94,12 @@ pub(crate) const MIXED: Setup = Setup { name: "mixed", filtering: Some((Filterin
 pub(crate) const TIGHT: Setup = Setup { name: "tight", addresses: 2, ports: Some((40_000, 40_127)), ..DEFAULT };
 /// The same, where the sender shall be told in RFC 6888's way.
 pub(crate) const TIGHT_6888: Setup = Setup { name: "tight-6888", exhausted_code: Some(1), ..TIGHT };
+/// A range of ports, as an administrator gives it who keeps others for himself.
+pub(crate) const RANGED: Setup = Setup { name: "ranged", ports: Some((40_000, 48_191)), ..DEFAULT };
 /// An outside wire that is narrower than the inside.
-pub(crate) const NARROW: Setup = Setup { name: "narrow", mtu: 1400, ..DEFAULT };
+pub(crate) const NARROW: Setup = Setup { name: "narrow", mtu: (1500, 1400), ..DEFAULT };
+/// An inside wire that is narrower than the outside.
+pub(crate) const NARROW_INSIDE: Setup = Setup { name: "narrow-inside", mtu: (1400, 1500), ..DEFAULT };
 /// Times that can be waited for.
 pub(crate) const QUICK: Setup = Setup { name: "quick", timers: Some(SHORT), ..DEFAULT };
 /// The same, and anyone may send.
@@ -107,8 +111,22 @@ pub(crate) const QUICK_TIGHT: Setup = Setup { name: "quick-tight", addresses: 2,
 pub(crate) const SILENT: Setup = Setup { name: "silent", silent: true, ..DEFAULT };
 
 /// All of them, in the order in which they are run.
-pub(crate) const ALL: [&Setup; 12] =
-    [&DEFAULT, &FLOODED, &OPEN, &STRICT, &MIXED, &TIGHT, &TIGHT_6888, &NARROW, &QUICK, &QUICK_OPEN, &QUICK_TIGHT, &SILENT];
+pub(crate) const ALL: [&Setup; 14] = [
+    &DEFAULT,
+    &FLOODED,
+    &RANGED,
+    &OPEN,
+    &STRICT,
+    &MIXED,
+    &TIGHT,
+    &TIGHT_6888,
+    &NARROW,
+    &NARROW_INSIDE,
+    &QUICK,
+    &QUICK_OPEN,
+    &QUICK_TIGHT,
+    &SILENT,
+];
 
 impl Setup {
     /// The external addresses.

@@ -81,7 +81,10 @@ fn lay(nat: &Namespace, tester: &Namespace, queues: u32, setup: &Setup) -> Resul
     }
     Program::new("ip", ["-batch", "-"]).input(script).run()?.success()?;
     for host in [nat, tester] {
-        host.ip_batch(&format!("link set {OUTSIDE} mtu {}\nlink set {INSIDE} up\nlink set {OUTSIDE} up", setup.mtu))?;
+        let (inside, outside) = setup.mtu;
+        host.ip_batch(&format!(
+            "link set {INSIDE} mtu {inside}\nlink set {OUTSIDE} mtu {outside}\nlink set {INSIDE} up\nlink set {OUTSIDE} up"
+        ))?;
     }
     nat.ip_batch(&format!(
         "address add {}/{} dev {INSIDE}\naddress add {}/{} dev {OUTSIDE}\nroute add default via {}",

@@ -88,7 +88,8 @@ fn variables(setup: &Setup, own_wires: bool) -> Vec<(&'static str, String)> {
         ("NATCHECK_TCP_ESTABLISHED_TIMEOUT", seconds(timers.map(|timers| timers.established))),
         ("NATCHECK_TCP_TRANSITORY_TIMEOUT", seconds(timers.map(|timers| timers.transitory))),
         ("NATCHECK_ICMP_TIMEOUT", seconds(timers.map(|timers| timers.icmp))),
-        ("NATCHECK_OUTSIDE_MTU", setup.mtu.to_string()),
+        ("NATCHECK_INSIDE_MTU", setup.mtu.0.to_string()),
+        ("NATCHECK_OUTSIDE_MTU", setup.mtu.1.to_string()),
         ("NATCHECK_SILENT", if setup.silent { "1" } else { "" }.to_owned()),
         ("NATCHECK_EXHAUSTED_CODE", setup.exhausted_code.map(|code| code.to_string()).unwrap_or_default()),
     ]

@@ -26,7 +26,7 @@ pub(crate) enum Driver {
     /// nftables and conntrack.
     Kernel,
     /// Commands that set any other up, and take it down.
-    Command { setup: String, teardown: Option<String> },
+    Command { name: String, setup: String, teardown: Option<String> },
 }
 
 /// What a driver answers to a setup.
@@ -63,7 +63,7 @@ impl Driver {
         match self {
             Self::Portcullis { .. } => format!("Portcullis {}", env!("CARGO_PKG_VERSION")),
             Self::Kernel => kernel::version(),
-            Self::Command { setup, .. } => setup.clone(),
+            Self::Command { name, .. } => name.clone(),
         }
     }
 
@@ -76,7 +76,7 @@ impl Driver {
                 portcullis::start(binary, *workers, namespace, setup).map(|gateway| Started::Running(Running::Portcullis(gateway)))
             }
             (Self::Kernel, Some(namespace)) => kernel::start(namespace, setup),
-            (Self::Command { setup: line, teardown }, namespace) => command::start(line, teardown.as_deref(), namespace, setup),
+            (Self::Command { setup: line, teardown, .. }, namespace) => command::start(line, teardown.as_deref(), namespace, setup),
             (Self::Portcullis { .. } | Self::Kernel, None) => {
                 anyhow::bail!(
                     "given interfaces need --nat command: natcheck starts Portcullis and the kernel's NAT in namespaces of its own"

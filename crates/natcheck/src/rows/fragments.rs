@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portcullis_lab::builder::{PacketBuilder, SYN};
+use portcullis_lab::builder::{PacketBuilder, Query, SYN};
 use portcullis_nat::policy::Endpoint;
 
 use crate::bench::{Bench, COMES, Shot, Transport};
-use crate::datagram::{Datagram, UDP};
+use crate::datagram::{Datagram, ICMP, UDP};
+use crate::plan;
 use crate::row::{Check, Level, Row, require, violated};
 use crate::setup::FLOODED;
 use crate::wire::Side;
@@ -41,15 +42,26 @@ pub(super) const ROWS: &[Row] = &[
         identifications,
     ),
     Row::new("tiny-fragments", Should, "RFC 1858, section 3", "A TCP header cut into fragments is not passed on", tiny),
+    Row::new("4787-14h", Must, "RFC 4787, REQ-9 and 14", "Fragments in order and out of order, hairpinned", hairpinned),
+    Row::new("5508-1f", Must, "RFC 5508, REQ-1", "Large pings and their replies pass in fragments", large_pings),
 ];
 
 /// Bytes of the payload, and of each piece behind the IP header.
 const SIZES: (usize, usize) = (3000, 1000);
 
+/// How a datagram's fragments are sent, and its name.
+type Order = (&'static str, fn(&mut Vec<Vec<u8>>));
+const ORDERS: [Order; 4] = [
+    ("in order", |_| {}),
+    ("last first", |pieces| pieces.reverse()),
+    ("first one last", |pieces| pieces.rotate_left(1)),
+    ("first two swapped", |pieces| pieces.swap(0, 1)),
+];
+
 /// The datagrams that fragments on a side make up: the payload behind eight bytes of UDP, by sender, receiver and identification.
 fn reassembled(bench: &Bench, shot: &Shot, side: Side, to: Endpoint) -> Vec<(Datagram, Vec<u8>)> {
     let mut sets: BTreeMap<_, Vec<Datagram>> = BTreeMap::new();
-    for one in bench.all(shot, side, |one| one.protocol() == UDP && one.destination() == to.address) {
+    for one in bench.all(shot, side, |one| matches!(one.protocol(), UDP | ICMP) && one.destination() == to.address) {
         sets.entry((one.source(), one.id())).or_default().push(one);
     }
     sets.into_values().filter_map(whole).collect()
@@ -90,14 +102,7 @@ fn comes_whole(bench: &Bench, shot: &Shot, side: Side, to: Endpoint, payload: &[
 }
 
 fn orders(bench: &Bench, from: Side) -> Check {
-    type Order = (&'static str, fn(&mut Vec<Vec<u8>>));
-    let orders: [Order; 4] = [
-        ("in order", |_| {}),
-        ("last first", |pieces| pieces.reverse()),
-        ("first one last", |pieces| pieces.rotate_left(1)),
-        ("first two swapped", |pieces| pieces.swap(0, 1)),
-    ];
-    for (words, order) in orders {
+    for (words, order) in ORDERS {
         let (host, remote) = (bench.endpoint(), bench.remote());
         let external = bench.open(Udp, host, remote)?;
         let (source, to, seen_as, seen_to) = route(from, host, remote, external);
@@ -112,7 +117,12 @@ fn orders(bench: &Bench, from: Side) -> Check {
 }
 
 /// Who sends to whom, and how it looks on the other side.
-const fn route(from: Side, host: Endpoint, remote: Endpoint, external: Endpoint) -> (Endpoint, Endpoint, Endpoint, Endpoint) {
+pub(super) const fn route(
+    from: Side,
+    host: Endpoint,
+    remote: Endpoint,
+    external: Endpoint,
+) -> (Endpoint, Endpoint, Endpoint, Endpoint) {
     match from {
         Side::Inside => (host, remote, external, remote),
         Side::Outside => (remote, external, remote, host),
@@ -141,6 +151,39 @@ fn interleaved(bench: &Bench, from: Side) -> Check<()> {
         comes_whole(bench, &shot, from.other(), *to, payload, "in turn with another's")?;
     }
     Ok(())
+}
+
+/// Fragments of a host to the UDP forward.
+fn hairpinned(bench: &Bench) -> Check {
+    let forward = Endpoint { address: plan::POOL[0], port: plan::UDP_FORWARD };
+    let server = Endpoint { address: plan::SERVER, port: plan::UDP_SERVICE };
+    for (words, order) in ORDERS {
+        let host = bench.endpoint();
+        let packet =
+            PacketBuilder::udp(host, forward).id(bench.number() as u16).payload(&[&bench.mark(), [7; SIZES.0].as_slice()].concat());
+        let payload = packet.datagram()[28..].to_vec();
+        let shot = bench.send_fragments(Side::Inside, &packet, SIZES.1, order)?;
+        let first = comes_whole(bench, &shot, Side::Inside, server, &payload, words)?;
+        require!(first.to() == server && !plan::is_inside(first.source()), "fragments sent {words} to the forward came as {first}");
+    }
+    Ok(String::new())
+}
+
+fn large_pings(bench: &Bench) -> Check {
+    for (words, order) in ORDERS {
+        let (host, remote) = (bench.endpoint(), bench.remote());
+        let ping = PacketBuilder::query(host.address, remote.address, Query::Echo, host.port)
+            .id(bench.number() as u16)
+            .payload_len(SIZES.0);
+        let payload = ping.datagram()[28..].to_vec();
+        let shot = bench.send_fragments(Side::Inside, &ping, SIZES.1, order)?;
+        let out = comes_whole(bench, &shot, Side::Outside, remote, &payload, words)?;
+        let pong = PacketBuilder::query(remote.address, out.source(), Query::EchoReply, out.query_id()).id(bench.number() as u16);
+        let shot = bench.send_fragments(Side::Outside, &pong.payload_len(SIZES.0), SIZES.1, order)?;
+        let back = comes_whole(bench, &shot, Side::Inside, host, &payload, words)?;
+        require!(back.query_id() == host.port, "the reply came with identifier {}, the ping had {}", back.query_id(), host.port);
+    }
+    Ok(String::new())
 }
 
 /// First fragments without the rest, and the rest without first ones, from everywhere; meanwhile whole packets and fragments in order.

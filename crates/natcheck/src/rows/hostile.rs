@@ -28,15 +28,21 @@ pub(super) const ROWS: &[Row] = &[
     Row::new(
         "hostile-transport",
         Must,
-        "RFC 6888, REQ-11A",
+        "RFC 1918, section 3; RFC 6888, REQ-11A",
         "Cut and lying transport headers never leave untranslated",
         transports,
     ),
-    Row::new("hostile-state", Must, "RFC 6888, REQ-11A", "Packets of no session never leave untranslated", no_session),
+    Row::new(
+        "hostile-state",
+        Must,
+        "RFC 1918, section 3; RFC 6888, REQ-11A",
+        "Packets of no session never leave untranslated",
+        no_session,
+    ),
     Row::new(
         "hostile-protocols",
         Must,
-        "RFC 6888, REQ-11A",
+        "RFC 1918, section 3; RFC 6888, REQ-11A",
         "Protocols that the NAT does not know never leave untranslated",
         protocols,
     ),
@@ -62,6 +68,7 @@ pub(super) const ROWS: &[Row] = &[
         "Packets with source routes are dropped",
         source_routes,
     ),
+    Row::new("padding", Must, "RFC 894", "Ethernet padding behind a short datagram is not taken for a part of it", padding),
 ];
 
 /// After all that, an ordinary flow.
@@ -111,6 +118,20 @@ fn summing_to_zero(from: Endpoint, to: Endpoint, mark: &Mark) -> Vec<u8> {
     let plain = Datagram(PacketBuilder::udp(from, to).payload(&with(0)).checksum(Checksum::Zero).datagram());
     let pseudo = checksum::pseudo_header(from.address, to.address, UDP, plain.segment().len());
     with(checksum::internet(&[&pseudo, plain.segment()]))
+}
+
+/// What pads is not zero here, so that a checksum over it would be wrong; see also the row of checksums.
+fn padding(bench: &Bench) -> Check {
+    let (host, remote) = (bench.endpoint(), bench.remote());
+    let external = bench.open(Udp, host, remote)?;
+    for (side, from, to) in [(Side::Inside, host, remote), (Side::Outside, remote, external)] {
+        let mark = bench.mark();
+        let packet = PacketBuilder::udp(from, to).payload(&mark).trailer(10);
+        let shot = bench.send(side, &packet)?;
+        let seen = bench.expect(&shot, side.other(), "the datagram", |one| one.protocol() == UDP && one.contains(&mark))?;
+        require!(seen.0.len() == 36, "a datagram of 36 bytes with 10 of padding came with a length of {}: {seen}", seen.0.len());
+    }
+    Ok(String::new())
 }
 
 fn headers(bench: &Bench) -> Check {

@@ -47,6 +47,7 @@ pub(super) const ROWS: &[Row] = &[
         "A hairpinned error goes to the quoted sender and shows each host what it knows",
         hairpinned_addresses,
     ),
+    Row::new("5508-4z", Must, "RFC 5508, REQ-4; RFC 768", "A quoted UDP checksum of 0 stays 0", quoted_zero),
 ];
 
 /// Errors that a host may not take as the end of anything.
@@ -192,9 +193,16 @@ fn from_outside(bench: &Bench) -> Check {
     for transport in [Transport::Udp, Transport::Tcp] {
         for (kind, code) in [(3, 1), (3, 3), (11, 0), (11, 1)] {
             let (host, remote) = (bench.endpoint(), bench.remote());
-            let sent = bench.opened(transport, host, remote)?;
+            let (packet, opened) = bench.opener(transport, host, remote);
+            let sent = bench.leaves(&packet, |one| opened.is(one))?;
             let shot = bench.send(Side::Outside, &about(&sent, kind, code))?;
             let seen = error_comes(bench, &shot, (kind, code), host, remote)?;
+            let original = Datagram(packet.datagram());
+            let quoted = seen.quote().unwrap_or(Datagram(Vec::new()));
+            require!(
+                quoted.segment() == original.segment(),
+                "the quote is not what the host sent, byte for byte behind the IP header: sent {original}, quoted {quoted}"
+            );
             require!(seen.source() == remote.address, "an error of {} came from {}", remote.address, seen.source());
         }
     }
@@ -215,6 +223,17 @@ fn about_a_query(bench: &Bench) -> Check {
     let error = PacketBuilder::icmp_error(plan::FAR_ROUTER, sent.source(), 3, 1, &sent.0);
     let shot = bench.send(Side::Outside, &error)?;
     error_comes(bench, &shot, (3, 1), host, remote)?;
+    Ok(String::new())
+}
+
+fn quoted_zero(bench: &Bench) -> Check {
+    let (host, remote, mark) = (bench.endpoint(), bench.remote(), bench.mark());
+    let packet = PacketBuilder::udp(host, remote).payload(&mark).checksum(Checksum::Zero);
+    let sent = bench.leaves(&packet, |one| one.protocol() == UDP && one.contains(&mark))?;
+    let shot = bench.send(Side::Outside, &about(&sent, 3, 3))?;
+    let seen = error_comes(bench, &shot, (3, 3), host, remote)?;
+    let quoted = seen.quote().map(|quote| quote.udp_checksum());
+    require!(quoted == Some(0), "no checksum, in a quote, came as {quoted:04x?}: {seen}");
     Ok(String::new())
 }
 

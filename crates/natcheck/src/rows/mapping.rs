@@ -11,7 +11,7 @@ use portcullis_nat::policy::Endpoint;
 use crate::bench::{Bench, COMES, STAYS_AWAY, Transport};
 use crate::datagram::UDP;
 use crate::row::{Check, Level, Row, require, violated};
-use crate::setup::{DEFAULT, Filtering, MIXED, OPEN, STRICT};
+use crate::setup::{DEFAULT, Filtering, MIXED, OPEN, RANGED, STRICT};
 use crate::wire::Side;
 
 use Level::{May, Must, Rec, Should};
@@ -66,6 +66,7 @@ pub(super) const ROWS: &[Row] = &[
     .with(&MIXED),
     Row::new("5382-7", Must, "RFC 5382, REQ-7", "No port overloading", |bench| overloading(bench, Tcp)),
     Row::new("5508-1a", Should, "RFC 5508, REQ-1a", "One query identifier serves all remotes", |bench| eim(bench, Icmp)),
+    Row::never("6888-1", Must, "RFC 6888, REQ-1", "The requirements of each transport", "it is those of RFC 4787, 5382 and 5508"),
     Row::new("6888-2", Must, "RFC 6888, REQ-2", "Paired pooling over UDP, TCP and ICMP", paired_mixed),
     Row::never(
         "6888-3",
@@ -79,6 +80,7 @@ pub(super) const ROWS: &[Row] = &[
     })
     .with(&OPEN),
     Row::new("6888-15", Should, "RFC 6888, REQ-15", "External ports are hard to guess", randomness),
+    Row::new("6888-15r", Should, "RFC 6888, REQ-15", "The same where the pool has a range of ports", randomness).with(&RANGED),
     Row::new("7857-3", May, "RFC 7857, section 3", "Ports may be shared by mappings to different destinations", |_| {
         Bench::not_testable("whether they are is 4787-3's and 5382-7's finding; both forbid it")
     }),
@@ -333,7 +335,8 @@ fn randomness(bench: &Bench) -> Check {
         MANY - 1
     );
     let (low, high) = (ports.iter().min().copied().unwrap_or(0), ports.iter().max().copied().unwrap_or(0));
-    require!(high - low > 4096, "{MANY} external ports lie within {low}-{high}");
+    let width = bench.setup.ports.map_or(8192, |(first, last)| last - first);
+    require!(high - low > width / 2, "{MANY} external ports lie within {low}-{high}");
     Ok(format!("{MANY} mappings: {steps} neighbours, ports {low}-{high}"))
 }
 

@@ -8,12 +8,13 @@ use std::thread;
 use portcullis_lab::builder::{PacketBuilder, SYN};
 use portcullis_nat::policy::Endpoint;
 
+use super::fragments::route;
 use super::icmp_errors::error_comes;
 use crate::bench::{Bench, STAYS_AWAY, Transport};
 use crate::datagram::{Datagram, TCP, UDP};
 use crate::plan;
 use crate::row::{Check, Level, Row, require, violated};
-use crate::setup::{NARROW, SILENT};
+use crate::setup::{NARROW, NARROW_INSIDE, SILENT};
 use crate::wire::Side;
 
 use Level::{May, Must, Rec};
@@ -22,7 +23,20 @@ use Transport::{Icmp, Tcp, Udp};
 pub(super) const ROWS: &[Row] = &[
     Row::new("4787-13", Must, "RFC 4787, REQ-13", "Too big with DF: Fragmentation Needed with the next hop's MTU", too_big)
         .with(&NARROW),
-    Row::new("4787-13a", Must, "RFC 4787, REQ-13a", "Too big without DF: fragments, in order", split).with(&NARROW),
+    Row::new("4787-13a", Must, "RFC 4787, REQ-13a", "Too big without DF: fragments, in order", |bench| split(bench, Side::Inside))
+        .with(&NARROW),
+    Row::new(
+        "4787-13i",
+        Must,
+        "RFC 4787, REQ-13",
+        "Too big inbound with DF: Fragmentation Needed that shows the external endpoint",
+        too_big_inbound,
+    )
+    .with(&NARROW_INSIDE),
+    Row::new("4787-13j", Must, "RFC 4787, REQ-13a", "Too big inbound without DF: fragments, in order", |bench| {
+        split(bench, Side::Outside)
+    })
+    .with(&NARROW_INSIDE),
     Row::new("5508-9", May, "RFC 5508, REQ-9", "A policy can suppress the NAT's own ICMP errors", suppressed).with(&SILENT),
     Row::new(
         "5508-10a",
@@ -40,6 +54,13 @@ pub(super) const ROWS: &[Row] = &[
         no_errors_about,
     ),
     Row::new("5508-10f", Rec, "RFC 5508, REQ-10f", "The NAT's own ICMP errors are limited", limited),
+    Row::new(
+        "5508-10g",
+        Must,
+        "RFC 5508, REQ-5; RFC 1812, section 5.3.1",
+        "The NAT's own error about an inbound packet shows external endpoints only",
+        expires_inbound,
+    ),
     Row::new("ttl", Must, "RFC 1812, section 5.3.1", "Each packet loses one hop of its TTL, in both directions", ttl),
 ];
 
@@ -150,8 +171,9 @@ fn suppressed(bench: &Bench) -> Check {
     Ok(String::new())
 }
 
-/// The outside wire carries this much.
-const MTU: u16 = NARROW.mtu;
+/// The narrower wire carries this much.
+const MTU: u16 = NARROW.mtu.1;
+const _: () = assert!(NARROW_INSIDE.mtu.0 == MTU, "both narrow wires are as narrow");
 
 fn too_big(bench: &Bench) -> Check {
     let (host, remote) = (bench.endpoint(), bench.remote());
@@ -169,16 +191,49 @@ fn too_big(bench: &Bench) -> Check {
     Ok(String::new())
 }
 
-fn split(bench: &Bench) -> Check {
+/// What the NAT itself says about a packet from outside: to the sender, from its outside address, with the packet as it was sent.
+fn error_outside(bench: &Bench, packet: &PacketBuilder, kind: (u8, u8)) -> Check<Datagram> {
+    let sent = Datagram(packet.datagram());
+    let shot = bench.send(Side::Outside, packet)?;
+    let what = format!("ICMP {}/{} for {}, quoting what it sent", kind.0, kind.1, sent.source());
+    let seen = bench.expect(&shot, Side::Outside, &what, |one| {
+        one.icmp() == Some(kind)
+            && one.destination() == sent.source()
+            && one.quote().is_some_and(|quote| (quote.from(), quote.to()) == (sent.from(), sent.to()))
+    })?;
+    require!(!plan::is_inside(seen.source()), "the error came from an inside address: {seen}");
+    Ok(seen)
+}
+
+fn expires_inbound(bench: &Bench) -> Check {
     let (host, remote) = (bench.endpoint(), bench.remote());
     let external = bench.open(Udp, host, remote)?;
-    let packet = PacketBuilder::udp(host, remote).id(0x77AA).payload_len(1450);
+    for to in [external, Endpoint { address: plan::POOL[0], port: plan::UDP_FORWARD }] {
+        error_outside(bench, &PacketBuilder::udp(remote, to).payload(&bench.mark()).ttl(1), (11, 0))?;
+    }
+    Ok(String::new())
+}
+
+fn too_big_inbound(bench: &Bench) -> Check {
+    let (host, remote) = (bench.endpoint(), bench.remote());
+    let external = bench.open(Udp, host, remote)?;
+    let seen = error_outside(bench, &PacketBuilder::udp(remote, external).dont_fragment(true).payload_len(1450), (3, 4))?;
+    require!(seen.next_hop_mtu() == MTU, "the next hop's MTU, {MTU}, came as {}: {seen}", seen.next_hop_mtu());
+    Ok(String::new())
+}
+
+/// A datagram that the next wire cannot carry in one piece.
+fn split(bench: &Bench, from: Side) -> Check {
+    let (host, remote) = (bench.endpoint(), bench.remote());
+    let external = bench.open(Udp, host, remote)?;
+    let (source, to, seen_as, seen_to) = route(from, host, remote, external);
+    let packet = PacketBuilder::udp(source, to).id(0x77AA).payload_len(1450);
     let wanted = Datagram(packet.datagram());
-    let shot = bench.send(Side::Inside, &packet)?;
+    let shot = bench.send(from, &packet)?;
     let is_piece =
-        |one: &Datagram| one.protocol() == UDP && one.source() == external.address && one.destination() == remote.address;
-    bench.expect(&shot, Side::Outside, "the last fragment", |one| is_piece(one) && one.offset() > 0 && !one.more_fragments())?;
-    let pieces = bench.all(&shot, Side::Outside, |one| is_piece(one) && one.is_fragment());
+        |one: &Datagram| one.protocol() == UDP && one.source() == seen_as.address && one.destination() == seen_to.address;
+    bench.expect(&shot, from.other(), "the last fragment", |one| is_piece(one) && one.offset() > 0 && !one.more_fragments())?;
+    let pieces = bench.all(&shot, from.other(), |one| is_piece(one) && one.is_fragment());
     require!(pieces.iter().all(|one| one.0.len() <= usize::from(MTU)), "a fragment is larger than {MTU}: {pieces:?}");
     require!(pieces.is_sorted_by_key(Datagram::offset), "fragments out of order: {pieces:?}");
     let whole: Vec<u8> = pieces.iter().flat_map(|one| one.segment().to_vec()).collect();

@@ -55,6 +55,8 @@ fn from_inside(bench: &Bench) -> Check {
     connection.from_host(ACK, &[])?;
     connection.from_remote(FIN | ACK, &[])?;
     connection.from_host(ACK, &[])?;
+    // The same endpoints meet again at once, as with a client that reuses its port.
+    bench.connect(connection.inside, connection.remote)?.talks()?;
     // And the other way about.
     let mut connection = bench.connect(bench.endpoint(), bench.remote())?;
     connection.from_remote(FIN | ACK, &[])?;
