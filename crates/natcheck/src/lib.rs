@@ -95,8 +95,7 @@ enum Nat {
 /// **Errors:** usage or environment: nothing is said about the NAT then.
 pub fn main(arguments: &Arguments, out: &mut impl Write) -> Result<Vec<String>> {
     if !arguments.compare.is_empty() {
-        let reports: Vec<_> = arguments.compare.iter().map(|path| Report::load(path)).collect::<Result<_>>()?;
-        out.write_all(compare::page(&reports).as_bytes())?;
+        out.write_all(compare(&arguments.compare)?.as_bytes())?;
         return Ok(Vec::new());
     }
     if arguments.list {
@@ -122,6 +121,20 @@ pub fn main(arguments: &Arguments, out: &mut impl Write) -> Result<Vec<String>> 
         out.write_all(report.table(width).as_bytes())?;
     }
     Ok(report.violated_musts().into_iter().map(str::to_owned).collect())
+}
+
+/// Stored reports side by side, as Markdown: Portcullis first, then the others by name, in whatever order they are given.
+///
+/// **Errors:** a file cannot be read, or is no report.
+pub fn compare(paths: &[PathBuf]) -> Result<String> {
+    let mut reports: Vec<_> = paths.iter().map(|path| Report::load(path)).collect::<Result<_>>()?;
+    reports.sort_by_key(Report::order);
+    Ok(compare::page(&reports))
+}
+
+/// The identifiers of all rows, in their order.
+pub fn identifiers() -> Vec<&'static str> {
+    rows::all().iter().map(|row| row.id).collect()
 }
 
 fn plan_of(arguments: &Arguments) -> Result<run::Plan> {

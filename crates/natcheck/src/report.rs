@@ -70,6 +70,11 @@ impl Report {
         }
     }
 
+    /// Where it stands beside others: Portcullis first.
+    pub(crate) fn order(&self) -> (bool, u32, String) {
+        (self.nat != "portcullis", self.workers, self.title())
+    }
+
     /// How many rows came out so.
     pub(crate) fn count(&self, status: Status) -> usize {
         self.findings.iter().filter(|finding| finding.status == status).count()

@@ -59,15 +59,6 @@ impl Failure {
         }
     }
 
-    /// Why a check of a NAT could not be made: usage or environment, or a reader of its output that has gone.
-    pub(super) fn of_check(error: anyhow::Error) -> Self {
-        match error.downcast::<io::Error>() {
-            Ok(error) if error.kind() == io::ErrorKind::BrokenPipe => Self::Output(error),
-            Ok(error) => Self::Check(error.into()),
-            Err(error) => Self::Check(error),
-        }
-    }
-
     /// What an error in talking to the gateway at `socket` means.
     pub(super) fn of_connection(error: io::Error, socket: &Path) -> Self {
         match error.kind() {

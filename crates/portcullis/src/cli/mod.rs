@@ -175,7 +175,10 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
             }
         }
         Command::Natcheck(arguments) => {
-            let violated = portcullis_natcheck::main(&arguments, &mut out).map_err(Failure::of_check)?;
+            // Its own errors are of the check; those of writing what it found are of the output.
+            let mut page = Vec::new();
+            let violated = portcullis_natcheck::main(&arguments, &mut page).map_err(Failure::Check)?;
+            out.write_all(&page).map_err(Failure::Output)?;
             out.flush().map_err(Failure::Output)?;
             if !violated.is_empty() {
                 return Err(Failure::Violated(violated.join(", ")));
