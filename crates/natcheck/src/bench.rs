@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
-use portcullis_lab::builder::{ACK, FIN, PacketBuilder, Query, RST, SYN};
+use portcullis_lab::builder::{ACK, PacketBuilder, Query, SYN};
 use portcullis_nat::policy::Endpoint;
 
 use crate::datagram::{Datagram, ICMP, TCP, UDP};
@@ -39,6 +39,13 @@ pub(crate) struct Shot {
     from: Side,
     /// The packet in words.
     words: String,
+}
+
+impl Shot {
+    /// What was sent, in words.
+    fn sent(&self) -> String {
+        format!("sent {}: {}", self.from.word(), self.words)
+    }
 }
 
 /// A transport whose mappings are tested alike.
@@ -198,7 +205,7 @@ impl Bench {
     pub(crate) fn expect(&self, shot: &Shot, side: Side, what: &str, wanted: impl Fn(&Datagram) -> bool) -> Check<Datagram> {
         match self.seen(shot, side, COMES, wanted) {
             Some(seen) => Ok(Datagram::clone(&seen)),
-            None => violated!("{}; expected {}: {what}; {}", self.sent(shot), side.word(), self.came(shot, side)),
+            None => violated!("{}; expected {}: {what}; {}", shot.sent(), side.word(), self.came(shot, side)),
         }
     }
 
@@ -206,12 +213,8 @@ impl Bench {
     pub(crate) fn expect_none(&self, shot: &Shot, side: Side, what: &str, unwanted: impl Fn(&Datagram) -> bool) -> Check<()> {
         match self.seen(shot, side, STAYS_AWAY, unwanted) {
             None => Ok(()),
-            Some(seen) => violated!("{}; expected {}: {what}; came: {seen}", self.sent(shot), side.word()),
+            Some(seen) => violated!("{}; expected {}: {what}; came: {seen}", shot.sent(), side.word()),
         }
-    }
-
-    fn sent(&self, shot: &Shot) -> String {
-        format!("sent {}: {}", shot.from.word(), shot.words)
     }
 
     /// What came instead, in a few words. Rows beside this one have their packets there too: the last ones are the likelier.
@@ -267,7 +270,7 @@ impl Bench {
         require!(
             self.setup.pool().contains(&seen.source()) || seen.source() == plan::NAT_OUTSIDE,
             "{}; expected a source of the NAT; came: {seen}",
-            self.sent(&shot)
+            shot.sent()
         );
         Ok(seen)
     }
@@ -315,19 +318,6 @@ impl Bench {
         Ok(())
     }
 
-    /// Opens a TCP connection from a host to a remote, with both sides' handshake.
-    pub(crate) fn connect(&self, from: Endpoint, to: Endpoint) -> Check<Connection<'_>> {
-        let (ours, theirs) = (self.number(), self.number());
-        let syn = self.send(Side::Inside, &PacketBuilder::tcp(from, to, SYN).numbers(ours, 0))?;
-        let seen = self.expect(&syn, Side::Outside, "the SYN", |one| one.protocol() == TCP && one.sequence() == ours)?;
-        let external = seen.from();
-        let mut connection =
-            Connection { bench: self, inside: from, external, remote: to, next: ours.wrapping_add(1), remote_next: theirs };
-        connection.from_remote(SYN | ACK, &[])?;
-        connection.from_host(ACK, &[])?;
-        Ok(connection)
-    }
-
     /// Sleeps until `at` has passed since `start`.
     pub(crate) fn sleep_until(start: Instant, at: Duration) {
         if let Some(left) = at.checked_sub(start.elapsed()) {
@@ -372,78 +362,4 @@ fn marked(kind: [u8; 3], number: u32) -> Mark {
     mark[..3].copy_from_slice(&kind);
     mark[4..].copy_from_slice(&number.to_be_bytes());
     mark
-}
-
-/// A TCP connection through the NAT, both ends of which are played here.
-#[derive(Debug)]
-pub(crate) struct Connection<'a> {
-    bench: &'a Bench,
-    /// The host.
-    pub(crate) inside: Endpoint,
-    /// What the remote sees.
-    pub(crate) external: Endpoint,
-    /// The remote.
-    pub(crate) remote: Endpoint,
-    next: u32,
-    remote_next: u32,
-}
-
-impl Connection<'_> {
-    /// The next segment of the host, without sending it.
-    pub(crate) fn host_segment(&self, flags: u8, payload: &[u8]) -> PacketBuilder {
-        let acknowledged = if flags & ACK == 0 { 0 } else { self.remote_next };
-        PacketBuilder::tcp(self.inside, self.remote, flags).numbers(self.next, acknowledged).payload(payload)
-    }
-
-    /// The next segment of the remote, without sending it.
-    pub(crate) fn remote_segment(&self, flags: u8, payload: &[u8]) -> PacketBuilder {
-        let acknowledged = if flags & ACK == 0 { 0 } else { self.next };
-        PacketBuilder::tcp(self.remote, self.external, flags).numbers(self.remote_next, acknowledged).payload(payload)
-    }
-
-    /// Sends a segment from the host, which has to come to the remote.
-    pub(crate) fn from_host(&mut self, flags: u8, payload: &[u8]) -> Check<()> {
-        let (shot, number) = (self.bench.send(Side::Inside, &self.host_segment(flags, payload))?, self.next);
-        let what = format!("the segment from {}:{}", self.external.address, self.external.port);
-        let (external, length) = (self.external, payload.len());
-        self.bench.expect(&shot, Side::Outside, &what, |one| {
-            one.protocol() == TCP && one.sequence() == number && one.flags() == flags && one.from() == external
-        })?;
-        self.next = advanced(number, flags, length);
-        Ok(())
-    }
-
-    /// Sends a segment from the remote, which has to come to the host.
-    pub(crate) fn from_remote(&mut self, flags: u8, payload: &[u8]) -> Check<()> {
-        let (shot, number) = (self.bench.send(Side::Outside, &self.remote_segment(flags, payload))?, self.remote_next);
-        let what = format!("the segment to {}:{}", self.inside.address, self.inside.port);
-        let (inside, length) = (self.inside, payload.len());
-        self.bench.expect(&shot, Side::Inside, &what, |one| {
-            one.protocol() == TCP && one.sequence() == number && one.flags() == flags && one.to() == inside
-        })?;
-        self.remote_next = advanced(number, flags, length);
-        Ok(())
-    }
-
-    /// Data in both directions, which has to pass.
-    pub(crate) fn talks(&mut self) -> Check<()> {
-        let (ours, theirs) = (self.bench.mark(), self.bench.mark());
-        self.from_host(ACK, &ours)?;
-        self.from_remote(ACK, &theirs)
-    }
-
-    /// Whether the remote's next data comes to the host.
-    pub(crate) fn remote_is_heard(&mut self) -> Check<bool> {
-        match self.from_remote(ACK, &self.bench.mark()) {
-            Ok(()) => Ok(true),
-            Err(Trouble::Violated(_)) => Ok(false),
-            Err(other) => Err(other),
-        }
-    }
-}
-
-/// A sequence number after a segment.
-const fn advanced(number: u32, flags: u8, length: usize) -> u32 {
-    let controls = (flags & SYN != 0) as u32 + (flags & FIN != 0 && flags & RST == 0) as u32;
-    number.wrapping_add(controls + length as u32)
 }

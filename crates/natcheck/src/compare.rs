@@ -41,7 +41,9 @@ pub(crate) fn page(reports: &[Report]) -> String {
     let musts: Vec<_> = reports.iter().map(|report| report.violated_musts().len().to_string()).collect();
     let _ = write!(text, "\n| violated MUSTs | {} |\n", musts.join(" | "));
     rows(&mut text, reports);
-    reports.iter().for_each(|report| violations(&mut text, report));
+    for report in reports {
+        violations(&mut text, report);
+    }
     text
 }
 

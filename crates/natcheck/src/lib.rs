@@ -7,6 +7,7 @@
 
 mod bench;
 mod compare;
+mod connection;
 mod datagram;
 mod driver;
 mod plan;

@@ -57,7 +57,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     let (waiting, others): (Vec<_>, Vec<_>) = setup::ALL.iter().partition(beside);
     thread::scope(|scope| -> Result<()> {
         let threads: Vec<_> = waiting.into_iter().map(|setup| scope.spawn(move || group(setup))).collect();
-        let first = others.into_iter().try_for_each(|setup| group(setup));
+        let first = others.into_iter().try_for_each(&group);
         for thread in threads {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
@@ -113,7 +113,9 @@ fn run_group(
     let running = match plan.driver.start(world.nat.as_ref(), setup)? {
         Started::Running(running) => running,
         Started::Unsupported(why) => {
-            runnable.iter().for_each(|row| tell(row, Status::NotTestable, why.clone()));
+            for row in &runnable {
+                tell(row, Status::NotTestable, why.clone());
+            }
             return Ok(());
         }
     };

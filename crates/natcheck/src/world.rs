@@ -2,6 +2,7 @@
 //!
 //! Knows `ip` and the addresses of [`crate::plan`]. Invariant: what was made is removed when it goes, on a signal too.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -76,8 +77,12 @@ fn lay(nat: &Namespace, tester: &Namespace, queues: u32, setup: &Setup) -> Resul
     let mut script = String::new();
     for name in [INSIDE, OUTSIDE] {
         let many = format!("numrxqueues {queues} numtxqueues {queues}");
-        script +=
-            &format!("link add {name} netns {} {many} type veth peer name {name} netns {} {many}\n", nat.name(), tester.name());
+        let _ = writeln!(
+            script,
+            "link add {name} netns {} {many} type veth peer name {name} netns {} {many}",
+            nat.name(),
+            tester.name()
+        );
     }
     Program::new("ip", ["-batch", "-"]).input(script).run()?.success()?;
     for host in [nat, tester] {

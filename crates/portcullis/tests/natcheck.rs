@@ -50,7 +50,7 @@ fn natcheck(words: &[&str]) -> (Option<i32>, BTreeSet<String>, BTreeSet<String>,
 fn notes(report: &serde_json::Value, rows: &[&String]) -> String {
     let findings = report["findings"].as_array().expect("findings");
     let wanted = findings.iter().filter(|finding| rows.iter().any(|id| finding["id"] == **id));
-    wanted.map(|finding| format!("\n{}: {}", finding["id"], finding["note"])).collect()
+    wanted.map(|finding| format!("\n{}: {}", finding["id"], finding["note"])).collect::<Vec<_>>().concat()
 }
 
 fn violates_what_is_known_and_nothing_else(words: &[&str]) {

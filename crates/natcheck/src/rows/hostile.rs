@@ -99,7 +99,7 @@ fn udp_zero(bench: &Bench) -> Check {
         [(Side::Inside, external, remote, host, remote), (Side::Outside, remote, host, remote, external)]
     {
         let mark = bench.mark();
-        let payload = summing_to_zero(from, to, &mark);
+        let payload = summing_to_zero(from, to, mark);
         let shot = bench.send(side, &PacketBuilder::udp(sent_from, sent_to).payload(&payload))?;
         let seen = bench.expect(&shot, side.other(), "the datagram", |one| one.protocol() == UDP && one.contains(&mark))?;
         require!(
@@ -113,7 +113,7 @@ fn udp_zero(bench: &Bench) -> Check {
 }
 
 /// The mark and a word that makes the datagram's sum all ones, so that its complement is zero.
-fn summing_to_zero(from: Endpoint, to: Endpoint, mark: &Mark) -> Vec<u8> {
+fn summing_to_zero(from: Endpoint, to: Endpoint, mark: Mark) -> Vec<u8> {
     let with = |word: u16| [mark.as_slice(), &word.to_be_bytes()].concat();
     let plain = Datagram(PacketBuilder::udp(from, to).payload(&with(0)).checksum(Checksum::Zero).datagram());
     let pseudo = checksum::pseudo_header(from.address, to.address, UDP, plain.segment().len());
@@ -134,10 +134,13 @@ fn padding(bench: &Bench) -> Check {
     Ok(String::new())
 }
 
+/// What is done to a datagram's bytes.
+type Damage = fn(&mut [u8]);
+
 fn headers(bench: &Bench) -> Check {
     let host = bench.endpoint();
     let remote = bench.remote();
-    let cases: [(&str, fn(&mut Vec<u8>)); 5] = [
+    let cases: [(&str, Damage); 5] = [
         ("an IHL of 4", |bytes| bytes[0] = 0x44),
         ("an IHL beyond the datagram", |bytes| bytes[0] = 0x4F),
         ("IP version 5", |bytes| bytes[0] = 0x55),

@@ -49,20 +49,20 @@ fn from_inside(bench: &Bench) -> Check {
     let mut connection = bench.connect(bench.endpoint(), bench.remote())?;
     connection.talks()?;
     // The host closes its half; the remote goes on for a while, and is heard (RFC 9293, section 3.6).
-    connection.from_host(FIN | ACK, &[])?;
-    connection.from_remote(ACK, &[])?;
-    connection.from_remote(ACK, &bench.mark())?;
-    connection.from_host(ACK, &[])?;
-    connection.from_remote(FIN | ACK, &[])?;
-    connection.from_host(ACK, &[])?;
+    connection.host_sends(FIN | ACK, &[])?;
+    connection.remote_sends(ACK, &[])?;
+    connection.remote_sends(ACK, &bench.mark())?;
+    connection.host_sends(ACK, &[])?;
+    connection.remote_sends(FIN | ACK, &[])?;
+    connection.host_sends(ACK, &[])?;
     // The same endpoints meet again at once, as with a client that reuses its port.
     bench.connect(connection.inside, connection.remote)?.talks()?;
     // And the other way about.
     let mut connection = bench.connect(bench.endpoint(), bench.remote())?;
-    connection.from_remote(FIN | ACK, &[])?;
-    connection.from_host(ACK, &bench.mark())?;
-    connection.from_host(FIN | ACK, &[])?;
-    connection.from_remote(ACK, &[])?;
+    connection.remote_sends(FIN | ACK, &[])?;
+    connection.host_sends(ACK, &bench.mark())?;
+    connection.host_sends(FIN | ACK, &[])?;
+    connection.remote_sends(ACK, &[])?;
     Ok(String::new())
 }
 
@@ -94,9 +94,9 @@ fn from_outside(bench: &Bench) -> Check {
 
 fn resets(bench: &Bench) -> Check {
     let mut connection = bench.connect(bench.endpoint(), bench.remote())?;
-    connection.from_host(RST | ACK, &[])?;
+    connection.host_sends(RST | ACK, &[])?;
     let mut connection = bench.connect(bench.endpoint(), bench.remote())?;
-    connection.from_remote(RST | ACK, &[])?;
+    connection.remote_sends(RST | ACK, &[])?;
     // A SYN that is refused, as every closed port does it.
     let (host, remote, number) = (bench.endpoint(), bench.remote(), bench.number());
     let seen = bench.leaves(&PacketBuilder::tcp(host, remote, SYN).numbers(number, 0), |one| {
@@ -209,7 +209,7 @@ fn payloads(bench: &Bench) -> Check {
         let external = connection.external;
         let seen = bench.expect(&shot, Side::Outside, "the data", |one| one.from() == external && one.segment().len() > 20)?;
         require!(seen.segment()[20..] == payload, "a payload to port {port} came out changed: {seen}");
-        connection.from_remote(RST, &[])?;
+        connection.remote_sends(RST, &[])?;
     }
     Ok(String::new())
 }

@@ -156,7 +156,7 @@ fn heard(outcome: Check<()>) -> Check<bool> {
 fn after_a_reset(bench: &Bench) -> Check<Probe<'_>> {
     let mut connection = bench.connect(bench.endpoint(), bench.remote())?;
     connection.talks()?;
-    connection.from_remote(RST | ACK, &[])?;
+    connection.remote_sends(RST | ACK, &[])?;
     Ok(Box::new(move || connection.remote_is_heard()))
 }
 
@@ -244,7 +244,7 @@ fn error_refreshes_nothing(bench: &Bench) -> Check {
     }
     bench.reply(Icmp, remote, sent[0].from(), early, "after an error about its query")?;
     // Refreshed by the error, it would live until one second less than two of its times.
-    Bench::sleep_until(start, SHORT.icmp * 2 - Duration::from_millis(1300));
+    Bench::sleep_until(start, (SHORT.icmp * 2).saturating_sub(Duration::from_millis(1300)));
     let (packet, opened) = bench.inbound(Icmp, remote, sent[1].from());
     let shot = bench.send(Side::Outside, &packet)?;
     bench.expect_none(&shot, Side::Inside, "nothing: the error must not refresh the query's session", |one| opened.is(one))?;
