@@ -43,6 +43,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::new("5382-8a", Must, "RFC 5382, REQ-8a", "A hairpinned SYN has the external source address and port", hairpin_source),
     Row::new("5382-9", Should, "RFC 5382, REQ-9", "Destination Unreachable about TCP is translated", errors),
     Row::new("5382-10", Must, "RFC 5382, REQ-10", "ICMP ends neither mapping nor connection", errors_end_nothing),
+    Row::new("7857-2.2", Must, "RFC 7857, section 2.2", "A RST of a mapping is translated", resets),
 ];
 
 fn from_inside(bench: &Bench) -> Check {
