@@ -38,6 +38,11 @@ run *ARGS:
     cargo build --release -p portcullis
     exec target/release/portcullis run "$@"
 
+# Each requirement of the NAT RFCs as a packet, against Portcullis, `--nat kernel`, or any other (root). docs/natcheck.md
+natcheck *ARGS:
+    cargo build --release -p portcullis
+    exec target/release/portcullis natcheck "$@"
+
 # The property tests with many more cases than `just test` has time for.
 fuzz CASES="4096":
     PROPTEST_CASES="$1" cargo test --release -p portcullis-wire -p portcullis-steering -p portcullis-nat -p portcullis-testkit

@@ -4,7 +4,8 @@
 //! A dev-dependency only. Knows the NAT's public values (policy, verdict, views), never its code: the reference is written from the
 //! RFCs, so that the two can disagree. Tests: in each file, and `tests/oracle.rs` for the NAT itself.
 
-pub mod builder;
+pub use portcullis_lab::builder;
+
 pub mod fleet;
 pub mod generate;
 pub mod memory_wire;

@@ -4,13 +4,9 @@
 //! end-to-end tests and the demo. Invariant: whatever was built is removed on drop, on panic, at exit and on a signal ([`cleanup`]);
 //! what a killed run left behind is removed by the next. Tests: below, and every end-to-end test.
 
-pub mod cleanup;
 pub mod gateway;
-pub mod namespace;
-pub mod program;
 pub mod services;
 pub mod sniff;
-mod spray;
 pub mod throughput;
 
 use std::fmt::Write as _;
@@ -18,6 +14,10 @@ use std::io::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
+
+pub use portcullis_lab::{cleanup, namespace, program};
+
+use portcullis_lab::spray;
 
 use namespace::Namespace;
 use program::Program;

@@ -33,6 +33,12 @@ pub(crate) enum Failure {
     /// The box will break the gateway; the page above says where.
     #[error("{0} of these will break the gateway")]
     Unfit(usize),
+    /// The NAT under test violates what an RFC calls MUST.
+    #[error("violated, and a MUST: {0}")]
+    Violated(String),
+    /// A check of a NAT could not be made.
+    #[error("{0:#}")]
+    Check(anyhow::Error),
     /// Output cannot be written.
     #[error("cannot write the output: {0}")]
     Output(io::Error),
@@ -48,7 +54,8 @@ impl Failure {
             Self::NotRunning(_) => 69,
             Self::Privilege(_) => 77,
             Self::Config(_) => 78,
-            Self::Refused(_) | Self::Answer(_) | Self::Unfit(_) | Self::Output(_) | Self::Other(_) => 1,
+            Self::Check(_) => 2,
+            Self::Refused(_) | Self::Answer(_) | Self::Unfit(_) | Self::Violated(_) | Self::Output(_) | Self::Other(_) => 1,
         }
     }
 

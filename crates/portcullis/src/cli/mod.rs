@@ -93,6 +93,8 @@ enum Command {
         #[arg(long)]
         workers: bool,
     },
+    /// Test a NAT, this one or another, against each requirement of the RFCs, by packets from both sides
+    Natcheck(portcullis_natcheck::Arguments),
     /// Tell the versions of this program and of the running gateway
     Version,
 }
@@ -170,6 +172,16 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
                 (true, true) => stats.workers.iter().try_for_each(|worker| print_json(&mut out, worker))?,
                 (true, false) => print_json(&mut out, &stats)?,
                 (false, _) => out.write_all(table(&stats, zeroes, terminal_width()).as_bytes()).map_err(Failure::Output)?,
+            }
+        }
+        Command::Natcheck(arguments) => {
+            // Its own errors are of the check; those of writing what it found are of the output.
+            let mut page = Vec::new();
+            let violated = portcullis_natcheck::main(&arguments, &mut page).map_err(Failure::Check)?;
+            out.write_all(&page).map_err(Failure::Output)?;
+            out.flush().map_err(Failure::Output)?;
+            if !violated.is_empty() {
+                return Err(Failure::Violated(violated.join(", ")));
             }
         }
         Command::Version => version(&mut out, &client)?,

@@ -95,9 +95,9 @@ pub fn named(prefix: &str) -> Vec<(String, i32)> {
         .collect()
 }
 
-/// Removes the tests' namespaces whose process is no more. The demo's may be meant to stay; it has its own `--clean`.
+/// Removes the namespaces of tests and of natcheck whose process is no more. The demo's may be meant to stay; it has its own `--clean`.
 fn remove_orphans() {
-    for (name, process) in named("pctest").into_iter().chain(named("pcunit")) {
+    for (name, process) in ["pctest", "pcunit", "natcheck"].into_iter().flat_map(named) {
         if !Path::new(&format!("/proc/{process}")).exists() {
             remove(&name);
         }

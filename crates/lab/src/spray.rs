@@ -1,10 +1,11 @@
 //! Frames spread over the queues of a wire at random, one by one: the worst placement that a device can come up with.
 //!
-//! Knows one BPF program of five lines, compiled by clang when it is first needed, and `tc`. Called by [`super::Topology`] for wires with
-//! several queues. veth receives on the queue that its peer transmitted on, so the peer is where the queue is chosen.
+//! Knows one BPF program of five lines, compiled by clang when it is first needed, and `tc`. Called for wires with several
+//! queues. veth receives on the queue that its peer transmitted on, so the peer is where the queue is chosen.
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -25,7 +26,7 @@ __attribute__((section(\"license\"), used)) char terms[] = \"Dual MIT/GPL\";
 ";
 
 /// Makes everything that `device` of `host` transmits choose among its `queues` at random.
-pub(super) fn spray(host: &Namespace, device: &str, queues: u32) -> Result<()> {
+pub fn spray(host: &Namespace, device: &str, queues: u32) -> Result<()> {
     let object = compile(queues)?;
     let path = object.display().to_string();
     host.run(&format!("tc qdisc add dev {device} clsact"))?;
@@ -36,7 +37,9 @@ pub(super) fn spray(host: &Namespace, device: &str, queues: u32) -> Result<()> {
 }
 
 fn compile(queues: u32) -> Result<PathBuf> {
-    let name = format!("portcullis-spray-{}-{queues}", std::process::id());
+    static COMPILED: AtomicU32 = AtomicU32::new(0);
+    // Threads of one process may compile at the same time.
+    let name = format!("portcullis-spray-{}-{}", std::process::id(), COMPILED.fetch_add(1, Ordering::Relaxed));
     let (source, object) = (std::env::temp_dir().join(format!("{name}.c")), std::env::temp_dir().join(format!("{name}.o")));
     fs::write(&source, SOURCE.replace("QUEUES", &queues.to_string())).context("the program's source")?;
     // Where the C library's headers are on Debian; the kernel's include them.

@@ -1,0 +1,141 @@
+//! How a NAT is to be set up for a group of rows, in words that every driver can put into its own.
+//!
+//! Knows values only. A driver that cannot do what a setup needs says so, and the rows are then not testable with it.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::plan;
+
+/// Who may send to an open external endpoint (RFC 4787, section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filtering {
+    /// Anyone.
+    Endpoint,
+    /// Addresses that were sent to.
+    Address,
+    /// Endpoints that were sent to.
+    AddressAndPort,
+}
+
+impl Filtering {
+    /// The name in RFC 4787, with hyphens.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Endpoint => "endpoint-independent",
+            Self::Address => "address-dependent",
+            Self::AddressAndPort => "address-and-port-dependent",
+        }
+    }
+}
+
+/// Idle times that a driver shall set, so short that they can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timers {
+    /// UDP.
+    pub(crate) udp: Duration,
+    /// TCP, established.
+    pub(crate) established: Duration,
+    /// TCP, opening or closing.
+    pub(crate) transitory: Duration,
+    /// ICMP queries.
+    pub(crate) icmp: Duration,
+}
+
+/// The short times of the groups that need them.
+pub(crate) const SHORT: Timers = Timers {
+    udp: Duration::from_secs(4),
+    established: Duration::from_secs(7),
+    transitory: Duration::from_secs(4),
+    icmp: Duration::from_secs(3),
+};
+
+/// A setup. Every one has the forwards of [`crate::plan`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setup {
+    /// The group's name.
+    pub(crate) name: &'static str,
+    /// How many of the pool's addresses.
+    pub(crate) addresses: usize,
+    /// The ports that mappings may take on each; none for the NAT's own choice.
+    pub(crate) ports: Option<(u16, u16)>,
+    /// Filtering of UDP and of TCP; none for the NAT's own default.
+    pub(crate) filtering: Option<(Filtering, Filtering)>,
+    /// Idle times; none for the NAT's own defaults.
+    pub(crate) timers: Option<Timers>,
+    /// The MTU of the inside and of the outside wire.
+    pub(crate) mtu: (u16, u16),
+    /// No ICMP errors of the NAT's own.
+    pub(crate) silent: bool,
+    /// The code of Destination Unreachable on exhaustion, where it can be chosen.
+    pub(crate) exhausted_code: Option<u8>,
+}
+
+/// What ordinary rows use.
+pub(crate) const DEFAULT: Setup = Setup {
+    name: "default",
+    addresses: 4,
+    ports: None,
+    filtering: None,
+    timers: None,
+    mtu: (1500, 1500),
+    silent: false,
+    exhausted_code: None,
+};
+/// The same, for what may leave a NAT out of breath.
+pub(crate) const FLOODED: Setup = Setup { name: "flooded", ..DEFAULT };
+/// Anyone may answer.
+pub(crate) const OPEN: Setup = Setup { name: "open", filtering: Some((Filtering::Endpoint, Filtering::Endpoint)), ..DEFAULT };
+/// Known addresses may answer.
+pub(crate) const STRICT: Setup = Setup { name: "strict", filtering: Some((Filtering::Address, Filtering::Address)), ..DEFAULT };
+/// UDP open, TCP by address.
+pub(crate) const MIXED: Setup = Setup { name: "mixed", filtering: Some((Filtering::Endpoint, Filtering::Address)), ..DEFAULT };
+/// So few ports that they can all be used.
+pub(crate) const TIGHT: Setup = Setup { name: "tight", addresses: 2, ports: Some((40_000, 40_127)), ..DEFAULT };
+/// The same, where the sender shall be told in RFC 6888's way.
+pub(crate) const TIGHT_6888: Setup = Setup { name: "tight-6888", exhausted_code: Some(1), ..TIGHT };
+/// A range of ports, as an administrator gives it who keeps others for himself.
+pub(crate) const RANGED: Setup = Setup { name: "ranged", ports: Some((40_000, 48_191)), ..DEFAULT };
+/// An outside wire that is narrower than the inside.
+pub(crate) const NARROW: Setup = Setup { name: "narrow", mtu: (1500, 1400), ..DEFAULT };
+/// An inside wire that is narrower than the outside.
+pub(crate) const NARROW_INSIDE: Setup = Setup { name: "narrow-inside", mtu: (1400, 1500), ..DEFAULT };
+/// Times that can be waited for.
+pub(crate) const QUICK: Setup = Setup { name: "quick", timers: Some(SHORT), ..DEFAULT };
+/// The same, and anyone may send.
+pub(crate) const QUICK_OPEN: Setup =
+    Setup { name: "quick-open", filtering: Some((Filtering::Endpoint, Filtering::Endpoint)), ..QUICK };
+/// The same with few ports.
+pub(crate) const QUICK_TIGHT: Setup = Setup { name: "quick-tight", addresses: 2, ports: TIGHT.ports, ..QUICK_OPEN };
+/// No ICMP of the NAT's own.
+pub(crate) const SILENT: Setup = Setup { name: "silent", silent: true, ..DEFAULT };
+
+/// All of them, in the order in which they are run.
+pub(crate) const ALL: [&Setup; 14] = [
+    &DEFAULT,
+    &FLOODED,
+    &RANGED,
+    &OPEN,
+    &STRICT,
+    &MIXED,
+    &TIGHT,
+    &TIGHT_6888,
+    &NARROW,
+    &NARROW_INSIDE,
+    &QUICK,
+    &QUICK_OPEN,
+    &QUICK_TIGHT,
+    &SILENT,
+];
+
+impl Setup {
+    /// The external addresses.
+    pub(crate) fn pool(&self) -> &'static [Ipv4Addr] {
+        &plan::POOL[..self.addresses]
+    }
+
+    /// How many external endpoints of a protocol there are, where the setup says.
+    pub(crate) fn endpoints(&self) -> Option<usize> {
+        self.ports.map(|(first, last)| self.addresses * usize::from(last - first + 1))
+    }
+}

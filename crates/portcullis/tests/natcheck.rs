@@ -1,0 +1,138 @@
+//! natcheck against Portcullis, against the kernel, and against a NAT that is wrong on purpose. As root; skipped loudly otherwise.
+//!
+//! Only rows that need no minutes. What Portcullis is known to violate stands here, with the reason, and nowhere else: a row more is a
+//! regression, a row less has to be taken off the list. Blind spots: veth, copy mode, and timers of minutes.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+
+use portcullis_testkit::topology;
+
+/// What Portcullis violates, and why it does.
+const KNOWN: [(&str, &str); 13] = [
+    ("4787-3a", "ports are drawn from the pool's range, whatever the internal one"),
+    ("4787-4", "parity is not looked at"),
+    ("4787-8", "the default is stricter than recommended; nat.filtering"),
+    ("5382-3", "the same for TCP"),
+    ("5382-4b", "an unsolicited SYN is dropped, and its sender is not told after 6 s"),
+    ("6888-8", "a freed port can be drawn at once"),
+    ("6888-15r", "a draw outside of the pool's range ends at its first free port"),
+    ("7857-7", "a mapping whose sessions have ended lets strangers in until it is swept, and so lives on"),
+    ("7857-7n", "each stranger that the filter lets in has a session of its own, and the mapping lives as long as any"),
+    ("7857-7.1", "as 7857-7, though the host refuses the stranger"),
+    ("7857-10", "identifications of fragments stay"),
+    ("7857-12", "the receiver is looked for by the identifier that the sender was given"),
+    ("hostile-source-route", "IPv4 options pass, source routes too"),
+];
+
+/// What the kernel is known to violate: collisions move mappings, ports are shared, no hairpinning without a rule, a short timer after a RST,
+/// and what conntrack calls invalid leaves as it is.
+const KERNEL: [&str; 7] = ["4787-1c", "4787-3", "4787-9", "5382-4", "7857-2.2w", "hostile-state", "leak"];
+/// What the kernel is known to do well, so that a tester that fails everything is found.
+const KERNEL_HOLDS: [&str; 8] = ["4787-1", "4787-2", "4787-14", "5382-2", "5382-2a", "5508-4", "5508-10a", "checksums"];
+
+/// Runs natcheck with these words. Gives its exit code, and the identifiers of the rows that came out as `violated` and as `holds`.
+fn natcheck(words: &[&str]) -> (Option<i32>, BTreeSet<String>, BTreeSet<String>, serde_json::Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.args(["natcheck", "--json"]).args(words).stdin(Stdio::null());
+    let output = command.output().expect("natcheck runs");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("natcheck {words:?}: {error}\n{complaints}"));
+    let with = |status: &str| {
+        let findings = report["findings"].as_array().expect("findings");
+        let rows = findings.iter().filter(|finding| finding["status"] == status);
+        rows.map(|finding| finding["id"].as_str().expect("an identifier").to_owned()).collect()
+    };
+    (output.status.code(), with("violated"), with("holds"), report)
+}
+
+/// What the report says about some rows, for a test that fails.
+fn notes(report: &serde_json::Value, rows: &[&String]) -> String {
+    let findings = report["findings"].as_array().expect("findings");
+    let wanted = findings.iter().filter(|finding| rows.iter().any(|id| finding["id"] == **id));
+    wanted.map(|finding| format!("\n{}: {}", finding["id"], finding["note"])).collect::<Vec<_>>().concat()
+}
+
+fn violates_what_is_known_and_nothing_else(words: &[&str]) {
+    let (code, violated, holds, report) = natcheck(words);
+    let known: BTreeSet<_> = KNOWN.iter().map(|(id, _)| (*id).to_owned()).collect();
+    let new: Vec<_> = violated.difference(&known).collect();
+    assert!(new.is_empty(), "violated, and not known to be: {new:?}{}", notes(&report, &new));
+    let mended: Vec<_> = known.difference(&violated).collect();
+    assert!(
+        mended.is_empty(),
+        "no longer violated, take it off the list of known deviations: {mended:?}{}",
+        notes(&report, &mended)
+    );
+    assert!(holds.len() > 80, "only {} rows hold", holds.len());
+    assert_eq!(code, Some(1), "7857-12 is a MUST");
+}
+
+#[test]
+fn portcullis_and_the_kernel_violate_what_they_are_known_to() {
+    if !topology::is_root_or_skips("natcheck::portcullis_and_the_kernel_violate_what_they_are_known_to") {
+        return;
+    }
+    // Most of either's time is waiting.
+    let kernel = std::thread::spawn(|| natcheck(&["--nat", "kernel"]));
+    violates_what_is_known_and_nothing_else(&[]);
+    let (code, violated, holds, report) = kernel.join().expect("no panic");
+    for id in KERNEL {
+        assert!(violated.contains(id), "the kernel does not violate {id}{}", notes(&report, &[&id.to_owned()]));
+    }
+    for id in KERNEL_HOLDS {
+        assert!(holds.contains(id), "the kernel violates {id}{}", notes(&report, &[&id.to_owned()]));
+    }
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn two_workers_on_two_queues_violate_nothing_more() {
+    if !topology::is_root_or_skips("natcheck::two_workers_on_two_queues_violate_nothing_more") {
+        return;
+    }
+    violates_what_is_known_and_nothing_else(&["--workers", "2", "--queues", "2"]);
+}
+
+/// The driver for other NATs, here one that masquerades and then spoils each UDP checksum; what it says it cannot do is no violation.
+#[test]
+fn a_nat_that_spoils_checksums_is_found() {
+    if !topology::is_root_or_skips("natcheck::a_nat_that_spoils_checksums_is_found") {
+        return;
+    }
+    let setup = "test -z \"$NATCHECK_FILTERING_UDP\" || { echo one filter only; exit 3; }; nft -f - <<END
+table ip spoiler {
+    chain out {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname \"$NATCHECK_OUTSIDE\" masquerade
+    }
+    chain spoil {
+        type filter hook postrouting priority srcnat + 10; policy accept;
+        oifname \"$NATCHECK_OUTSIDE\" udp checksum set 0x1234
+    }
+}
+END";
+    let rows = "4787-1,4787-8a,checksums,leak";
+    let (code, violated, holds, report) = natcheck(&["--nat", "command", "--name", "spoiler", "--setup", setup, "--only", rows]);
+    assert_eq!(violated, BTreeSet::from(["checksums".to_owned()]), "{report}");
+    assert_eq!(holds, BTreeSet::from(["4787-1".to_owned(), "leak".to_owned()]), "{report}");
+    assert_eq!(report["findings"][1]["note"], "one filter only");
+    assert_eq!(report["version"], "spoiler");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn usage_and_environment_end_with_2_and_say_why() {
+    let rows: [(&[&str], &str); 3] = [
+        (&["--only", "1-2"], if nix::unistd::geteuid().is_root() { "there is no row 1-2" } else { "needs root" }),
+        (&["--compare", "/nowhere.json"], "reading /nowhere.json"),
+        (&["--nat", "command"], "--setup"),
+    ];
+    for (words, says) in rows {
+        let output = Command::new(env!("CARGO_BIN_EXE_portcullis")).arg("natcheck").args(words).output().expect("natcheck runs");
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {complaints}");
+        assert!(complaints.contains(says), "{words:?}: {complaints}");
+    }
+}
