@@ -45,7 +45,7 @@ counters! {
     Inbound = "inbound_packets",
     /// Packets translated twice and forwarded from inside to inside.
     Hairpin = "hairpin_packets",
-    /// Of the packets forwarded, those that the fast path forwarded: of sessions whose ways were known.
+    /// Of the packets forwarded, those that the fast path forwarded: of sessions whose ways were known, and plain first ones.
     FastPath = "fast_path_packets",
     /// ICMP errors that were translated and forwarded.
     IcmpErrorsTranslated = "icmp_errors_translated",

@@ -15,13 +15,12 @@ use crate::establish::{self, Flow};
 use crate::fast::{self, Head, at};
 use crate::nat::Nat;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
-use crate::tcp::Direction;
 use crate::time::Tick;
 
 impl Nat<'_> {
     /// Has what [`Nat::open`] will look at fetched.
     pub(crate) fn fetch_for(&self, head: &Head) {
-        let Some((flow, _)) = flow_of(head) else { return };
+        let Some(flow) = flow_of(head) else { return };
         self.state.mappings.fetch_line(self.state.mappings.hash(&establish::mapping_key(&self.policy, &flow)));
         self.state.touch_subscriber(flow.ours.address);
     }
@@ -30,7 +29,7 @@ impl Nat<'_> {
     /// no table has changed.
     #[inline(never)]
     pub(crate) fn open(&mut self, head: &mut Head, len: usize, expected: InterfaceId, now: Tick) -> Option<DeviceId> {
-        let (flow, flags) = flow_of(head)?;
+        let flow = flow_of(head)?;
         let (internal, remote) = (flow.ours.address, flow.remote.address);
         // An earlier packet of the burst may have begun it.
         let is_known = self.state.sessions.is_known(Side::Inside, fast::key_of(head));
@@ -49,23 +48,23 @@ impl Nat<'_> {
         let way = self.way_by(plan.session.slot, (flow.protocol, flow.ours, plan.session.external, flow.remote), (inside, outside));
         let session = self.state.sessions.records.get_mut(number);
         session.adjacencies = way;
-        session.advance(Direction::Outbound, flags, self.policy.inbound_refresh, now);
+        session.packets_out = 1;
         let address = u32::from_ne_bytes(plan.session.external.address.octets());
         Some(fast::send::<true>(head, session, address, &outside))
     }
 }
 
 /// The flow of a packet that may begin a session.
-fn flow_of(head: &Head) -> Option<(Flow, TcpFlags)> {
+fn flow_of(head: &Head) -> Option<Flow> {
     const OPENING: u8 = TcpFlags::SYN.0;
     const COUNT: u8 = 0x3F;
-    let (protocol, flags) = match head[at::PROTOCOL] {
-        UDP => (Protocol::Udp, TcpFlags::ACK),
-        TCP if head[at::TCP_FLAGS] & COUNT == OPENING => (Protocol::Tcp, TcpFlags(head[at::TCP_FLAGS])),
+    let protocol = match head[at::PROTOCOL] {
+        UDP => Protocol::Udp,
+        TCP if head[at::TCP_FLAGS] & COUNT == OPENING => Protocol::Tcp,
         _ => return None,
     };
     let endpoint =
         |address, port| Endpoint { address: Ipv4Addr::from_bits(fast::word(head, address)), port: fast::half(head, port) };
     let (ours, remote) = (endpoint(at::SOURCE, at::SOURCE_PORT), endpoint(at::DESTINATION, at::DESTINATION_PORT));
-    Some((Flow { protocol, ours, remote, opens: true }, flags))
+    Some(Flow { protocol, ours, remote, opens: true })
 }

@@ -149,12 +149,12 @@ enum Leads {
 
 /// The routes of a network, longest prefix first.
 fn few_of(network: &Network) -> Vec<Few> {
-    let mut few: Vec<_> = network.routes.iter().map(|(prefix, route)| few_from(network, &prefix, route)).collect();
+    let mut few: Vec<_> = network.routes.iter().map(|(prefix, route)| few_from(network, prefix, route)).collect();
     few.sort_unstable_by_key(|route| core::cmp::Reverse(route.mask));
     few
 }
 
-fn few_from(network: &Network, prefix: &ipnet::Ipv4Net, route: &Route) -> Few {
+fn few_from(network: &Network, prefix: ipnet::Ipv4Net, route: &Route) -> Few {
     let leads = match *route {
         Route::Via { interface, gateway: None, mtu } => Leads::Directly { interface, mtu },
         _ => Leads::To(whereabouts(network, Some(*route), prefix.addr())),

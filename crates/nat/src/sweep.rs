@@ -166,7 +166,9 @@ impl State<'_> {
 
     /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.
     fn look_at(&mut self, numbers: &mut [u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
-        numbers.iter().for_each(|&number| prefetch::fetch(self.sessions.records.get(number)));
+        for &number in numbers.iter() {
+            prefetch::fetch(self.sessions.records.get(number));
+        }
         let mut over = 0;
         for at in 0..numbers.len() {
             let number = numbers[at];

@@ -9,7 +9,7 @@ use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{Filtering, MappingBehaviour, PortSet, Protocol};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
-use portcullis_testkit::builder::{ACK, PacketBuilder, Query, SYN, endpoint};
+use portcullis_testkit::builder::{ACK, PacketBuilder, Query, RST, SYN, endpoint};
 
 mod common;
 
@@ -117,6 +117,42 @@ fn the_sweep_is_never_later_than_it_says() {
             assert_eq!(gateway.nat.gauges().sessions, 0, "{sessions} sessions, swept every {step} ms");
         }
     }
+}
+
+/// A session is looked at when it may have ended, which its state may bring nearer at any moment.
+#[test]
+fn a_connection_that_closes_is_swept_in_time_however_long_it_was_to_live() {
+    for closed_after in [1, 3, 239, 241, 1000, 5000] {
+        let mut gateway = Setup::new().build();
+        let external = gateway.external_of_tcp(h1(), e1());
+        gateway.outside(&PacketBuilder::tcp(e1(), external, SYN | ACK)).delivered();
+        gateway.wait(seconds(closed_after));
+        gateway.inside(&PacketBuilder::tcp(h1(), e1(), RST)).forwarded();
+        gateway.wait(seconds(239));
+        assert_eq!(gateway.nat.gauges().sessions, 1, "closed after {closed_after} s");
+        gateway.wait(seconds(1) + SWEEP_ROUND + 1);
+        gateway.assert_empty();
+    }
+}
+
+#[test]
+fn a_mapping_without_a_record_is_one_like_any_other() {
+    let mut gateway = Setup::new().capacity(3, 8, 8).build();
+    let external = gateway.external_of(h1(), e1());
+    let shown =
+        |gateway: &Gateway<'_>| gateway.mappings().iter().map(|mapping| (mapping.external, mapping.sessions)).collect::<Vec<_>>();
+    assert_eq!((shown(&gateway), gateway.nat.gauges().mappings), (vec![(external, 1)], 1));
+    assert_eq!(gateway.external_of(h1(), e2()), external);
+    assert_eq!((shown(&gateway), gateway.nat.gauges().mappings), (vec![(external, 2)], 1));
+    // Both kinds count.
+    let (second, third) = (gateway.external_of(h2(), e1()), gateway.external_of(at(h2(), 7), e1()));
+    gateway.inside(&PacketBuilder::udp(at(h2(), 8), e1())).answered(INSIDE, 3, 13);
+    assert_eq!(gateway.dropped(DropReason::MappingsFull), 1);
+    // There is room for the record of each of them.
+    assert_eq!((gateway.external_of(h2(), e2()), gateway.external_of(at(h2(), 7), e2())), (second, third));
+    assert_eq!((gateway.nat.gauges().mappings, gateway.ports_used()), (3, 3));
+    gateway.wait(seconds(300) + SWEEP_ROUND + 1000);
+    gateway.assert_empty();
 }
 
 #[test]
