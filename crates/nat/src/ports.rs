@@ -35,6 +35,12 @@ pub(crate) struct PortSpace {
     words: [Word; WORDS],
     /// One bit for each word that has an allowed port that is not taken.
     summary: [u64; SUMMARY_WORDS],
+    /// Ports that are taken.
+    used: u32,
+    /// Ports that are allowed.
+    limit: u32,
+    /// Fills the cache line.
+    spare: [u32; 14],
     /// The holder of each port, plus one; zero for none.
     holders: [u32; WORDS * 64],
 }
@@ -47,6 +53,7 @@ impl PortSpace {
             self.words[number].allowed = allowed & owned.map_or(u64::MAX, |owned| owned[number]);
             self.summarise(number);
         }
+        self.limit = self.words.iter().map(|word| word.allowed.count_ones()).sum();
     }
 
     /// A free port, at or after a random place. None when all are taken.
@@ -65,6 +72,7 @@ impl PortSpace {
         let word = usize::from(port) / 64;
         debug_assert!(!self.is_taken(port), "port {port} is taken");
         self.words[word].taken |= 1 << (port % 64);
+        self.used += 1;
         self.holders[usize::from(port)] = holder + 1;
         self.summarise(word);
     }
@@ -74,6 +82,7 @@ impl PortSpace {
         let word = usize::from(port) / 64;
         debug_assert!(self.is_taken(port), "port {port} is free");
         self.words[word].taken &= !(1 << (port % 64));
+        self.used -= 1;
         self.holders[usize::from(port)] = 0;
         self.summarise(word);
     }
@@ -99,12 +108,12 @@ impl PortSpace {
 
     /// How many ports mappings have.
     pub(crate) fn used(&self) -> u32 {
-        self.words.iter().map(|word| word.taken.count_ones()).sum()
+        self.used
     }
 
     /// How many ports mappings may have.
     pub(crate) fn limit(&self) -> u32 {
-        self.words.iter().map(|word| word.allowed.count_ones()).sum()
+        self.limit
     }
 
     /// Whether any port is free.
