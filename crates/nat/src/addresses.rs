@@ -1,4 +1,4 @@
-//! Which slot an external address is in: a small open table, asked for every packet.
+//! Which slot an external address is in: a small open table, asked for every packet that takes the ordinary way.
 //!
 //! Knows addresses and slots. Rebuilt when the policy changes. Invariant: at most half of the places are taken, so that a search ends.
 //! **Cost:** one multiplication and, nearly always, one place.

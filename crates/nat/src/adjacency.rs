@@ -4,10 +4,12 @@
 //! neighbour. Invariants: a pair of the epoch in use was found out under the rules and the network in use; a number is given anew only
 //! when a whole sweep has passed since its pair went out of use, and taken it out of every session.
 
+use core::alloc::Layout;
 use core::net::Ipv4Addr;
 
 use ahash::RandomState;
 use hashbrown::HashMap;
+use zerocopy::{FromZeros, KnownLayout};
 
 use crate::path::Path;
 use crate::policy::{DeviceId, InterfaceId, NeighbourKey};
@@ -22,21 +24,21 @@ const NOTED_STEP: usize = 16;
 const ETHERNET_LEN: u32 = 14;
 
 /// How the packets of one way leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromZeros, KnownLayout)]
 pub(crate) struct Adjacency {
     /// Destination and source of the link-layer header.
     pub(crate) addresses: [u8; 12],
     pub(crate) interface: InterfaceId,
     /// The longest frame, by the route's MTU or the interface's. **Units:** bytes from the Ethernet header on.
     pub(crate) most_len: u32,
-    pub(crate) next_hop: Ipv4Addr,
+    /// As a number in host order.
+    next_hop: u32,
     pub(crate) device: DeviceId,
 }
 
 impl Adjacency {
     /// That of no packet: none is short enough.
-    const NONE: Self =
-        Self { addresses: [0; 12], interface: InterfaceId(0), most_len: 0, next_hop: Ipv4Addr::UNSPECIFIED, device: DeviceId(0) };
+    const NONE: Self = Self { addresses: [0; 12], interface: InterfaceId(0), most_len: 0, next_hop: 0, device: DeviceId(0) };
 
     /// Of a path by which packets can be sent as they are: it is up, without tag, and its next hop is known.
     pub(crate) fn of(path: &Path) -> Option<Self> {
@@ -45,16 +47,16 @@ impl Adjacency {
         let mut addresses = [0; 12];
         addresses[..6].copy_from_slice(&destination);
         addresses[6..].copy_from_slice(&source_mac);
-        Some(Self { addresses, interface, most_len: u32::from(mtu) + ETHERNET_LEN, next_hop, device })
+        Some(Self { addresses, interface, most_len: u32::from(mtu) + ETHERNET_LEN, next_hop: next_hop.to_bits(), device })
     }
 
     fn neighbour(&self) -> NeighbourKey {
-        (self.interface, self.next_hop)
+        (self.interface, Ipv4Addr::from_bits(self.next_hop))
     }
 }
 
 /// Both ways of a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromZeros, KnownLayout)]
 #[repr(align(64))]
 pub(crate) struct Pair {
     /// To the internal endpoint.
@@ -68,7 +70,10 @@ pub(crate) struct Pair {
 
 /// The pairs.
 pub(crate) struct Adjacencies {
-    pairs: Vec<Pair>,
+    /// All that there may be: those that never were in use are zero, which no epoch is, and their pages are never touched.
+    pairs: Box<[Pair; MOST]>,
+    /// Those that were in use are below.
+    high_water: usize,
     numbers: HashMap<(Adjacency, Adjacency), u16, RandomState>,
     epoch: u32,
     /// No session has a pair of an epoch before this one.
@@ -86,8 +91,7 @@ pub(crate) struct Adjacencies {
 impl Adjacencies {
     pub(crate) fn new(hasher: RandomState) -> Self {
         let numbers = HashMap::with_hasher(hasher);
-        // Room for all: nothing is moved later. Pages that no pair is in are never touched.
-        Self { pairs: Vec::with_capacity(MOST), numbers, epoch: 1, forgotten: 0, round: 1, last: 0, next: 1, cursor: 0 }
+        Self { pairs: no_pairs(), high_water: 1, numbers, epoch: 1, forgotten: 0, round: 1, last: 0, next: 1, cursor: 0 }
     }
 
     /// There are other rules, or another network: no pair holds any more.
@@ -100,13 +104,13 @@ impl Adjacencies {
     #[inline]
     pub(crate) fn get(&self, number: u16) -> Option<&Pair> {
         // Zero is no pair, and never in use.
-        self.pairs.get(usize::from(number)).filter(|pair| pair.epoch == self.epoch)
+        Some(&self.pairs[usize::from(number)]).filter(|pair| pair.epoch == self.epoch)
     }
 
     /// The same; it is noted as used.
     #[inline]
     pub(crate) fn used(&mut self, number: u16) -> Option<&Pair> {
-        let pair = self.pairs.get_mut(usize::from(number)).filter(|pair| pair.epoch == self.epoch)?;
+        let pair = Some(&mut self.pairs[usize::from(number)]).filter(|pair| pair.epoch == self.epoch)?;
         pair.used = true;
         Some(pair)
     }
@@ -127,15 +131,12 @@ impl Adjacencies {
             return number;
         }
         let pair = Pair { inside, outside, epoch: self.epoch, used: true };
-        if self.pairs.is_empty() {
-            self.pairs.push(Pair { epoch: 0, ..pair });
-        }
         let number = if self.next < MOST { self.next } else { 1 };
-        match self.pairs.get_mut(number) {
-            None => self.pairs.push(pair),
-            Some(old) if old.epoch < self.forgotten => *old = pair,
-            Some(_) => return 0,
+        if number < self.high_water && self.pairs[number].epoch >= self.forgotten {
+            return 0;
         }
+        self.pairs[number] = pair;
+        self.high_water = self.high_water.max(number + 1);
         self.next = number + 1;
         self.numbers.insert((inside, outside), number as u16);
         number as u16
@@ -160,17 +161,21 @@ impl Adjacencies {
     /// Gives the next hops of some pairs that were used since they were last given. Returns whether that was the last of them; then it
     /// begins anew.
     pub(crate) fn note_used(&mut self, mut note: impl FnMut(NeighbourKey)) -> bool {
-        let end = self.pairs.len().min(self.cursor + NOTED_STEP);
+        let end = self.high_water.min(self.cursor + NOTED_STEP);
         for pair in &mut self.pairs[self.cursor..end] {
             if core::mem::take(&mut pair.used) && pair.epoch == self.epoch && pair.inside != Adjacency::NONE {
                 note(pair.inside.neighbour());
                 note(pair.outside.neighbour());
             }
         }
-        let is_last = end == self.pairs.len();
+        let is_last = end == self.high_water;
         self.cursor = if is_last { 0 } else { end };
         is_last
     }
+}
+
+fn no_pairs() -> Box<[Pair; MOST]> {
+    <[Pair; MOST]>::new_box_zeroed().unwrap_or_else(|_| std::alloc::handle_alloc_error(Layout::new::<[Pair; MOST]>()))
 }
 
 #[cfg(test)]
@@ -178,13 +183,7 @@ mod tests {
     use super::*;
 
     fn adjacency(number: u32) -> Adjacency {
-        Adjacency {
-            addresses: [2; 12],
-            interface: InterfaceId(1),
-            most_len: 1514,
-            next_hop: Ipv4Addr::from_bits(number),
-            device: DeviceId(0),
-        }
+        Adjacency { addresses: [2; 12], interface: InterfaceId(1), most_len: 1514, next_hop: number, device: DeviceId(0) }
     }
 
     fn adjacencies() -> Adjacencies {
@@ -196,7 +195,7 @@ mod tests {
         let mut table = adjacencies();
         let (one, other) = (table.number_of(adjacency(1), adjacency(9)), table.number_of(adjacency(2), adjacency(9)));
         assert_eq!((one, table.number_of(adjacency(1), adjacency(9))), (1, 1));
-        assert_eq!((other, table.get(other).map(|pair| pair.inside.next_hop)), (2, Some(Ipv4Addr::from_bits(2))));
+        assert_eq!((other, table.get(other).map(|pair| pair.inside.next_hop)), (2, Some(2)));
         assert!(table.get(0).is_none() && table.get(3).is_none());
         table.forget();
         assert!(table.get(one).is_none() && table.used(other).is_none());
@@ -215,7 +214,7 @@ mod tests {
         assert_eq!(table.number_of(adjacency(1), adjacency(0)), 0, "a session may have any of them");
         table.swept();
         assert_eq!(table.number_of(adjacency(1), adjacency(0)), 1);
-        assert_eq!(table.get(1).map(|pair| pair.inside.next_hop), Some(Ipv4Addr::from_bits(1)));
+        assert_eq!(table.get(1).map(|pair| pair.inside.next_hop), Some(1));
     }
 
     #[test]

@@ -61,9 +61,9 @@ impl Says {
     pub(crate) fn of(protocol: u8, flags: u8) -> Self {
         core::hint::select_unpredictable(
             protocol == TCP,
-            Self((flags & Self::TELLING) as u32),
+            Self(u32::from(flags & Self::TELLING)),
             // Above all flags.
-            Self((protocol as u32) << 8),
+            Self(u32::from(protocol) << 8),
         )
     }
 }
@@ -114,7 +114,7 @@ impl Row {
     #[inline]
     pub(crate) const fn has_ended(self, last_seen: u32, now: Tick) -> bool {
         // What lies in the future is no time ago.
-        now.0.wrapping_sub(last_seen) as i32 >= self.timer
+        now.0.wrapping_sub(last_seen).cast_signed() >= self.timer
     }
 }
 

@@ -24,32 +24,29 @@ impl Outer {
     }
 }
 
-/// Of an address that is gone. Above all addresses, so that one comparison tells an address that is the packet's and not gone.
-const GONE: u64 = 1 << 32;
+/// Slots times generations.
+const OUTERS: usize = 1 << 18;
 
-/// The addresses, as they are in a packet.
-#[derive(Default)]
+/// Beside an address, in bit 32: it is not gone. So one comparison tells an address that is the packet's and not gone.
+const LIVES: u64 = 1 << 32;
+
+/// The addresses, as they are in a packet. Pages of slots that no policy has are never touched.
 pub(crate) struct Externals {
-    known: Vec<u64>,
+    known: Box<[u64; OUTERS]>,
 }
 
 impl Externals {
-    /// From now on, a slot has that address, in that generation.
-    pub(crate) fn set(&mut self, slot: u16, generation: Generation, address: Option<Ipv4Addr>) {
-        let (first, all) = (Outer::new(slot, Generation::FIRST).0 as usize, usize::from(Generation::COUNT));
-        if self.known.len() < first + all {
-            self.known.resize(first + all, GONE);
-        }
-        self.known[first..first + all].iter_mut().for_each(|known| *known |= GONE);
-        if let Some(address) = address {
-            self.known[Outer::new(slot, generation).0 as usize] = u64::from(u32::from_ne_bytes(address.octets()));
-        }
+    pub(crate) fn new() -> Self {
+        Self { known: u64_zeros() }
     }
 
-    /// The address, in memory order; above 32 bits where it is gone.
-    #[inline]
-    fn known(&self, outer: Outer) -> u64 {
-        self.known.get(outer.0 as usize).copied().unwrap_or(GONE)
+    /// From now on, a slot has that address, in that generation.
+    pub(crate) fn set(&mut self, slot: u16, generation: Generation, address: Option<Ipv4Addr>) {
+        let first = Outer::new(slot, Generation::FIRST).0 as usize;
+        self.known[first..first + usize::from(Generation::COUNT)].iter_mut().for_each(|known| *known &= !LIVES);
+        if let Some(address) = address {
+            self.known[Outer::new(slot, generation).0 as usize] = LIVES | u64::from(u32::from_ne_bytes(address.octets()));
+        }
     }
 
     /// The address as it is in a packet, gone or not.
@@ -61,14 +58,24 @@ impl Externals {
     /// The address as it is in a packet, unless it is gone.
     #[inline]
     pub(crate) fn live(&self, outer: Outer) -> Option<u32> {
-        u32::try_from(self.known(outer)).ok()
+        let known = self.known(outer);
+        (known & LIVES != 0).then_some(known as u32)
     }
 
     /// Whether that is the address, and not gone.
     #[inline]
     pub(crate) fn is_live(&self, outer: Outer, wire: u32) -> bool {
-        self.known(outer) == u64::from(wire)
+        self.known(outer) == LIVES | u64::from(wire)
     }
+
+    #[inline]
+    fn known(&self, outer: Outer) -> u64 {
+        self.known[outer.0 as usize % OUTERS]
+    }
+}
+
+fn u64_zeros() -> Box<[u64; OUTERS]> {
+    vec![0; OUTERS].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("as many as there are"))
 }
 
 #[cfg(test)]
@@ -77,7 +84,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_gone_is_still_known() {
-        let mut externals = Externals::default();
+        let mut externals = Externals::new();
         let (first, second) = (Outer::new(1, Generation::FIRST), Outer::new(1, Generation::FIRST.next()));
         let [one, other] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
         let wire = |address: Ipv4Addr| u32::from_ne_bytes(address.octets());
@@ -92,7 +99,7 @@ mod tests {
 
     #[test]
     fn nothing_is_known_of_a_slot_without_address() {
-        let mut externals = Externals::default();
+        let mut externals = Externals::new();
         externals.set(3, Generation::FIRST, None);
         for slot in 0..5 {
             let outer = Outer::new(slot, Generation::FIRST);

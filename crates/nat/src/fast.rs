@@ -4,12 +4,11 @@
 //! ordinary way in `nat.rs`, which decides it from the start. Called first for each burst. Invariant: what the fast path forwards, the
 //! ordinary way would have forwarded, to the same bytes, tables and counts. Tests: the reference NAT runs over both.
 //!
-//! A burst goes in stages, so that the processor waits for the memory of many packets at once: read all packets and hash their keys, look
-//! at all index lines, at all records, and then finish packet by packet, in order.
+//! A burst goes in stages: read all packets and hash their keys, look at all index lines, and then finish packet by packet, in order. In
+//! tables beyond the caches, each stage has what the next one reads fetched: the processor waits for the memory of many packets at once.
 
-use core::hint::{cold_path, select_unpredictable};
+use core::hint::select_unpredictable;
 
-use portcullis_wire::checksum::udp_spelling;
 use portcullis_wire::ipv4::TCP;
 use portcullis_wire::tcp::TcpFlags;
 use wide::u8x16;
@@ -19,6 +18,7 @@ use crate::advance::Says;
 use crate::counters::Counter;
 use crate::externals::Outer;
 use crate::hash::Key;
+use crate::head::{self, HEAD, Head, addresses, at, eight, half, header_sum, ports, wire_half, wire_word, word};
 use crate::nat::Nat;
 use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Protocol, ReceivedChecksums, Side};
@@ -36,29 +36,6 @@ const LEFT: u32 = NONE - 1;
 
 /// The same, of a plain packet whose key the index does not have.
 const NEW: u32 = NONE >> 1;
-
-/// As much of a frame as the fast path reads and writes: Ethernet, IPv4 and TCP without options.
-const HEAD: usize = 54;
-pub(crate) type Head = [u8; HEAD];
-
-/// Where the headers' fields are. **Units:** bytes from the frame's start.
-pub(crate) mod at {
-    pub(crate) const IPV4: usize = 14;
-    pub(crate) const LEN: usize = 16;
-    pub(crate) const FRAGMENT: usize = 20;
-    pub(crate) const TTL: usize = 22;
-    pub(crate) const PROTOCOL: usize = 23;
-    pub(crate) const CHECKSUM: usize = 24;
-    pub(crate) const SOURCE: usize = 26;
-    pub(crate) const DESTINATION: usize = 30;
-    pub(crate) const SOURCE_PORT: usize = 34;
-    pub(crate) const DESTINATION_PORT: usize = 36;
-    pub(crate) const UDP_LEN: usize = 38;
-    pub(crate) const UDP_CHECKSUM: usize = 40;
-    pub(crate) const TCP_OFFSET: usize = 46;
-    pub(crate) const TCP_FLAGS: usize = 47;
-    pub(crate) const TCP_CHECKSUM: usize = 50;
-}
 
 const ETHERNET_LEN: usize = 14;
 const IPV4_LEN: u32 = 20;
@@ -137,6 +114,15 @@ impl Amount {
     }
 }
 
+/// What is read of a burst beside the hashes.
+struct Read {
+    /// A bit for each packet that is not plain.
+    odd: u32,
+    bytes: u64,
+    /// Not zero if any was handed over.
+    hands: u8,
+}
+
 /// What of a burst does not go the fast path, and what another worker has counted as received.
 #[derive(Clone, Copy, Default)]
 struct Tally {
@@ -148,7 +134,7 @@ impl Nat<'_> {
     /// Steps 2 to 7 for at most [`BURST`] packets from one device. Appends one verdict for each, in order.
     pub(crate) fn process_burst(&mut self, burst: &mut [Packet<'_>], device: DeviceId, now: Tick, verdicts: &mut Vec<Verdict>) {
         let Some(&Some(gate)) = self.gates.get(usize::from(device.0)) else {
-            burst.iter_mut().for_each(|packet| verdicts.push(self.process_one(packet, device, now)));
+            verdicts.extend(burst.iter_mut().map(|packet| self.process_one(packet, device, now)));
             return;
         };
         match (gate.side, gate.checksums) {
@@ -167,32 +153,50 @@ impl Nat<'_> {
         now: Tick,
         verdicts: &mut Vec<Verdict>,
     ) {
-        let (mut hashes, mut numbers) = ([0; BURST], [NONE; BURST]);
-        let (mut odd, mut amount, mut hands) = (0_u32, Amount { packets: burst.len() as u64, bytes: 0 }, 0);
-        for (at, (hash, packet)) in hashes.iter_mut().zip(&*burst).enumerate() {
-            match self.read::<OUTBOUND, MAYBE_PARTIAL>(packet, gate) {
-                Some(read) => *hash = read,
-                None => {
-                    cold_path();
-                    odd |= 1 << at;
-                }
-            }
-            amount.bytes += packet.len as u64;
-            hands |= packet.handed;
-        }
-        let (hashes, numbers) = (&hashes[..burst.len()], &mut numbers[..burst.len()]);
+        // Of a packet that is not plain, any hash: its number is not used.
+        let (mut hashes, mut numbers) = ([1; BURST], [NONE; BURST]);
+        let (hashes, numbers) = (&mut hashes[..burst.len()], &mut numbers[..burst.len()]);
+        let Read { mut odd, bytes, hands } = if self.state.sessions.is_large() {
+            self.read_all::<OUTBOUND, MAYBE_PARTIAL, true>(burst, gate, hashes)
+        } else {
+            self.read_all::<OUTBOUND, MAYBE_PARTIAL, false>(burst, gate, hashes)
+        };
         self.state.sessions.candidates(hashes, numbers);
         while odd != 0 {
             numbers[odd.trailing_zeros() as usize] = NONE;
             odd &= odd - 1;
         }
-        self.state.sessions.touch_records(numbers);
         let mut tally = Tally::default();
         if hands > 0 {
             burst.iter().filter(|packet| packet.handed > 0).for_each(|packet| tally.handed.add(packet));
         }
+        let all = Amount { packets: burst.len() as u64, bytes };
         self.forward_all::<OUTBOUND>((burst, device), numbers, gate, now, &mut tally, verdicts);
-        self.count::<OUTBOUND>(amount, &tally);
+        self.count::<OUTBOUND>(all, &tally);
+    }
+
+    /// The first stage: the hashes of those packets that are plain. In large tables their lines of the index are fetched.
+    fn read_all<const OUTBOUND: bool, const MAYBE_PARTIAL: bool, const IS_LARGE: bool>(
+        &self,
+        burst: &[Packet<'_>],
+        gate: &Gate,
+        hashes: &mut [u64],
+    ) -> Read {
+        let mut all = Read { odd: 0, bytes: 0, hands: 0 };
+        for (at, (hash, packet)) in hashes.iter_mut().zip(burst).enumerate() {
+            match self.read::<OUTBOUND, MAYBE_PARTIAL>(packet, gate) {
+                Some(read) => {
+                    *hash = read;
+                    if IS_LARGE {
+                        self.state.sessions.fetch_line(read);
+                    }
+                }
+                None => all.odd |= 1 << at,
+            }
+            all.bytes += packet.len as u64;
+            all.hands |= packet.handed;
+        }
+        all
     }
 
     /// The last stage.
@@ -271,7 +275,7 @@ impl Nat<'_> {
     #[inline]
     fn read<const OUTBOUND: bool, const MAYBE_PARTIAL: bool>(&self, packet: &Packet<'_>, gate: &Gate) -> Option<u64> {
         let head = packet.buffer.first_chunk::<HEAD>()?;
-        let front = u8x16::new(bytes(head, 0)).simd_eq(u8x16::new(gate.front)).to_bitmask();
+        let front = u8x16::new(head::bytes(head, 0)).simd_eq(u8x16::new(gate.front)).to_bitmask();
         let is_plain = front & FRONT_COUNTS == FRONT_COUNTS
             && matches!(packet.errand, Errand::Whole)
             && wire_half(head, at::FRAGMENT) & FRAGMENT_MASK.to_be() == 0
@@ -283,7 +287,7 @@ impl Nat<'_> {
         // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
         let protocol = head[at::PROTOCOL];
         let is_tcp = protocol == TCP;
-        let (len, udp_len) = (u32::from(half(head, at::LEN)), u32::from(half(head, at::UDP_LEN)));
+        let (len, udp_len) = (word(head, at::IPV4) & 0xFFFF, u32::from(half(head, at::UDP_LEN)));
         let header_len = u32::from(TCP_HEADER_LEN[usize::from(head[at::TCP_OFFSET])]);
         let claimed = select_unpredictable(is_tcp, header_len, udp_len);
         if len as usize + ETHERNET_LEN > packet.len || claimed < UDP_HEADER_LEN || claimed + IPV4_LEN > len {
@@ -291,7 +295,7 @@ impl Nat<'_> {
         }
         if MAYBE_PARTIAL {
             // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
-            let checksum = half(head, checksum_at(is_tcp));
+            let checksum = half(head, head::checksum_at(is_tcp));
             let covered = select_unpredictable(is_tcp, len - IPV4_LEN, udp_len);
             let rest = u64::from(protocol) + u64::from(covered) + u64::from(!checksum);
             if (u64::from(word(head, at::SOURCE)) + u64::from(word(head, at::DESTINATION)) + rest).is_multiple_of(0xFFFF) {
@@ -409,8 +413,8 @@ fn forward_unsettled<const OUTBOUND: bool>(
 #[inline(always)]
 pub(crate) fn send<const OUTBOUND: bool>(head: &mut Head, session: &Session, address: u32, leaves: &Adjacency) -> DeviceId {
     let port = if OUTBOUND { session.external_half() } else { session.internal_half() };
+    head::rewrite::<OUTBOUND>(head, (address, port));
     head[..12].copy_from_slice(&leaves.addresses);
-    rewrite::<OUTBOUND>(head, (address, port));
     leaves.device
 }
 
@@ -418,114 +422,4 @@ pub(crate) fn send<const OUTBOUND: bool>(head: &mut Head, session: &Session, add
 #[inline]
 pub(crate) fn key_of(head: &Head) -> Key {
     Key::read(eight(head, at::PROTOCOL), eight(head, at::DESTINATION))
-}
-
-/// Bytes of a frame: one load, where byte by byte may become many.
-#[inline]
-fn bytes<const N: usize>(head: &Head, at: usize) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(&head[at..at + N]);
-    bytes
-}
-
-#[inline]
-pub(crate) fn half(head: &Head, at: usize) -> u16 {
-    u16::from_be_bytes(bytes(head, at))
-}
-
-#[inline]
-pub(crate) fn word(head: &Head, at: usize) -> u32 {
-    u32::from_be_bytes(bytes(head, at))
-}
-
-/// Two bytes, as one number in memory order.
-#[inline]
-fn wire_half(head: &Head, at: usize) -> u16 {
-    u16::from_ne_bytes(bytes(head, at))
-}
-
-#[inline]
-fn set_wire_half(head: &mut Head, at: usize, value: u16) {
-    head[at..at + 2].copy_from_slice(&value.to_ne_bytes());
-}
-
-/// Four bytes, as one number in memory order.
-#[inline]
-fn wire_word(head: &Head, at: usize) -> u32 {
-    u32::from_ne_bytes(bytes(head, at))
-}
-
-/// Eight bytes, as one number in memory order.
-#[inline]
-fn eight(head: &Head, at: usize) -> u64 {
-    u64::from_ne_bytes(bytes(head, at))
-}
-
-/// Source and destination address, as one number in memory order.
-#[inline]
-fn addresses(head: &Head) -> u64 {
-    eight(head, at::SOURCE)
-}
-
-/// Source and destination port, as one number in memory order.
-#[inline]
-fn ports(head: &Head) -> u32 {
-    wire_word(head, at::SOURCE_PORT)
-}
-
-#[inline]
-fn checksum_at(is_tcp: bool) -> usize {
-    select_unpredictable(is_tcp, at::TCP_CHECKSUM, at::UDP_CHECKSUM)
-}
-
-/// A number that is congruent to the IPv4 header's sum modulo 65,535. Any byte order will do.
-#[inline]
-fn header_sum(head: &Head) -> u64 {
-    let (sum, carry) = eight(head, at::IPV4).carrying_add(eight(head, at::IPV4 + 8), false);
-    let (sum, carry) = sum.carrying_add(u64::from(wire_word(head, at::IPV4 + 16)), carry);
-    // It cannot carry once more: what has carried is small.
-    sum.wrapping_add(u64::from(carry))
-}
-
-/// Replaces one endpoint by an address and a port as they are in packets, counts the TTL down, and mends both checksums: equation 3 of RFC
-/// 1624, folded at the end.
-#[inline]
-fn rewrite<const OUTBOUND: bool>(head: &mut Head, (address, port): (u32, u16)) {
-    let (address_at, port_at) = if OUTBOUND { (at::SOURCE, at::SOURCE_PORT) } else { (at::DESTINATION, at::DESTINATION_PORT) };
-    // In memory order, which is as good as any for sums. A complement is all ones less the number, so that this is a difference.
-    let moved = u64::from(!wire_word(head, address_at)) + u64::from(address);
-    let moved = (moved & 0xFFFF) as u32 + (moved >> 16) as u32;
-    let renumbered = moved + u32::from(!wire_half(head, port_at)) + u32::from(port);
-    head[address_at..address_at + 4].copy_from_slice(&address.to_ne_bytes());
-    set_wire_half(head, port_at, port);
-    head[at::TTL] -= 1;
-    // The TTL is the first byte of its word: minus that modulo 65,535.
-    let fewer = u32::from(!u16::from_ne_bytes([1, 0]));
-    let of_header = mended(wire_half(head, at::CHECKSUM), moved + fewer);
-    set_wire_half(head, at::CHECKSUM, of_header);
-    let is_tcp = head[at::PROTOCOL] == TCP;
-    let checksum_at = checksum_at(is_tcp);
-    let before = wire_half(head, checksum_at);
-    let after = mended(before, renumbered);
-    set_wire_half(head, checksum_at, if before == 0 || after == 0 { spelled(is_tcp, before, after) } else { after });
-}
-
-/// Of a checksum field that was zero, or becomes so: what it becomes. UDP's zero is none at all, and stays.
-#[cold]
-const fn spelled(is_tcp: bool, before: u16, after: u16) -> u16 {
-    match (is_tcp, before) {
-        (true, _) => after,
-        (false, 0) => 0,
-        // Zero is the same in any order, and so is its other spelling.
-        (false, _) => udp_spelling(after),
-    }
-}
-
-/// A checksum field after words changed: `change` is the sum of what the new words and the complements of the old ones are, below 2^31.
-#[inline]
-const fn mended(checksum: u16, change: u32) -> u16 {
-    // The complement of the field is all ones less it.
-    let sum = change + 0xFFFF - checksum as u32;
-    // The upper half is that of both halves together, with the carry.
-    !(sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }

@@ -7,7 +7,7 @@
 use wide::u8x16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::prefetch;
+use crate::ahead;
 
 /// Entries in a line.
 const SLOTS: usize = 12;
@@ -15,7 +15,7 @@ const SLOTS: usize = 12;
 /// Lines looked at before an insertion gives up. At 3/4 fill the longest search seen in the test below is under 8.
 const MAX_PROBES: u32 = 64;
 
-/// Bits of an entry that are its number; the rest is more of its hash.
+/// Bits of a number.
 const NUMBER_BITS: u32 = 26;
 
 /// Numbers that an entry may have are below this.
@@ -31,8 +31,8 @@ pub(crate) struct Line {
     /// Eight bits of each entry's hash, zero for an empty slot; behind them 32 bits: entries that live further on because this line was
     /// full.
     head: [u8; 16],
-    /// The entries: the number, and above it six more bits of the hash, so that a number which is not the one looked for is hardly ever
-    /// looked at.
+    /// The entries: the number under the hash's lower half, by exclusive or. Under another hash it comes out too large for a number, at
+    /// least 63 times in 64, so that a number which is not the one looked for is hardly ever looked at.
     entries: [u32; SLOTS],
 }
 
@@ -70,6 +70,8 @@ pub(crate) struct IndexFull;
 /// The index over its lines.
 pub(crate) struct Index<'m> {
     lines: &'m mut [Line],
+    /// All numbers inserted so far are below.
+    most: u32,
 }
 
 impl<'m> Index<'m> {
@@ -82,7 +84,7 @@ impl<'m> Index<'m> {
     /// An index over zeroed `lines`.
     pub(crate) fn new(lines: &'m mut [Line]) -> Self {
         debug_assert!(!lines.is_empty() && u32::try_from(lines.len()).is_ok());
-        Self { lines }
+        Self { lines, most: 0 }
     }
 
     /// Where the search for a hash begins (Lemire, "Fast random integer generation in an interval", 2019).
@@ -105,14 +107,14 @@ impl<'m> Index<'m> {
     /// The first number under `hash` that `is_match` accepts. **Cost:** one line, hardly ever more.
     #[inline]
     pub(crate) fn find(&self, hash: u64, is_match: impl Fn(u32) -> bool) -> Option<u32> {
-        let print = print_of(hash);
+        let salt = hash as u32;
         let mut at = self.home(hash);
         for _ in 0..self.probes() {
             let line = &self.lines[at];
             let mut slots = line.with_tag(tag_of(hash));
             while let Some(&entry) = line.entries.get(slots.trailing_zeros() as usize) {
-                if entry & !(NUMBERS - 1) == print && is_match(entry % NUMBERS) {
-                    return Some(entry % NUMBERS);
+                if entry ^ salt < self.most && is_match(entry ^ salt) {
+                    return Some(entry ^ salt);
                 }
                 slots &= slots - 1;
             }
@@ -124,21 +126,16 @@ impl<'m> Index<'m> {
         None
     }
 
-    /// Has a hash's home line fetched.
-    #[inline]
-    pub(crate) fn fetch(&self, hash: u64) {
-        prefetch::fetch(&self.lines[self.home(hash)]);
-    }
-
-    /// The first number under `hash`, which may be that of another hash alike; [`NONE`] where there is none. **Cost:** as [`Index::find`];
+    /// The first number under `hash`, an odd one, which may be that of another hash alike; [`NONE`] where there is none. **Cost:** as [`Index::find`];
     /// what is nearly always so is looked at right here: that the first entry of the home line with the hash's tag is it.
     #[inline]
     pub(crate) fn first(&self, hash: u64) -> u32 {
+        debug_assert!(hash as u8 == tag_of(hash), "an odd hash is its tag as it is");
         let line = &self.lines[self.home(hash)];
         // A byte of the overflow count that looks like the tag is behind all slots, and no slot is there.
-        let slot = line.bytes_with(tag_of(hash)).trailing_zeros() as usize;
-        let number = line.entries.get(slot).map_or(NONE, |entry| entry ^ print_of(hash));
-        if number < NUMBERS { number } else { self.first_of_others(hash) }
+        let slot = line.bytes_with(hash as u8).trailing_zeros() as usize;
+        let number = line.entries.get(slot).map_or(NONE, |entry| entry ^ hash as u32);
+        if number < self.most { number } else { self.first_of_others(hash) }
     }
 
     #[cold]
@@ -151,10 +148,12 @@ impl<'m> Index<'m> {
         size_of_val(self.lines)
     }
 
-    /// Reads something of a hash's home line.
+    /// Has a hash's home line fetched.
     #[inline]
-    pub(crate) fn touch(&self, hash: u64) -> u8 {
-        self.lines[self.home(hash)].head[0]
+    pub(crate) fn fetch(&self, hash: u64) {
+        if let Some(line) = self.lines.get(self.home(hash)) {
+            ahead::fetch(&line.entries[0]);
+        }
     }
 
     /// Adds `number`, below [`NUMBERS`], under `hash`. **Errors:** [`IndexFull`]; nothing has changed then.
@@ -167,8 +166,9 @@ impl<'m> Index<'m> {
             if free != 0 {
                 let slot = free.trailing_zeros() as usize;
                 line.head[slot] = tag_of(hash);
-                line.entries[slot] = print_of(hash) | number;
+                line.entries[slot] = hash as u32 ^ number;
                 self.pass_over(hash, probe, |overflow| overflow + 1);
+                self.most = self.most.max(number + 1);
                 return Ok(());
             }
             at = self.after(at);
@@ -178,7 +178,7 @@ impl<'m> Index<'m> {
 
     /// Removes `number` from under `hash`. Returns whether it was there.
     pub(crate) fn remove(&mut self, hash: u64, number: u32) -> bool {
-        let entry = print_of(hash) | number;
+        let entry = hash as u32 ^ number;
         let mut at = self.home(hash);
         for probe in 0..self.probes() {
             let line = &mut self.lines[at];
@@ -218,12 +218,6 @@ fn tag_of(hash: u64) -> u8 {
     hash as u8 | 1
 }
 
-/// The bits of a hash that an entry has above its number.
-#[inline]
-fn print_of(hash: u64) -> u32 {
-    hash as u32 & !(NUMBERS - 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,7 +239,7 @@ mod tests {
             let mut index = Index::new(&mut memory);
             let mut model: HashMap<(u64, u32), u32> = HashMap::new();
             for (insert, value) in steps {
-                let hash = u64::from(value % 3) << 62 | u64::from(value);
+                let hash = u64::from(value % 3) << 62 | u64::from(value) << 1 | 1;
                 if insert && !model.contains_key(&(hash, value)) {
                     if index.insert(hash, value).is_ok() {
                         model.insert((hash, value), value);
@@ -257,7 +251,7 @@ mod tests {
                     prop_assert_eq!(index.find(hash, |found| found == value), Some(value));
                     prop_assert_eq!(Some(index.first(hash)), index.find(hash, |_| true));
                 }
-                let absent = u64::from(value % 3) << 62 | 200;
+                let absent = u64::from(value % 3) << 62 | 0x191;
                 prop_assert_eq!(index.first(absent), NONE);
             }
         }

@@ -4,11 +4,12 @@
 //! a test calls [`Nat::process`] with bytes and a number and gets verdicts. Called by the worker alone.
 //! Invariants: no packet leaves untranslated; a dropped first packet leaves nothing behind; every outcome is counted.
 //! Sources: RFC 4787, 5382, 5508, 7857, 1812. Tests: `tests/`, and the reference NAT of `testkit`.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod addresses;
 mod adjacency;
 mod advance;
+mod ahead;
 mod arena;
 mod arrival;
 pub mod counters;
@@ -21,6 +22,7 @@ mod forward;
 mod fragment;
 mod hairpin;
 mod hash;
+mod head;
 mod icmp;
 mod index;
 #[cfg(feature = "internals")]
@@ -34,7 +36,6 @@ mod packet;
 mod path;
 pub mod policy;
 mod ports;
-mod prefetch;
 mod record;
 mod refusal;
 mod rewrite;

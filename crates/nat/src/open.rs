@@ -12,7 +12,8 @@ use portcullis_wire::tcp::TcpFlags;
 
 use crate::arrival;
 use crate::establish::{self, Flow};
-use crate::fast::{self, Head, at};
+use crate::fast;
+use crate::head::{self, Head, at};
 use crate::nat::Nat;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
 use crate::time::Tick;
@@ -64,7 +65,7 @@ fn flow_of(head: &Head) -> Option<Flow> {
         _ => return None,
     };
     let endpoint =
-        |address, port| Endpoint { address: Ipv4Addr::from_bits(fast::word(head, address)), port: fast::half(head, port) };
+        |address, port| Endpoint { address: Ipv4Addr::from_bits(head::word(head, address)), port: head::half(head, port) };
     let (ours, remote) = (endpoint(at::SOURCE, at::SOURCE_PORT), endpoint(at::DESTINATION, at::DESTINATION_PORT));
     Some(Flow { protocol, ours, remote, opens: true })
 }

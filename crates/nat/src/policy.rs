@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use ipnet::Ipv4Net;
 use prefix_trie::PrefixMap;
+use zerocopy::{FromZeros, KnownLayout};
 
 /// Which way an interface looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -275,11 +276,11 @@ pub struct Policy {
 }
 
 /// A network device that frames come from and go to: the position of an AF_XDP attachment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromZeros, KnownLayout)]
 pub struct DeviceId(pub u8);
 
 /// An interface: a position in [`Network::interfaces`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromZeros, KnownLayout)]
 pub struct InterfaceId(pub u16);
 
 /// What the transport checksums of the frames that a device receives may be.

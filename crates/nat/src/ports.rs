@@ -6,8 +6,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::ahead;
 use crate::policy::PortSet;
-use crate::prefetch;
 
 const WORDS: usize = 1024;
 const SUMMARY_WORDS: usize = WORDS / 64;
@@ -102,8 +102,8 @@ impl PortSpace {
     /// Has what [`PortSpace::take`] and [`PortSpace::release`] write fetched.
     #[inline]
     pub(crate) fn fetch(&self, port: u16) {
-        prefetch::fetch(&self.holders[usize::from(port)]);
-        prefetch::fetch(&self.words[usize::from(port) / 64]);
+        ahead::fetch(&self.holders[usize::from(port)]);
+        ahead::fetch(&self.words[usize::from(port) / 64]);
     }
 
     /// How many ports mappings have.

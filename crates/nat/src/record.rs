@@ -50,8 +50,8 @@ impl Kind {
     /// Of a free record.
     const FREE: Self = Self(0);
 
-    /// How many kinds there may be.
-    pub(crate) const COUNT: usize = 64;
+    /// How many kinds there may be: those of a byte, so that none has to be cut to an index.
+    pub(crate) const COUNT: usize = 256;
 
     #[inline]
     pub(crate) const fn new(protocol: Protocol, state: SessionState) -> Self {
@@ -61,7 +61,7 @@ impl Kind {
     /// Its number, below [`Kind::COUNT`].
     #[inline]
     pub(crate) const fn number(self) -> usize {
-        self.0 as usize % Self::COUNT
+        self.0 as usize
     }
 
     /// **Panics** for a free record, which no one asks.

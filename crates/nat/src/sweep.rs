@@ -5,9 +5,9 @@
 //! rules or another network every session is looked at in two whole rounds.
 
 use crate::adjacency::Adjacencies;
+use crate::ahead;
 use crate::counters::Counters;
 use crate::nat::Nat;
-use crate::prefetch;
 use crate::slab::Record as _;
 use crate::state::State;
 use crate::table::Hashes;
@@ -167,7 +167,7 @@ impl State<'_> {
     /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.
     fn look_at(&mut self, numbers: &mut [u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
         for &number in numbers.iter() {
-            prefetch::fetch(self.sessions.records.get(number));
+            ahead::fetch(self.sessions.records.get(number));
         }
         let mut over = 0;
         for at in 0..numbers.len() {

@@ -7,6 +7,7 @@
 use ahash::RandomState;
 use zerocopy::network_endian::{U16, U32};
 
+use crate::ahead;
 use crate::externals::{Externals, Outer};
 use crate::hash::{Key, KeyHash};
 use crate::index::{self, Index, NUMBERS};
@@ -24,13 +25,13 @@ pub(crate) struct Sessions<'m> {
     pub(crate) records: Slab<'m, Session>,
     pub(crate) externals: Externals,
     hash: KeyHash,
-    /// Whether index and records are so large that reading them early pays.
+    /// Whether index and records are larger than [`LARGE`].
     is_large: bool,
 }
 
-/// Bytes of index and records above which they are read before they are needed. Below, they are in the second-level cache and near it, and
-/// the reading costs more than it saves (measured by `pipeline rung`: docs/adr/0008).
-const LARGE: usize = 2 << 20;
+/// Bytes of index and records above which what a packet needs of them is fetched ahead. Below, it is in the second-level cache or near it, and
+/// the fetching is only more instructions. Chosen: twice such a cache.
+const LARGE: usize = 1 << 20;
 
 /// What the index has of a session: its number, and in the lowest bit from which side its packets are found by it.
 const fn value_of(number: u32, side: Side) -> u32 {
@@ -51,7 +52,7 @@ impl<'m> Sessions<'m> {
     pub(crate) fn new(index: Index<'m>, records: Slab<'m, Session>, hasher: &RandomState) -> Self {
         debug_assert!(records.limit() <= MOST_SESSIONS, "the configuration's limit");
         let is_large = index.bytes() + records.limit() as usize * size_of::<Session>() > LARGE;
-        Self { index, records, externals: Externals::default(), hash: KeyHash::new(hasher), is_large }
+        Self { index, records, externals: Externals::new(), hash: KeyHash::new(hasher), is_large }
     }
 
     /// The session of packets from `internal` to `remote`.
@@ -96,26 +97,38 @@ impl<'m> Sessions<'m> {
         self.index.first(self.hash(side, key)) != index::NONE
     }
 
+    /// Whether index and records are beyond the caches, so that what a packet needs of them is to be fetched ahead.
+    #[inline]
+    pub(crate) const fn is_large(&self) -> bool {
+        self.is_large
+    }
+
+    /// Has the line fetched that [`Sessions::candidates`] will look at.
+    #[inline]
+    pub(crate) fn fetch_line(&self, hash: u64) {
+        self.index.fetch(hash);
+    }
+
     /// For each hash the number of the session that its packet most likely belongs to, which the index has under it; where it has
-    /// nothing, one that no record has. Looks at no record: whoever uses a number compares.
+    /// nothing, one that no record has. Looks at no record: whoever uses a number compares. In large tables the records are fetched.
     #[inline]
     pub(crate) fn candidates(&self, hashes: &[u64], numbers: &mut [u32]) {
+        let numbered = numbers.iter_mut().zip(hashes);
         if self.is_large {
-            // All independently, so that the processor fetches the lines at once.
-            core::hint::black_box(hashes.iter().fold(0, |all, &hash| all | self.index.touch(hash)));
-        }
-        for (number, &hash) in numbers.iter_mut().zip(hashes) {
-            *number = self.index.first(hash) >> 1;
+            numbered.for_each(|(number, &hash)| {
+                *number = self.candidate(hash);
+                if let Some(session) = self.records.peek(*number) {
+                    ahead::fetch(&session.last_seen);
+                }
+            });
+        } else {
+            numbered.for_each(|(number, &hash)| *number = self.candidate(hash));
         }
     }
 
-    /// Reads something of the records, all independently as well. Where they are in the caches anyway, it does nothing.
     #[inline]
-    pub(crate) fn touch_records(&self, numbers: &[u32]) {
-        if self.is_large {
-            let read = |number: u32| self.records.peek(number).map_or(0, |session| session.last_seen);
-            core::hint::black_box(numbers.iter().fold(0, |all, &number| all | read(number)));
-        }
+    fn candidate(&self, hash: u64) -> u32 {
+        self.index.first(hash) >> 1
     }
 
     /// Stores a session under both keys. **Errors:** [`TableFull`]; nothing has changed then.
@@ -243,15 +256,14 @@ impl<'m> Mappings<'m> {
 
     /// Who has the mapping of that key.
     pub(crate) fn find(&self, sessions: &Sessions<'_>, key: &MappingKey) -> Option<Holder> {
+        // What the index has under a hash alike may be any number.
         let is_it = |value| match Holder::of_value(value) {
-            Holder::Mapping(number) => {
-                let mapping = self.records.get(number);
+            Holder::Mapping(number) => self.records.peek(number).is_some_and(|mapping| {
                 mapping.protocol == key.protocol as u8 && mapping.internal() == key.internal && mapping.scope() == key.scope
-            }
-            Holder::Session(number) => {
-                let session = sessions.records.get(number);
+            }),
+            Holder::Session(number) => sessions.records.peek(number).is_some_and(|session| {
                 session.kind.is_of(key.protocol) && session.internal() == key.internal && session.sole_scope() == Some(key.scope)
-            }
+            }),
         };
         self.index.find(self.hash(key), is_it).map(Holder::of_value)
     }

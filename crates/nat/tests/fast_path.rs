@@ -5,9 +5,9 @@
 use std::net::Ipv4Addr;
 
 use portcullis_nat::counters::Counter;
-use portcullis_nat::policy::{Endpoint, InterfaceId};
+use portcullis_nat::policy::{Endpoint, InterfaceId, ReceivedChecksums};
 use portcullis_nat::verdict::{DropReason, Verdict};
-use portcullis_testkit::builder::{ACK, PacketBuilder, RST, SYN};
+use portcullis_testkit::builder::{ACK, Checksum, FIN, PacketBuilder, RST, SYN};
 
 mod common;
 
@@ -130,4 +130,139 @@ fn a_burst_is_decided_in_order_whatever_is_known_of_its_packets() {
         assert!(same, "one mapping for each internal endpoint");
     }
     assert_eq!(gateway.sessions().len(), 78, "77 and the first");
+}
+
+/// As if the devices were cards on a wire.
+fn on_a_wire(gateway: &mut Gateway<'_>) {
+    gateway.adopt_network(|network| network.interfaces.iter_mut().for_each(|link| link.checksums = ReceivedChecksums::Complete));
+}
+
+#[test]
+fn a_checksum_that_may_be_partial_takes_the_ordinary_way() {
+    let mut gateway = Setup::new().build();
+    let external = known(&mut gateway);
+    let mut before = gateway.count(Counter::FastPath);
+    let partial = |packet: PacketBuilder| packet.payload(&[7; 33]).checksum(Checksum::Partial);
+    for _ in 0..2 {
+        let out = gateway.inside(&partial(PacketBuilder::udp(h1(), e1())));
+        assert!(portcullis_testkit::builder::verify(&out.frame).is_ok(), "it was completed");
+        let out = gateway.outside(&partial(PacketBuilder::udp(e1(), external)));
+        assert!(portcullis_testkit::builder::verify(&out.frame).is_ok(), "it was completed");
+    }
+    assert_eq!((fast(&gateway, &mut before), gateway.count(Counter::ChecksumsCompleted)), (0, 4));
+}
+
+#[test]
+fn from_a_wire_the_same_is_sent_as_from_elsewhere() {
+    let packets = |external: Endpoint| {
+        let checksums = [Checksum::Right, Checksum::Zero, Checksum::Wrong(0x1234), Checksum::Wrong(0xFFFF)];
+        checksums.map(|checksum| {
+            let build = |packet: PacketBuilder| packet.payload(&[3; 21]).checksum(checksum);
+            (build(PacketBuilder::udp(h1(), e1())), build(PacketBuilder::udp(e1(), external)))
+        })
+    };
+    let sent = |is_wire: bool| {
+        let mut gateway = Setup::new().build();
+        gateway.nat.nat(0).script_draws([7, 3_000]);
+        if is_wire {
+            on_a_wire(&mut gateway);
+        }
+        let external = known(&mut gateway);
+        let mut before = gateway.count(Counter::FastPath);
+        let sent = packets(external).map(|(out, back)| (gateway.inside(&out).frame, gateway.outside(&back).frame));
+        assert_eq!(fast(&gateway, &mut before), 8, "all of them");
+        sent
+    };
+    assert_eq!(sent(true), sent(false));
+}
+
+/// Equation 3 of RFC 1624 by the book, word by word, and RFC 768's zero: "If the computed checksum is zero, it is transmitted as all ones".
+#[test]
+fn every_checksum_is_mended_as_the_book_says() {
+    let mut gateway = Setup::new().build();
+    on_a_wire(&mut gateway);
+    known(&mut gateway);
+    let tcp = gateway.external_of_tcp(h2(), e2());
+    gateway.outside(&PacketBuilder::tcp(e2(), tcp, SYN | ACK)).delivered();
+    let mut before = gateway.count(Counter::FastPath);
+    let kinds = [(PacketBuilder::udp(h1(), e1()), 40, true), (PacketBuilder::tcp(h2(), e2(), ACK), 50, false)];
+    for (packet, at, is_udp) in kinds {
+        let frame = gateway.frame_to(0, &packet);
+        let with = |checksum: u16| {
+            let mut frame = frame.clone();
+            frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+            frame
+        };
+        let values: Vec<u16> = (0..=u16::MAX).collect();
+        for values in values.chunks(4096) {
+            let frames: Vec<_> = values.iter().map(|&value| with(value)).collect();
+            for (out, &value) in gateway.burst(INSIDE, &frames).iter().zip(values) {
+                let word = |frame: &[u8], at: usize| u32::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+                let changes = [26, 28, 34].map(|at| 0xFFFF - word(&frame, at) + word(&out.frame, at));
+                let sum = changes.iter().sum::<u32>() + u32::from(!value);
+                let folded = (sum & 0xFFFF) + (sum >> 16);
+                let mended = !((folded & 0xFFFF) + (folded >> 16)) & 0xFFFF;
+                let expected = match (is_udp, value, mended) {
+                    (true, 0, _) => 0,
+                    (true, _, 0) => 0xFFFF,
+                    _ => mended,
+                };
+                assert_eq!(word(&out.frame, at), expected, "{value:#06x}, UDP {is_udp}");
+            }
+        }
+    }
+    assert_eq!(fast(&gateway, &mut before), 2 << 16);
+}
+
+#[test]
+fn a_udp_length_below_the_payloads_is_no_hindrance_and_one_above_is() {
+    let mut gateway = Setup::new().build();
+    known(&mut gateway);
+    let mut before = gateway.count(Counter::FastPath);
+    let claims = |length| PacketBuilder::udp(h1(), e1()).payload(&[9; 40]).udp_length(length);
+    for length in [8, 20, 47, 48] {
+        let out = gateway.inside(&claims(length));
+        out.forwarded();
+        assert_eq!(out.frame[38..40], length.to_be_bytes(), "left as it is");
+        assert_eq!(fast(&gateway, &mut before), 1, "{length}");
+    }
+    for length in [0, 7, 49, u16::MAX] {
+        gateway.inside(&claims(length)).is_dropped(DropReason::BadTransportHeader);
+    }
+    assert_eq!(fast(&gateway, &mut before), 0);
+}
+
+#[test]
+fn what_is_not_settled_takes_the_fast_path_too() {
+    let mut gateway = Setup::new().build();
+    let mut before = 0;
+    // Nobody answers.
+    for _ in 0..5 {
+        gateway.inside(&PacketBuilder::udp(h1(), e1())).forwarded();
+    }
+    assert_eq!(fast(&gateway, &mut before), 5);
+    let tcp = gateway.external_of_tcp(h2(), e2());
+    gateway.outside(&PacketBuilder::tcp(e2(), tcp, SYN | ACK)).delivered();
+    gateway.inside(&PacketBuilder::tcp(h2(), e2(), FIN | ACK)).forwarded();
+    gateway.outside(&PacketBuilder::tcp(e2(), tcp, ACK)).delivered();
+    gateway.outside(&PacketBuilder::tcp(e2(), tcp, FIN | ACK)).delivered();
+    assert_eq!(fast(&gateway, &mut before), 5);
+    assert!(gateway.sessions().iter().any(|session| session.state == portcullis_nat::view::SessionState::Closing));
+    gateway.inside(&PacketBuilder::tcp(h2(), e2(), SYN | FIN)).is_dropped(DropReason::BadTcpFlags);
+    assert_eq!(fast(&gateway, &mut before), 0);
+}
+
+/// The fast path reads what is neither TCP nor UDP as if it were UDP, until it sees the session's protocol.
+#[test]
+fn another_protocol_with_a_sessions_bytes_is_not_the_sessions() {
+    let mut gateway = Setup::new().build();
+    known(&mut gateway);
+    let mut before = gateway.count(Counter::FastPath);
+    let udp = gateway.frame_to(0, &PacketBuilder::udp(h1(), e1()).payload(&[1; 12]));
+    for protocol in (0..=u8::MAX).filter(|protocol| ![1, 6, 17].contains(protocol)) {
+        let packet = PacketBuilder::raw(h1().address, e1().address, protocol).payload(&udp[34..]);
+        gateway.inside(&packet).is_dropped(DropReason::UnsupportedProtocol);
+    }
+    gateway.inside(&PacketBuilder::tcp(h1(), e1(), ACK)).is_dropped(DropReason::TcpNotSyn);
+    assert_eq!(fast(&gateway, &mut before), 0);
 }

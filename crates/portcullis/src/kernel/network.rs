@@ -9,7 +9,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use portcullis_nat::policy::{DeviceId, Interface, InterfaceId, Network, Route, Side};
+use portcullis_nat::policy::{DeviceId, Interface, InterfaceId, Network, ReceivedChecksums, Route, Side};
 
 use super::KernelError;
 use super::state::{Address, IfIndex, KernelState, RouteEntry, Table, Target};
@@ -25,6 +25,8 @@ pub(crate) struct ConfiguredInterface {
     pub(crate) device: DeviceId,
     /// The internal prefixes that are translated behind it; empty for all.
     pub(crate) prefixes: Vec<Ipv4Net>,
+    /// What transport checksums the device's frames may have.
+    pub(crate) checksums: ReceivedChecksums,
 }
 
 /// A VLAN identifier that no frame has (IEEE 802.1Q reserves it): an interface that does not exist must match no frame.
@@ -327,6 +329,7 @@ mod tests {
             side,
             device: DeviceId(device),
             prefixes: Vec::new(),
+            checksums: ReceivedChecksums::default(),
         };
         vec![interface("in", Side::Inside, 0), interface("out", Side::Outside, 1), interface("backup", Side::Outside, 2)]
     }
@@ -450,7 +453,8 @@ mod tests {
         assert_eq!(attachment(&state, "absent"), Err(AttachmentError::Missing("absent".into())));
 
         let mut interfaces = configured();
-        interfaces[2] = ConfiguredInterface { name: "in.7".into(), side: Side::Inside, device: DeviceId(0), prefixes: Vec::new() };
+        let (name, side, device) = ("in.7".into(), Side::Inside, DeviceId(0));
+        interfaces[2] = ConfiguredInterface { name, side, device, ..interfaces[2].clone() };
         let network = network(&state, &interfaces);
         assert_eq!(network.interface_of(DeviceId(0), Some(7)), Some(InterfaceId(2)));
         assert_eq!(network.interface_of(DeviceId(0), None), Some(InterfaceId(0)));

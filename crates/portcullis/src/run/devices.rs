@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use ipnet::Ipv4Net;
 use portcullis_config::{Config, Interface, SystemInterface, Warning};
-use portcullis_nat::policy::DeviceId;
+use portcullis_nat::policy::{DeviceId, ReceivedChecksums};
 use portcullis_xsk::device::{self, Device, Offloads};
 use portcullis_xsk::nic;
 use portcullis_xsk::socket::Queue;
@@ -81,7 +81,8 @@ impl Devices {
             let id = *ids.entry(attachment.device.clone()).or_insert(next);
             let ifindex = state.link(&interface.name).map_or(attachment.index, |(index, _)| index);
             let (name, side, prefixes) = (interface.name.clone(), interface.side, interface.prefixes.clone());
-            let configured = ConfiguredInterface { name, side, device: id, prefixes };
+            let checksums = ReceivedChecksums::default();
+            let configured = ConfiguredInterface { name, side, device: id, prefixes, checksums };
             interfaces.push(PlacedInterface { configured, ifindex, device: attachment.index, vlan: attachment.vlan });
         }
         if ids.len() > MOST_DEVICES {
@@ -90,6 +91,11 @@ impl Devices {
         let notes = Notes::beside(&rules.control.socket);
         let mut used = ids.into_iter().map(|(name, id)| open(&name, id, rules, touch, &notes)).collect::<Result<Vec<_>, _>>()?;
         used.sort_by_key(|device| device.id.0);
+        for PlacedInterface { configured, .. } in &mut interfaces {
+            if let Some(used) = used.iter().find(|used| used.id == configured.device) {
+                configured.checksums = checksums_of(&used.device.driver);
+            }
+        }
         let frame_size = frame_size(&used)?;
         Ok(Self { interfaces, spread: Vec::new(), used, frame_size })
     }
@@ -125,6 +131,16 @@ impl Drop for UsedDevice {
             tracing::warn!(device = %self.device.name, %error, "an offload stays off");
         }
     }
+}
+
+/// Drivers of cards that have their frames from a wire, or from another function of the card that has completed their checksums. Not among
+/// them: what passes frames on within a machine (`veth`, `tun`, `virtio_net`, ...), and cards that are often emulated (`e1000e`, `igb`,
+/// `vmxnet3`).
+const FROM_A_WIRE: [&str; 10] = ["atlantic", "bnxt_en", "i40e", "ice", "igc", "ixgbe", "mlx4_en", "mlx5_core", "nfp", "sfc"];
+
+/// What transport checksums the frames that a driver receives may have. A driver that is not known may have any.
+fn checksums_of(driver: &str) -> ReceivedChecksums {
+    if FROM_A_WIRE.contains(&driver) { ReceivedChecksums::Complete } else { ReceivedChecksums::MaybePartial }
 }
 
 fn open(name: &str, id: DeviceId, rules: &Config, touch: NicTouch, notes: &Notes) -> Result<UsedDevice, Failure> {
@@ -192,4 +208,17 @@ fn frame_size(used: &[UsedDevice]) -> Result<FrameBytes, Failure> {
             largest.name, largest.mtu, largest.name
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_cards_on_a_wire_are_taken_to_complete_checksums() {
+        assert!(["ice", "mlx5_core"].into_iter().all(|driver| checksums_of(driver) == ReceivedChecksums::Complete));
+        for driver in ["veth", "virtio_net", "tun", "bridge", "e1000e", "mlx5e_rep", "hv_netvsc", ""] {
+            assert_eq!(checksums_of(driver), ReceivedChecksums::MaybePartial, "{driver}");
+        }
+    }
 }

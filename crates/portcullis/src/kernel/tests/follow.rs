@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use portcullis_nat::policy::{DeviceId, InterfaceId, Route, Side};
+use portcullis_nat::policy::{DeviceId, InterfaceId, ReceivedChecksums, Route, Side};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
@@ -11,7 +11,8 @@ use crate::kernel::state::{Table, Target};
 use crate::kernel::{ConfiguredInterface, Mirror, attachment, network};
 
 fn configured(name: &str, side: Side, device: u8) -> ConfiguredInterface {
-    ConfiguredInterface { name: name.into(), side, device: DeviceId(device), prefixes: Vec::new() }
+    let checksums = ReceivedChecksums::default();
+    ConfiguredInterface { name: name.into(), side, device: DeviceId(device), prefixes: Vec::new(), checksums }
 }
 
 fn sides() -> Vec<ConfiguredInterface> {
