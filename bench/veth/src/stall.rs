@@ -108,14 +108,8 @@ fn clock_of(core: usize) -> std::io::Result<OwnedFd> {
     let (any_process, no_group) = (-1, -1);
     // SAFETY: the kernel only reads the attributes, which are as long as they say; it returns a descriptor that is nobody else's.
     unsafe {
-        let descriptor = libc::syscall(
-            libc::SYS_perf_event_open,
-            &raw const attributes,
-            any_process,
-            core as libc::c_int,
-            no_group,
-            PERF_FLAG_FD_CLOEXEC,
-        );
+        let descriptor =
+            libc::syscall(libc::SYS_perf_event_open, &raw const attributes, any_process, core, no_group, PERF_FLAG_FD_CLOEXEC);
         if descriptor < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(descriptor as i32)) }
     }
 }
