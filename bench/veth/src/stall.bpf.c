@@ -12,6 +12,7 @@
 
 /* Written before loading. Times in nanoseconds. */
 const volatile __u64 late = 0;
+const volatile __u64 late_when_idle = 0;
 const volatile __u64 ring = 0;
 
 struct stalls {
@@ -75,7 +76,8 @@ int tick(void *context)
 
 	if (is_foreign())
 		return 0;
-	if (stalls.last && since >= late) {
+	/* A core that has halted wakes late: whoever lets it halt pays for that. */
+	if (stalls.last && since >= ((__u32)bpf_get_current_pid_tgid() ? late : late_when_idle)) {
 		stalls.count++;
 		stalls.time += since;
 		if (since > stalls.longest)

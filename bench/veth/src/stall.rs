@@ -30,6 +30,9 @@ const TICK: u64 = 125_000;
 const LATE: u64 = 300_000;
 /// The descriptor is not for programs that are started. **Source:** Linux `include/uapi/linux/perf_event.h`.
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
+/// From when on a tick is late on a core that had halted, which wakes late on a virtual machine: that is the price of halting, and a longer one
+/// a pause. **Units:** nanoseconds. Chosen: pauses by a limit of processor time take 5 ms and more.
+const LATE_WHEN_IDLE: u64 = 2_000_000;
 /// Packets that a veth's ring holds (`VETH_RING_SIZE`, Linux drivers/net/veth.c).
 const RING: u64 = 256;
 
@@ -60,7 +63,7 @@ impl<'object> Watch<'object> {
     pub fn open(object: &'object mut MaybeUninit<OpenObject>, core: usize, sender: &Generator<'_>) -> Result<Self> {
         let mut open = StallSkelBuilder::default().open(object).context("opening the program that looks for pauses")?;
         let constants = open.maps.rodata_data.as_mut().context("the program that looks for pauses has no constants")?;
-        (constants.late, constants.ring) = (LATE, RING);
+        (constants.late, constants.late_when_idle, constants.ring) = (LATE, LATE_WHEN_IDLE, RING);
         open.maps.sent.reuse_fd(sender.count()).context("the generator's count")?;
         let program = open.load().context("loading the program that looks for pauses (needs root)")?;
         let clock = clock_of(core).with_context(|| format!("a clock on core {core} (perf_event_open)"))?;
@@ -108,14 +111,8 @@ fn clock_of(core: usize) -> std::io::Result<OwnedFd> {
     let (any_process, no_group) = (-1, -1);
     // SAFETY: the kernel only reads the attributes, which are as long as they say; it returns a descriptor that is nobody else's.
     unsafe {
-        let descriptor = libc::syscall(
-            libc::SYS_perf_event_open,
-            &raw const attributes,
-            any_process,
-            core as libc::c_int,
-            no_group,
-            PERF_FLAG_FD_CLOEXEC,
-        );
+        let descriptor =
+            libc::syscall(libc::SYS_perf_event_open, &raw const attributes, any_process, core, no_group, PERF_FLAG_FD_CLOEXEC);
         if descriptor < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(descriptor as i32)) }
     }
 }

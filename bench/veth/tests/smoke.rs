@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -18,20 +19,23 @@ use serde_json::Value;
 const BENCH: &str = env!("CARGO_BIN_EXE_bench-veth");
 const FLOWS: u64 = 100;
 
-/// Whether the comparison can run here. Says so loudly when not.
-fn can_run(test: &str) -> bool {
+/// The machine: its cores are measured on, and its limits are raised, by one test at a time.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// The machine, where the comparison can run here. Says so loudly when not.
+fn machine_for(test: &str) -> Option<MutexGuard<'static, ()>> {
     if !is_root_or_skips(test) {
-        return false;
+        return None;
     }
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         skip("needs two cores", test);
-        return false;
+        return None;
     }
     if !Path::new(BENCH).with_file_name("portcullis").exists() {
         skip("the gateway is not built: cargo build --workspace --bins", test);
-        return false;
+        return None;
     }
-    true
+    Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn directory(test: &str) -> PathBuf {
@@ -66,9 +70,7 @@ fn has_rules(process: u32) -> bool {
 
 #[test]
 fn every_gateway_carries_packets_and_every_figure_is_there() {
-    if !can_run("every_gateway_carries_packets_and_every_figure_is_there") {
-        return;
-    }
+    let Some(_machine) = machine_for("every_gateway_carries_packets_and_every_figure_is_there") else { return };
     let out = directory("run");
     let words =
         format!("run --flows {FLOWS} --sizes 64 --directions both --trial 0.1 --measure 0.1 --steps 2 --capacity 131072 --out");
@@ -112,9 +114,7 @@ fn every_gateway_carries_packets_and_every_figure_is_there() {
 
 #[test]
 fn a_short_soak_leaves_no_session_and_says_what_it_saw() {
-    if !can_run("a_short_soak_leaves_no_session_and_says_what_it_saw") {
-        return;
-    }
+    let Some(_machine) = machine_for("a_short_soak_leaves_no_session_and_says_what_it_saw") else { return };
     let output = bench("soak --json --minutes 0.03 --rate 10000 --flows 100 --new-flows 2000 --capacity 131072").output().unwrap();
     let line = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
     let shown: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{}", text(&output)));
@@ -129,9 +129,7 @@ fn a_short_soak_leaves_no_session_and_says_what_it_saw() {
 
 #[test]
 fn an_interrupted_run_leaves_nothing_behind() {
-    if !can_run("an_interrupted_run_leaves_nothing_behind") {
-        return;
-    }
+    let Some(_machine) = machine_for("an_interrupted_run_leaves_nothing_behind") else { return };
     let limit = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap();
     let (out, before) = (directory("interrupted"), limit());
     let mut child =

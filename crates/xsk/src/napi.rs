@@ -167,13 +167,14 @@ fn with_cookie(cookie: [u8; 8]) -> [libc::sock_filter; 6] {
     const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     const UDP_HEADER: u32 = 8;
-    let [a, b, c, d, e, f, g, h] = cookie;
+    let whole = u64::from_be_bytes(cookie);
+    let (first, second) = ((whole >> 32) as u32, whole as u32);
     let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
     [
         step(LOAD_WORD, 0, UDP_HEADER),
-        step(JUMP_IF_EQUAL, 3, u32::from_be_bytes([a, b, c, d])),
+        step(JUMP_IF_EQUAL, 3, first),
         step(LOAD_WORD, 0, UDP_HEADER + 4),
-        step(JUMP_IF_EQUAL, 1, u32::from_be_bytes([e, f, g, h])),
+        step(JUMP_IF_EQUAL, 1, second),
         step(RETURN, 0, u32::MAX),
         step(RETURN, 0, 0),
     ]

@@ -275,11 +275,12 @@ mod tests {
         let (start, mut attempts) = (Instant::now(), Attempts::default());
         let mut now = start;
         assert_eq!(attempts.next(false, now), Next::Carry);
-        for pause in [1, 2, 4, 8, 16] {
+        for pause in [1_u64, 2, 4, 8, 16] {
             assert_eq!(attempts.next(true, now + Duration::from_secs(3600)), Next::Wait, "no frame has come");
             assert_eq!(attempts.next(false, now), Next::Wait, "it was lost");
-            now += Duration::from_secs(pause);
-            assert_eq!(attempts.next(false, now - Duration::from_millis(1)), Next::Wait);
+            now += Duration::from_millis(pause * 1000 - 1);
+            assert_eq!(attempts.next(false, now), Next::Wait);
+            now += Duration::from_millis(1);
             assert_eq!(attempts.next(false, now), Next::Carry, "after {pause} s");
         }
         assert_eq!(attempts.next(false, now), Next::GiveUp);
