@@ -201,12 +201,13 @@ impl Bench {
         seen.iter().filter(|datagram| wanted(datagram)).map(|datagram| Datagram::clone(datagram)).collect()
     }
 
-    /// As [`Self::seen`], and the row is violated when it does not come. `what` says what was expected.
+    /// As [`Self::seen`], and the row is violated when it does not come, twice in a row. `what` says what was expected.
     pub(crate) fn expect(&self, shot: &Shot, side: Side, what: &str, wanted: impl Fn(&Datagram) -> bool) -> Check<Datagram> {
-        match self.seen(shot, side, COMES, wanted) {
-            Some(seen) => Ok(Datagram::clone(&seen)),
-            None => violated!("{}; expected {}: {what}; {}", shot.sent(), side.word(), self.came(shot, side)),
+        if let Some(seen) = self.seen(shot, side, COMES, wanted) {
+            return Ok(Datagram::clone(&seen));
         }
+        let came = self.came(shot, side);
+        Err(Trouble::Missing(format!("{}; expected {}: {what}; {came}", shot.sent(), side.word())))
     }
 
     /// The row is violated when `unwanted` comes on `side`. `what` says what must not be.

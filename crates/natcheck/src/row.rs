@@ -64,6 +64,8 @@ impl fmt::Display for Status {
 pub(crate) enum Trouble {
     /// What was sent, expected and seen.
     Violated(String),
+    /// The same where what had to come did not: a wire may lose a packet, so the row gets a second try.
+    Missing(String),
     /// Why nobody can tell here.
     NotTestable(String),
     /// What was seen so far; the rest takes minutes, and was not asked for.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::bench::{Bench, Transport};
 use crate::driver::{Driver, Started};
 use crate::report::Report;
-use crate::row::{Finding, Pace, Row, Status, Trouble};
+use crate::row::{Check, Finding, Pace, Row, Status, Trouble};
 use crate::rows;
 use crate::setup::{self, Setup};
 use crate::watch::{Findings, Watch};
@@ -124,9 +124,9 @@ fn run_group(
     let bench = Bench::new(inside, outside, setup, plan.slow);
     wait_for_first_packet(&bench).map_err(|error| anyhow!("{error:#}\n{}", running.log().trim_end()))?;
     let judge = |row: &Row| -> Result<()> {
-        let (status, note) = match (row.check)(&bench) {
+        let (status, note) = match twice(row, &bench) {
             Ok(note) => (Status::Holds, note),
-            Err(Trouble::Violated(note)) => (Status::Violated, note),
+            Err(Trouble::Violated(note) | Trouble::Missing(note)) => (Status::Violated, note),
             Err(Trouble::NotTestable(note)) => (Status::NotTestable, note),
             Err(Trouble::NeedsSlow(note)) => (Status::NeedsSlow, note),
             Err(Trouble::Broken(error)) => return Err(error.context(format!("row {}\n{}", row.id, running.log()))),
@@ -146,6 +146,18 @@ fn run_group(
     })
 }
 
+/// Runs a row, once more where a packet did not come: it may have been lost on the wire, which breaks no requirement. A row that holds
+/// the second time says what was missing the first time.
+fn twice(row: &Row, bench: &Bench) -> Check {
+    match (row.check)(bench) {
+        Err(Trouble::Missing(first)) => {
+            let note = (row.check)(bench)?;
+            Ok(format!("{note}{}at the second try; the first: {first}", if note.is_empty() { "" } else { "; " }))
+        }
+        outcome => outcome,
+    }
+}
+
 /// A NAT that was just started may still be learning its neighbours.
 fn wait_for_first_packet(bench: &Bench) -> Result<()> {
     let start = Instant::now();
@@ -154,7 +166,7 @@ fn wait_for_first_packet(bench: &Bench) -> Result<()> {
         match bench.open(Transport::Udp, host, remote) {
             Ok(_) => return Ok(()),
             Err(Trouble::Broken(error)) => return Err(error),
-            Err(Trouble::Violated(what)) if start.elapsed() > FIRST_PACKET => {
+            Err(Trouble::Violated(what) | Trouble::Missing(what)) if start.elapsed() > FIRST_PACKET => {
                 bail!("no UDP datagram crosses the NAT translated within {FIRST_PACKET:?}: {what}")
             }
             // A NAT that is not there yet may pass on at once, untranslated.

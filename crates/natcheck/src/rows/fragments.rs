@@ -12,7 +12,7 @@ use portcullis_nat::policy::Endpoint;
 use crate::bench::{Bench, COMES, Shot, Transport};
 use crate::datagram::{Datagram, ICMP, UDP};
 use crate::plan;
-use crate::row::{Check, Level, Row, require, violated};
+use crate::row::{Check, Level, Row, Trouble, require};
 use crate::setup::FLOODED;
 use crate::wire::Side;
 
@@ -89,13 +89,13 @@ fn comes_whole(bench: &Bench, shot: &Shot, side: Side, to: Endpoint, payload: &[
         }
         if start.elapsed() > COMES {
             let came = bench.all(shot, side, |one| one.protocol() == UDP && one.destination() == to.address);
-            violated!(
+            return Err(Trouble::Missing(format!(
                 "sent {}: a datagram of {} bytes in fragments, {order}; expected {}: all of it; came: {} fragments that do not make it up",
                 side.other().word(),
                 payload.len(),
                 side.word(),
                 came.len()
-            );
+            )));
         }
         thread::sleep(Duration::from_millis(5));
     }
