@@ -79,7 +79,7 @@ fn interface(state: &KernelState, configured: &ConfiguredInterface) -> Interface
         mtu: 1500,
         up: false,
         prefixes: configured.prefixes.clone(),
-        checksums: portcullis_nat::policy::ReceivedChecksums::default(),
+        checksums: configured.checksums,
     };
     let Some((index, link)) = state.link(&configured.name) else { return base };
     Interface {
