@@ -11,15 +11,16 @@ use crate::sys;
 pub enum Priority {
     /// As much as any other.
     Usual,
-    /// Nearly all of it: of two threads that want the core, the other gets about one part in ninety.
+    /// Most of it: of two threads that want the core, the other gets about one part in ten. Not more, for threads of the kernel that are bound
+    /// to a core have to get on, too.
     Most,
 }
 
-/// Sets it for the calling thread. **Errors:** [`Priority::Most`] takes `CAP_SYS_NICE`, or a limit that allows it (`LimitNICE=-20`).
+/// Sets it for the calling thread. **Errors:** [`Priority::Most`] takes `CAP_SYS_NICE`, or a limit that allows it (`LimitNICE=-10`).
 pub fn set(priority: Priority) -> io::Result<()> {
     sys::set_nice(match priority {
         Priority::Usual => 0,
-        Priority::Most => -20,
+        Priority::Most => -10,
     })
 }
 
@@ -34,7 +35,7 @@ mod tests {
                 let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
                 // The command's name, which may have spaces, ends with a parenthesis; then nice is the 17th field (proc_pid_stat(5): 19th).
                 let nice = |stat: &str| stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap().to_owned();
-                assert_eq!(nice(&stat), "-20");
+                assert_eq!(nice(&stat), "-10");
                 set(Priority::Usual).unwrap();
                 assert_eq!(nice(&std::fs::read_to_string("/proc/thread-self/stat").unwrap()), "0");
             }

@@ -101,7 +101,7 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
 /// kernel threads run them, these have to get as much as the worker.
 fn claim_core(worker: usize, drives: bool) {
     if let Err(error) = priority::set(if drives { Priority::Most } else { Priority::Usual }) {
-        tracing::info!(worker, %error, "the worker shares its core with whatever else runs there (CAP_SYS_NICE, or LimitNICE=-20)");
+        tracing::info!(worker, %error, "the worker shares its core with whatever else runs there (CAP_SYS_NICE, or LimitNICE=-10)");
     }
 }
 

@@ -9,7 +9,7 @@ use portcullis_testkit::topology::program::wait_until;
 use crate::world::{World, ask, contains, run_portcullis, udp, usual};
 
 /// How long it may take until a device is driven, once packets come.
-const DRIVEN: Duration = Duration::from_secs(5);
+const DRIVEN: Duration = Duration::from_secs(20);
 /// The kernel runs a queue that nobody has polled for 200 ms.
 const FALLBACK: Duration = Duration::from_millis(200);
 
