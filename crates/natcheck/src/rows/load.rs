@@ -81,32 +81,40 @@ impl Fill {
         let remote = bench.remote();
         let hosts: Vec<Ipv4Addr> = (0..HOSTS).map(|_| bench.host()).collect();
         let shot = bench.now(Side::Inside, "a datagram each of more endpoints than the pool has");
-        let mut asked: BTreeMap<Mark, (usize, Endpoint)> = BTreeMap::new();
-        for number in 0..PORTS {
-            for address in &hosts {
-                let (from, mark) = (Endpoint { address: *address, port: 5000 + number }, bench.mark());
-                asked.insert(mark, (asked.len(), from));
-                bench.send(Side::Inside, &PacketBuilder::udp(from, remote).payload(&mark))?;
+        let mut asking: Vec<(usize, Endpoint)> = (0..PORTS)
+            .flat_map(|number| hosts.iter().map(move |address| Endpoint { address: *address, port: 5000 + number }))
+            .enumerate()
+            .collect();
+        let (mut taken, mut untranslated) = (Vec::new(), Vec::new());
+        // Who got nothing asks once more: what was lost on the wire was not refused.
+        for _ in 0..2 {
+            let (mut asked, begin) = (BTreeMap::new(), bench.now(Side::Inside, ""));
+            for round in asking.chunks(usize::from(HOSTS)) {
+                for (order, from) in round {
+                    let mark = bench.mark();
+                    asked.insert(mark, (*order, *from));
+                    bench.send(Side::Inside, &PacketBuilder::udp(*from, remote).payload(&mark))?;
+                }
+                // A NAT in software gets the time that its queues need.
+                thread::sleep(Duration::from_millis(10));
             }
-            // A NAT in software gets the time that its queues need.
-            thread::sleep(Duration::from_millis(10));
-        }
-        thread::sleep(Duration::from_millis(300));
-        let mut taken = Vec::new();
-        let mut untranslated = Vec::new();
-        for one in bench.all(&shot, Side::Outside, |one| one.protocol() == UDP && one.destination() == remote.address) {
-            let mark = one.segment().get(8..16).and_then(|bytes| Mark::try_from(bytes).ok());
-            let Some((order, from)) = mark.and_then(|mark| asked.remove(&mark)) else { continue };
-            if plan::is_inside(one.source()) {
-                untranslated.push(one);
-            } else {
-                taken.push((order, from, one.from()));
+            thread::sleep(Duration::from_millis(300));
+            for one in bench.all(&begin, Side::Outside, |one| one.protocol() == UDP && one.destination() == remote.address) {
+                let mark = one.segment().get(8..16).and_then(|bytes| Mark::try_from(bytes).ok());
+                let Some((order, from)) = mark.and_then(|mark| asked.remove(&mark)) else { continue };
+                if plan::is_inside(one.source()) {
+                    untranslated.push(one);
+                } else {
+                    taken.push((order, from, one.from()));
+                }
             }
+            asking = asked.into_values().collect();
+            asking.sort_by_key(|(order, _)| *order);
         }
         taken.sort_by_key(|(order, ..)| *order);
         let taken = taken.into_iter().map(|(_, from, external)| (from, external)).collect();
         let told = bench.all(&shot, Side::Inside, |one| one.quote().is_some_and(|quote| quote.to() == remote));
-        Ok(Self { taken, refused: asked.into_values().map(|(_, from)| from).collect(), untranslated, told, remote })
+        Ok(Self { taken, refused: asking.into_iter().map(|(_, from)| from).collect(), untranslated, told, remote })
     }
 }
 
