@@ -54,12 +54,28 @@ fn notes(report: &serde_json::Value, rows: &[&String]) -> String {
     wanted.map(|finding| format!("\n{}: {}", finding["id"], finding["note"])).collect::<Vec<_>>().concat()
 }
 
+/// Of rows that came out otherwise than expected, those that do so again and again: some of them count lost packets, and a machine with other
+/// work loses some. Each is run twice more, without the others.
+fn persistent(words: &[&str], mut rows: BTreeSet<String>, is_as_expected: impl Fn(&str, bool) -> bool) -> BTreeSet<String> {
+    for _ in 0..2 {
+        if rows.is_empty() {
+            break;
+        }
+        let only = rows.iter().cloned().collect::<Vec<_>>().join(",");
+        let (_, violated, _, report) = natcheck(&[words, &["--only", &only]].concat());
+        println!("once more: {only}{}", notes(&report, &rows.iter().collect::<Vec<_>>()));
+        rows.retain(|id| !is_as_expected(id, violated.contains(id)));
+    }
+    rows
+}
+
 fn violates_what_is_known_and_nothing_else(words: &[&str]) {
     let (code, violated, holds, report) = natcheck(words);
     let known: BTreeSet<_> = KNOWN.iter().map(|(id, _)| (*id).to_owned()).collect();
-    let new: Vec<_> = violated.difference(&known).collect();
+    let other = violated.symmetric_difference(&known).cloned().collect();
+    let other = persistent(words, other, |id, is_violated| known.contains(id) == is_violated);
+    let (mended, new): (Vec<_>, Vec<_>) = other.iter().partition(|id| known.contains(*id));
     assert!(new.is_empty(), "violated, and not known to be: {new:?}{}", notes(&report, &new));
-    let mended: Vec<_> = known.difference(&violated).collect();
     assert!(
         mended.is_empty(),
         "no longer violated, take it off the list of known deviations: {mended:?}{}",
@@ -75,15 +91,14 @@ fn portcullis_and_the_kernel_violate_what_they_are_known_to() {
         return;
     }
     // Most of either's time is waiting.
-    let kernel = std::thread::spawn(|| natcheck(&["--nat", "kernel"]));
+    let words = ["--nat", "kernel"];
+    let kernel = std::thread::spawn(move || natcheck(&words));
     violates_what_is_known_and_nothing_else(&[]);
     let (code, violated, holds, report) = kernel.join().expect("no panic");
-    for id in KERNEL {
-        assert!(violated.contains(id), "the kernel does not violate {id}{}", notes(&report, &[&id.to_owned()]));
-    }
-    for id in KERNEL_HOLDS {
-        assert!(holds.contains(id), "the kernel violates {id}{}", notes(&report, &[&id.to_owned()]));
-    }
+    let other = KERNEL.iter().filter(|id| !violated.contains(**id)).chain(KERNEL_HOLDS.iter().filter(|id| !holds.contains(**id)));
+    let other = other.map(|id| (*id).to_owned()).collect();
+    let other = persistent(&words, other, |id, is_violated| KERNEL.contains(&id) == is_violated);
+    assert!(other.is_empty(), "not as the kernel is known to do: {other:?}{}", notes(&report, &other.iter().collect::<Vec<_>>()));
     assert_eq!(code, Some(1));
 }
 
