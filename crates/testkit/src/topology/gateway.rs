@@ -276,7 +276,8 @@ impl RunningGateway {
             if !self.socket_path().exists() {
                 return false;
             }
-            answer = self.ask("version").ok();
+            // Not its version, which the client tells also of a gateway that hangs up.
+            answer = self.ask("stats").ok();
             answer.as_ref().is_some_and(Output::ok)
         });
         if ready && self.is_running() {
