@@ -377,18 +377,17 @@ impl<'m> State<'m> {
         subscriber.slot = session.slot;
         subscriber.mappings += 1;
         counters.count(Counter::MappingsCreated);
-        if session.has(flag::REMOTE_COUNTED) {
-            self.count_remote(number);
+        // The table of remotes goes by records of mappings.
+        if session.has(flag::REMOTE_COUNTED)
+            && let Ok(mapping) = self.record_of(Holder::Session(number))
+        {
+            self.count_remote(mapping, &session);
         }
         Ok(number)
     }
 
-    /// The table of remotes goes by records of mappings.
-    fn count_remote(&mut self, number: u32) {
-        let remote = self.sessions.records.get(number).remote_address.get();
-        if let Ok(mapping) = self.record_of(Holder::Session(number)) {
-            *self.remotes.entry((mapping, remote)).or_insert(0) += 1;
-        }
+    fn count_remote(&mut self, mapping: u32, session: &Session) {
+        *self.remotes.entry((mapping, session.remote_address.get())).or_insert(0) += 1;
     }
 
     /// The record of a mapping, which gets one if it has none. **Errors:** [`TableFull`]; nothing has changed then.
@@ -419,7 +418,7 @@ impl<'m> State<'m> {
     fn join(&mut self, mapping: u32, session: &Session) {
         self.mappings.records.get_mut(mapping).sessions += 1;
         if session.has(flag::REMOTE_COUNTED) {
-            *self.remotes.entry((mapping, session.remote_address.get())).or_insert(0) += 1;
+            self.count_remote(mapping, session);
         }
     }
 
