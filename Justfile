@@ -47,9 +47,9 @@ natcheck *ARGS:
 fuzz CASES="4096":
     PROPTEST_CASES="$1" cargo test --release -p portcullis-wire -p portcullis-steering -p portcullis-nat -p portcullis-testkit
 
-# Coverage-guided fuzzing of the NAT over any bytes (needs cargo-fuzz and a nightly toolchain).
-fuzz-process SECONDS="60":
-    cargo +nightly fuzz run --fuzz-dir crates/nat/fuzz --sanitizer none process -- -max_total_time="$1" -max_len=4096
+# Coverage-guided fuzzing of each target, a minute each unless told: `just fuzz-targets 600 process`. crates/fuzz/README.md
+fuzz-targets *ARGS:
+    exec crates/fuzz/run.sh "$@"
 
 # The NAT in memory: time, instructions, misses and bytes over the ladder of sessions; compares with the last result. `--plots` draws.
 bench *ARGS:

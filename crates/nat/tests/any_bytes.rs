@@ -1,6 +1,6 @@
 //! Any bytes at all, on any device: no panic, no write outside of the frame, one verdict, nothing untranslated out, all counted.
 //!
-//! The body is `common::bytes`, which the fuzz target of `fuzz/` has too.
+//! The body is `common::bytes`, which the fuzz target `process` has too.
 
 use proptest::prelude::*;
 

@@ -2,43 +2,15 @@
 
 mod common;
 
+use common::bytes::{check_changed_within, check_layout};
 use common::{errors, frames};
 use portcullis_wire::embedded::{parse_embedded, quoted};
 use portcullis_wire::icmp_error::{ErrorMessage, build_error, may_answer_with_error};
-use portcullis_wire::packet::{Fragment, Layout, Transport, parse};
+use portcullis_wire::packet::{Fragment, Transport, parse};
 use portcullis_wire::partial::{ChecksumState, complete, transport_checksum_state};
 use portcullis_wire::{checksum, ethernet, fragment, icmpv4, ipv4, tcp};
 use proptest::collection::vec;
 use proptest::prelude::*;
-
-/// Everything that [`Layout`] promises about the frame that it was made from.
-fn check_layout(layout: &Layout, frame: &[u8]) -> Result<(), TestCaseError> {
-    prop_assert!(layout.l3() == 14 || layout.l3() == 18);
-    prop_assert!(layout.l3() + 20 <= layout.l4() && layout.l4() <= layout.end() && layout.end() <= frame.len());
-    prop_assert!(ipv4::header_checksum_ok(&frame[layout.l3()..]));
-    let payload = layout.payload(frame).len();
-    let least = match layout.transport() {
-        Transport::Udp | Transport::IcmpQuery(_) | Transport::IcmpError | Transport::OtherIcmp(_) => 8,
-        Transport::Tcp => 20,
-        Transport::Other(_) | Transport::None => 0,
-    };
-    prop_assert!(payload >= least);
-    prop_assert_eq!(layout.fragment() == Fragment::Later, layout.transport() == Transport::None);
-    if layout.fragment() == Fragment::Whole {
-        prop_assert!(layout.tcp(frame).is_none_or(|tcp| tcp.header_len() <= payload));
-        prop_assert!(layout.udp(frame).is_none_or(|udp| usize::from(udp.len()) <= payload));
-    }
-    Ok(())
-}
-
-/// Asserts that `after` is `before` but for bytes in `range`.
-fn check_changed_within(before: &[u8], after: &[u8], range: core::ops::Range<usize>) -> Result<(), TestCaseError> {
-    prop_assert_eq!(before.len(), after.len());
-    for (at, (old, new)) in before.iter().zip(after).enumerate() {
-        prop_assert!(old == new || range.contains(&at), "byte {} changed", at);
-    }
-    Ok(())
-}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
@@ -46,7 +18,7 @@ proptest! {
     #[test]
     fn a_frame_is_laid_out_within_its_bytes_or_refused(frame in frames()) {
         if let Ok(layout) = parse(&frame) {
-            check_layout(&layout, &frame)?;
+            check_layout(&layout, &frame);
         }
     }
 
@@ -54,7 +26,7 @@ proptest! {
     fn every_prefix_of_a_frame_is_refused_or_within_its_bytes(frame in frames()) {
         for len in 0..frame.len() {
             if let Ok(layout) = parse(&frame[..len]) {
-                check_layout(&layout, &frame[..len])?;
+                check_layout(&layout, &frame[..len]);
             }
         }
     }
@@ -66,7 +38,7 @@ proptest! {
         let _ = (transport_checksum_state(&other, &layout), may_answer_with_error(&other, &layout));
         let before = other.clone();
         complete(&mut other, &layout);
-        check_changed_within(&before, &other, layout.l4()..layout.end())?;
+        check_changed_within(&before, &other, layout.l4()..layout.end());
         let len = build_error(&mut other, &layout, &ErrorMessage::time_exceeded([192, 0, 2, 1].into(), 64));
         prop_assert!(len.is_none_or(|len| len <= other.len()));
     }
@@ -77,7 +49,7 @@ proptest! {
         let before = frame.clone();
         let written = complete(&mut frame, &layout);
         let at = layout.l4() + if layout.transport() == Transport::Tcp { 16 } else { 6 };
-        check_changed_within(&before, &frame, if written { at..at + 2 } else { 0..0 })?;
+        check_changed_within(&before, &frame, if written { at..at + 2 } else { 0..0 });
         prop_assert!(!written || transport_checksum_state(&frame, &layout) == ChecksumState::Complete);
         let state = transport_checksum_state(&before, &layout);
         prop_assert_eq!(state == ChecksumState::Absent, layout.transport() == Transport::Udp && layout.fragment() == Fragment::Whole && !written);
@@ -93,7 +65,7 @@ proptest! {
             prop_assert_eq!(before, frame);
             return Ok(());
         };
-        check_changed_within(&before, &frame, 0..error_len)?;
+        check_changed_within(&before, &frame, 0..error_len);
         let answer = parse(&frame[..error_len]).expect("a packet");
         prop_assert_eq!((answer.transport(), answer.end()), (Transport::IcmpError, error_len));
         let message = answer.payload(&frame);
@@ -126,7 +98,7 @@ proptest! {
         let before = message.clone();
         embedded.set_src(&mut message, address.into(), Some(port));
         embedded.set_dst(&mut message, address.into(), Some(port));
-        check_changed_within(&before, &message, 2..8 + embedded.l4() + 18)?;
+        check_changed_within(&before, &message, 2..8 + embedded.l4() + 18);
         message.truncate(message.len().saturating_sub(cut));
         embedded.set_dst(&mut message, address.into(), Some(port));
     }
@@ -139,7 +111,7 @@ proptest! {
         match ethernet::write_header(&mut buffer, len, vlan, [1; 6], [2; 6]) {
             Err(_) => prop_assert_eq!(before, buffer),
             Ok(new_len) => {
-                check_changed_within(&before, &buffer, 0..new_len.max(len))?;
+                check_changed_within(&before, &buffer, 0..new_len.max(len));
                 let (old, new) = (ethernet::link(&before[..len]).expect("was read"), ethernet::link(&buffer[..new_len]).expect("was written"));
                 prop_assert_eq!(&before[old.header_len..len], &buffer[new.header_len..new_len]);
                 prop_assert!(vlan.is_none() || new.vlan.unwrap_or(0) == vlan.unwrap_or(0) & 0xFFF);
@@ -151,14 +123,14 @@ proptest! {
     fn headers_of_any_bytes_are_edited_within_them(mut bytes in vec(any::<u8>(), 0..80), word in any::<u16>()) {
         let before = bytes.clone();
         ipv4::fill_checksum(&mut bytes);
-        check_changed_within(&before, &bytes, 10..12)?;
+        check_changed_within(&before, &bytes, 10..12);
         let mut bytes = before.clone();
         icmpv4::set_identifier(&mut bytes, word);
-        check_changed_within(&before, &bytes, 2..6)?;
+        check_changed_within(&before, &bytes, 2..6);
         let mut bytes = before.clone();
         let clamped = tcp::clamp_mss(&mut bytes, word);
         prop_assert_eq!(clamped, bytes != before);
-        check_changed_within(&before, &bytes, 16..60)?;
+        check_changed_within(&before, &bytes, 16..60);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Frames for tests: packets that Linux sent over veth, a builder on etherparse, and generators of frames that are almost right.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod bytes;
+
 use etherparse::{Ipv4Options, PacketBuilder, TcpHeader, VlanId};
 use portcullis_wire::{ethernet, icmpv4, ipv4};
 use proptest::collection::vec;
