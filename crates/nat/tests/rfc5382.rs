@@ -3,6 +3,8 @@
 //! Not claimed: the ICMP Port Unreachable that REQ-4 recommends six seconds after a SYN that was not asked for; the NAT stays silent,
 //! which REQ-4a asks of one whose policy is not to answer.
 
+use std::collections::BTreeSet;
+
 use portcullis_nat::policy::{Endpoint, Filtering, PortSet};
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_nat::view::SessionState;
@@ -167,10 +169,13 @@ fn rfc5382_req6_payloads_pass_unchanged() {
 /// "REQ-7: A NAT MUST NOT have a "Port assignment" behavior of "Port overloading" for TCP."
 #[test]
 fn rfc5382_req7_no_two_internal_endpoints_share_an_external_one() {
-    let few = PortSet::range(2000, 2001);
+    let few = PortSet::range(2000, 2015);
     let mut gateway = Setup::new().policy(|policy| policy.externals[0].ports = few).build();
-    let (one, other) = (gateway.external_of_tcp(h1(), e1()), gateway.external_of_tcp(h2(), e2()));
-    assert_ne!(one, other);
+    let (rival, ports) = (gateway.rival_of(h1()), gateway.ports_for(h1(), X1));
+    let hosts = [(h1(), e1()), (rival, e2())].into_iter().cycle();
+    let open = |(number, (host, remote))| gateway.external_of_tcp(at(host, 3000 + number), remote);
+    let seen: BTreeSet<_> = (0..ports.len() as u16).zip(hosts).map(open).collect();
+    assert_eq!(seen.len(), ports.len());
     gateway.inside(&tcp(at(h1(), 1), e2(), SYN)).answered(INSIDE, 3, 13);
 }
 

@@ -6,12 +6,12 @@
 use std::collections::BTreeSet;
 
 use portcullis_nat::policy::PortSet;
-use portcullis_nat::verdict::DropReason;
+use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_testkit::builder::{PacketBuilder, Query, SYN};
 
 mod common;
 
-use common::{INSIDE, Setup, X1, X2, X3, at, e1, external, h1, h2};
+use common::{INSIDE, OUTSIDE, Setup, X1, X2, X3, at, e1, external, h1, h2};
 
 /// "REQ-2: A CGN MUST have a default "IP address pooling" behavior of "Paired"", of all protocols together.
 #[test]
@@ -33,9 +33,15 @@ fn rfc6888_req3_a_pool_needs_not_be_contiguous() {
     let pool = vec![few(X1), few(X2), few(X3)];
     let mut gateway = Setup::new().policy(|policy| policy.externals = pool).build();
     let mut used = BTreeSet::new();
-    for host in 2..32 {
+    // More hosts than ports, so that those of each worker are enough.
+    for host in 2..=250 {
         let internal = portcullis_testkit::builder::endpoint(&format!("10.0.0.{host}:700"));
-        used.insert(gateway.external_of(internal, e1()));
+        let sent = gateway.inside(&PacketBuilder::udp(internal, e1()));
+        if sent.verdict == Verdict::Transmit(OUTSIDE) {
+            assert!(used.insert(sent.forwarded().source), "no external endpoint is given twice");
+        } else {
+            sent.answered(INSIDE, 3, 13);
+        }
     }
     assert_eq!(used.len(), 30, "each of the 30 external endpoints is used");
     assert_eq!(used.iter().map(|external| external.address).collect::<BTreeSet<_>>(), BTreeSet::from([X1, X2, X3]));
@@ -65,9 +71,10 @@ fn rfc6888_req11_exhaustion_drops_and_tells_the_sender_with_the_configured_code(
 fn rfc6888_req11d_existing_mappings_outlive_exhaustion() {
     let ports = PortSet::range(5000, 5063);
     let mut gateway = Setup::new().policy(|policy| policy.externals[0].ports = ports).build();
-    let externals: Vec<_> = (0..64).map(|n| gateway.external_of(at(h1(), 1000 + n), e1())).collect();
+    let (rival, room) = (gateway.rival_of(h1()), gateway.ports_for(h1(), X1).len() as u16);
+    let externals: Vec<_> = (0..room).map(|n| gateway.external_of(at(h1(), 1000 + n), e1())).collect();
     for n in 0..200 {
-        gateway.inside(&PacketBuilder::udp(at(h2(), 1000 + n), e1())).answered(INSIDE, 3, 13);
+        gateway.inside(&PacketBuilder::udp(at(rival, 1000 + n), e1())).answered(INSIDE, 3, 13);
     }
     for (n, external) in externals.into_iter().enumerate() {
         let seen = gateway.outside(&PacketBuilder::udp(e1(), external)).delivered();
@@ -80,8 +87,9 @@ fn rfc6888_req11d_existing_mappings_outlive_exhaustion() {
 fn rfc6888_req13_the_last_port_is_found() {
     let ports = PortSet::range(1024, 2047);
     let mut gateway = Setup::new().policy(|policy| policy.externals[0].ports = ports).build();
-    let used: BTreeSet<_> = (0..1024).map(|n| gateway.external_of(at(h1(), 3000 + n), e1()).port).collect();
-    assert_eq!(used, (1024..=2047).collect());
+    let ports: BTreeSet<_> = gateway.ports_for(h1(), X1).into_iter().collect();
+    let used: BTreeSet<_> = (0..ports.len() as u16).map(|n| gateway.external_of(at(h1(), 3000 + n), e1()).port).collect();
+    assert_eq!(used, ports);
 }
 
 /// "REQ-15: A CGN's port allocation scheme SHOULD make it hard for attackers to guess port numbers."

@@ -112,7 +112,7 @@ impl Setup {
             network: network(),
             capacity: Capacity { mappings: 4096, sessions: 8192, externals: 4, fragments: 64 },
             start: Tick(u32::MAX - 10_000),
-            workers: 1,
+            workers: if module_path!().starts_with("on_four_workers") { 4 } else { 1 },
             seeds: [1, 2, 3, 4],
         }
     }
@@ -377,6 +377,22 @@ impl Gateway<'_> {
     pub(crate) fn adopt_network(&mut self, change: impl FnOnce(&mut Network)) {
         change(&mut self.network);
         self.nat.adopt_network(&Arc::new(self.network.clone()));
+    }
+
+    /// The ports of an external address that the mappings of a host can have: those that its worker owns.
+    pub(crate) fn ports_for(&self, host: Endpoint, external: Ipv4Addr) -> Vec<u16> {
+        let of_pool = self.policy.externals.iter().find(|known| known.address == Some(external)).expect("an external address");
+        self.owners.ports(external, self.owners.of_subscriber(host.address)).filter(|&port| of_pool.ports.contains(port)).collect()
+    }
+
+    /// Another host whose worker is that of `host`: the two compete for ports.
+    pub(crate) fn rival_of(&self, host: Endpoint) -> Endpoint {
+        let others = (3..255).map(|last| Endpoint { address: Ipv4Addr::new(10, 0, 0, last), ..host });
+        let owner = |host: Endpoint| self.owners.of_subscriber(host.address);
+        others
+            .into_iter()
+            .find(|&other| other.address != host.address && owner(other) == owner(host))
+            .expect("a host of the same worker")
     }
 
     /// Sends a UDP packet from inside and gives the external endpoint that it left with.
