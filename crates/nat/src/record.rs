@@ -156,7 +156,9 @@ pub(crate) struct Mapping {
     pub(crate) sessions: u32,
     /// The protocol's number; zero for a free record.
     pub(crate) protocol: u8,
-    pub(crate) spare: [u8; 7],
+    /// The external address's generation, as its sessions have it: an address that comes back does not bring back what was under it.
+    generation: u8,
+    pub(crate) spare: [u8; 6],
 }
 
 const _: () = assert!(size_of::<Mapping>() == 32);
@@ -307,7 +309,8 @@ impl Session {
             slot: self.slot,
             sessions: 1,
             protocol: self.kind.protocol() as u8,
-            spare: [0; 7],
+            generation: self.generation().number(),
+            spare: [0; 6],
         })
     }
 
@@ -338,6 +341,11 @@ impl Mapping {
 
     pub(crate) fn scope(&self) -> Endpoint {
         endpoint(self.scope_address, self.scope_port)
+    }
+
+    /// Whether its external address is the one that the slot has had since that generation.
+    pub(crate) fn is_of(&self, generation: Generation) -> bool {
+        self.generation == generation.number()
     }
 
     /// The protocol. **Panics** for a free record, which no one asks.

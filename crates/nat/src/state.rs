@@ -246,8 +246,8 @@ impl<'m> State<'m> {
         match holder {
             Holder::Mapping(number) => {
                 let mapping = self.mappings.records.get(number);
-                let (slot, external) = (mapping.slot, mapping.external());
-                (self.address_of(slot) == Some(external.address)).then_some((slot, external))
+                let is_there = mapping.is_of(self.slots[usize::from(mapping.slot)].generation);
+                is_there.then(|| (mapping.slot, mapping.external()))
             }
             Holder::Session(number) => {
                 let session = self.sessions.records.get(number);
