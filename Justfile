@@ -30,8 +30,10 @@ check:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
     if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; else echo "SKIPPED: cargo-deny is not installed"; fi
 
-# What CI runs.
-ci: check test
+# What CI runs: the tests, and beside them what else is checked, in a directory of its own, or else one build waits for the other.
+ci:
+    cargo fmt --all --check
+    .ci/test "CARGO_TARGET_DIR=target/check just check"
 
 # The gateway in the foreground, release build (root): `just run --config FILE`.
 run *ARGS:

@@ -86,28 +86,28 @@ fn violates_what_is_known_and_nothing_else(words: &[&str]) {
 }
 
 #[test]
-fn portcullis_and_the_kernel_violate_what_they_are_known_to() {
-    if !topology::is_root_or_skips("natcheck::portcullis_and_the_kernel_violate_what_they_are_known_to") {
+fn portcullis_with_one_worker_and_with_two_and_the_kernel_violate_what_they_are_known_to() {
+    if !topology::is_root_or_skips(
+        "natcheck::portcullis_with_one_worker_and_with_two_and_the_kernel_violate_what_they_are_known_to",
+    ) {
         return;
     }
-    // Most of either's time is waiting.
+    // Most of each one's time is waiting.
+    std::thread::scope(|scope| {
+        scope.spawn(|| violates_what_is_known_and_nothing_else(&[]));
+        scope.spawn(|| violates_what_is_known_and_nothing_else(&["--workers", "2", "--queues", "2"]));
+        scope.spawn(the_kernel_violates_what_it_is_known_to);
+    });
+}
+
+fn the_kernel_violates_what_it_is_known_to() {
     let words = ["--nat", "kernel"];
-    let kernel = std::thread::spawn(move || natcheck(&words));
-    violates_what_is_known_and_nothing_else(&[]);
-    let (code, violated, holds, report) = kernel.join().expect("no panic");
+    let (code, violated, holds, report) = natcheck(&words);
     let other = KERNEL.iter().filter(|id| !violated.contains(**id)).chain(KERNEL_HOLDS.iter().filter(|id| !holds.contains(**id)));
     let other = other.map(|id| (*id).to_owned()).collect();
     let other = persistent(&words, other, |id, is_violated| KERNEL.contains(&id) == is_violated);
     assert!(other.is_empty(), "not as the kernel is known to do: {other:?}{}", notes(&report, &other.iter().collect::<Vec<_>>()));
     assert_eq!(code, Some(1));
-}
-
-#[test]
-fn two_workers_on_two_queues_violate_nothing_more() {
-    if !topology::is_root_or_skips("natcheck::two_workers_on_two_queues_violate_nothing_more") {
-        return;
-    }
-    violates_what_is_known_and_nothing_else(&["--workers", "2", "--queues", "2"]);
 }
 
 /// The driver for other NATs, here one that masquerades and then spoils each UDP checksum; what it says it cannot do is no violation.

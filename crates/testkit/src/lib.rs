@@ -8,7 +8,9 @@ pub use portcullis_lab::builder;
 
 pub mod fleet;
 pub mod generate;
+#[cfg(feature = "world")]
 pub mod memory_wire;
 pub mod pcap;
 pub mod reference;
+#[cfg(feature = "world")]
 pub mod topology;
