@@ -15,6 +15,7 @@ use crate::record::{NewSession, flag};
 use crate::state::{State, Under};
 use crate::table::MappingKey;
 use crate::tcp::{self, Direction};
+use crate::time::Tick;
 use crate::verdict::DropReason;
 use crate::view::SessionState;
 
@@ -24,10 +25,17 @@ pub(crate) struct Flow {
     pub(crate) protocol: Protocol,
     /// The endpoint that is translated: internal for outbound, external for inbound packets.
     pub(crate) ours: Endpoint,
-    /// The other endpoint; of an ICMP query the port is zero.
+    /// The other endpoint; of an ICMP query the port is zero, but in the second half of a hairpin: there it is the sender's external identifier.
     pub(crate) remote: Endpoint,
     /// Whether the packet may begin a session: a SYN, a query, any UDP packet.
     pub(crate) opens: bool,
+}
+
+impl Flow {
+    /// Whether it is an ICMP query's, in the second half of a hairpin.
+    fn is_hairpinned_query(&self) -> bool {
+        self.protocol == Protocol::Icmp && self.remote.port != 0
+    }
 }
 
 /// A session that may be made.
@@ -95,11 +103,11 @@ impl Planner<'_, '_> {
     }
 
     /// The session of a first packet to an external endpoint.
-    pub(crate) fn inbound(&mut self, flow: &Flow, slot: u16) -> Result<Plan, DropReason> {
+    pub(crate) fn inbound(&mut self, flow: &Flow, slot: u16, now: Tick) -> Result<Plan, DropReason> {
         let plan = if let Some(forward) = forward::of_port(self.policy, slot, flow.protocol, flow.ours.port) {
             self.to_a_server(flow, forward, slot).ok_or(DropReason::NoMapping)?
         } else {
-            self.to_a_mapping(flow, slot)?
+            self.to_a_mapping(flow, slot, now)?
         };
         if !flow.opens {
             return Err(not_opening(flow.protocol));
@@ -174,19 +182,29 @@ impl Planner<'_, '_> {
     }
 
     /// A session under a mapping, if its filter lets the remote in (RFC 4787, section 5).
-    fn to_a_mapping(&self, flow: &Flow, slot: u16) -> Result<Plan, DropReason> {
+    fn to_a_mapping(&self, flow: &Flow, slot: u16, now: Tick) -> Result<Plan, DropReason> {
         let holder = self.state.holder_of(slot, flow.protocol, flow.ours).ok_or(DropReason::NoMapping)?;
         let admitted = match filtering(self.policy, flow.protocol) {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => self.state.has_remote(holder, flow.remote.address),
-            Filtering::AddressAndPortDependent => false,
+            Filtering::AddressAndPortDependent => flow.is_hairpinned_query() && self.has_queried(flow, slot, now),
         };
         if !admitted {
             return Err(DropReason::Filtered);
         }
-        let internal = self.state.internal_held_by(holder);
+        let mapped = self.state.internal_held_by(holder);
+        // The receiver of a hairpinned query sees the sender's external identifier, so that its answers to two senders differ.
+        let internal = if flow.is_hairpinned_query() { Endpoint { port: flow.remote.port, ..mapped } } else { mapped };
         let flags = flag::ADMITTED | self.remote_flag(flow.protocol);
         Ok(inbound_plan(flow, internal, slot, Under::Held(holder), flags))
+    }
+
+    /// Whether the mapping that a hairpinned query is for has queried the sender's address: a remote has no port that a filter could ask for.
+    fn has_queried(&self, flow: &Flow, slot: u16, now: Tick) -> bool {
+        let (outer, remote) = (self.state.outer(slot), Endpoint { port: 0, ..flow.remote });
+        let sessions = &self.state.sessions;
+        let number = sessions.find_inbound(flow.protocol, (outer, flow.ours.port), remote);
+        number.is_some_and(|number| self.state.expires_in(sessions.records.get(number), now) > 0)
     }
 
     fn remote_flag(&self, protocol: Protocol) -> u8 {

@@ -33,6 +33,25 @@ impl Tuple {
         }
     }
 
+    /// The same for a packet to an external address. A hairpinned query's session at its receiver is towards the sender's external identifier,
+    /// which the receiver sees and answers with.
+    pub(crate) fn hairpin_outbound(&self) -> (Endpoint, Endpoint) {
+        let (internal, remote) = self.outbound();
+        if self.is_answer() { (internal, Endpoint { port: self.identifier, ..remote }) } else { (internal, remote) }
+    }
+
+    /// External and remote endpoint between the two halves of a hairpin from `sender`. A query's identifier names the mapping that it is for,
+    /// and its answer's the one that asked.
+    pub(crate) fn hairpin_inbound(&self, sender: Endpoint) -> (Endpoint, Endpoint) {
+        let (external, _) = self.inbound();
+        (external, if self.is_answer() { Endpoint { port: 0, ..sender } } else { sender })
+    }
+
+    /// Whether it answers an ICMP query.
+    fn is_answer(&self) -> bool {
+        self.protocol == Protocol::Icmp && !self.opens
+    }
+
     /// Destination and source as a session from outside has them: external and remote.
     pub(crate) fn inbound(&self) -> (Endpoint, Endpoint) {
         match self.protocol {

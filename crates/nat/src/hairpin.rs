@@ -9,7 +9,7 @@ use crate::flow::Tuple;
 use crate::leave;
 use crate::nat::{Decision, Nat, Way};
 use crate::packet::Packet;
-use crate::policy::{Endpoint, Protocol, Side};
+use crate::policy::{Endpoint, Side};
 use crate::refusal::Refusal;
 use crate::rewrite::Rewrite;
 use crate::tcp::Direction;
@@ -39,7 +39,7 @@ impl Nat<'_> {
     fn hairpin_out(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, tuple: &Tuple, slot: u16, now: Tick) -> Decision {
         self.own_subscriber(arrival)?;
         leave::check_ttl(packet.frame(), &arrival.layout)?;
-        let out = match self.choose_outbound(tuple, now) {
+        let out = match self.choose_outbound(tuple, tuple.hairpin_outbound(), now) {
             Ok(out) => out,
             Err(Refusal::Drop(DropReason::TcpNotSyn)) => return Err(self.stray(tuple, slot)),
             Err(Refusal::Drop(reason)) => return Err(self.unclaimed(reason, Some(slot))),
@@ -48,7 +48,7 @@ impl Nat<'_> {
         let number = self.settle(out, now)?;
         self.advance(number, Direction::Outbound, tuple.flags, now);
         let sender = self.external_of(number);
-        let (external, remote) = between(tuple, sender);
+        let (external, remote) = tuple.hairpin_inbound(sender);
         self.own_external(slot, tuple.protocol, (external, remote), HandOffCause::Hairpin, Errand::Hairpin { sender })?;
         self.hairpin_in(packet, arrival, tuple, slot, sender, now)
     }
@@ -63,7 +63,7 @@ impl Nat<'_> {
         sender: Endpoint,
         now: Tick,
     ) -> Decision {
-        let (external, remote) = between(tuple, sender);
+        let (external, remote) = tuple.hairpin_inbound(sender);
         let back = match self.choose_inbound(tuple, external, remote, slot, now) {
             Ok(back) => back,
             Err(reason) => return Err(self.unclaimed(reason, Some(slot))),
@@ -91,14 +91,5 @@ impl Nat<'_> {
             Ok(()) => Refusal::Punt,
             Err(hand_off) => hand_off,
         }
-    }
-}
-
-/// External and remote endpoint between the two halves. An ICMP query has one identifier: the one that the first half gives is what
-/// the second one sees.
-fn between(tuple: &Tuple, sender: Endpoint) -> (Endpoint, Endpoint) {
-    match tuple.protocol {
-        Protocol::Icmp => (Endpoint { port: sender.port, ..tuple.destination }, Endpoint { port: 0, ..sender }),
-        Protocol::Tcp | Protocol::Udp => (tuple.destination, sender),
     }
 }

@@ -6,7 +6,7 @@
 use core::net::Ipv4Addr;
 
 use portcullis_wire::embedded::{self, Embedded};
-use portcullis_wire::icmpv4::{self, IcmpHeader};
+use portcullis_wire::icmpv4::{self, IcmpHeader, Query};
 use portcullis_wire::packet::{Fragment, Layout, Transport};
 
 use crate::policy::{Endpoint, Protocol};
@@ -19,6 +19,8 @@ pub(crate) struct Quoted {
     pub(crate) protocol: Protocol,
     pub(crate) source: Endpoint,
     pub(crate) destination: Endpoint,
+    /// Whether it answers an ICMP query.
+    pub(crate) is_answer: bool,
 }
 
 /// Which of the quoted endpoints changes.
@@ -40,13 +42,15 @@ pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, D
     }
     let quoted = embedded::quoted(message);
     let embedded = embedded::parse_embedded(quoted).map_err(|_| DropReason::BadEmbeddedPacket)?;
+    let mut is_answer = false;
     let (protocol, source_port, destination_port) = match embedded.transport() {
         Transport::Tcp | Transport::Udp => {
             let ports = embedded.ports(quoted).ok_or(DropReason::BadEmbeddedPacket)?;
             let protocol = Protocol::from_number(embedded.protocol()).ok_or(DropReason::BadEmbeddedPacket)?;
             (protocol, ports.src(), ports.dst())
         }
-        Transport::IcmpQuery(_) => {
+        Transport::IcmpQuery(query) => {
+            is_answer = query == Query::Reply;
             let identifier = embedded.icmp(quoted).ok_or(DropReason::BadEmbeddedPacket)?.identifier();
             match ours {
                 End::Source => (Protocol::Icmp, identifier, 0),
@@ -58,7 +62,7 @@ pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, D
     };
     let source = Endpoint { address: embedded.src(), port: source_port };
     let destination = Endpoint { address: embedded.dst(), port: destination_port };
-    Ok(Quoted { embedded, protocol, source, destination })
+    Ok(Quoted { embedded, protocol, source, destination, is_answer })
 }
 
 /// Gives one end of the quoted packet another endpoint, and mends its checksums and the error's.

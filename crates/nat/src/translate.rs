@@ -74,7 +74,7 @@ impl Nat<'_> {
         leave::check_ttl(packet.frame(), &arrival.layout)?;
         let path = leave::path_towards(&mut self.paths, &self.network, arrival.destination, Side::Outside)?;
         leave::check_fit(packet, &arrival.layout, &path)?;
-        let chosen = self.choose_outbound(tuple, now)?;
+        let chosen = self.choose_outbound(tuple, tuple.outbound(), now)?;
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Outbound, tuple.flags, now);
         let rewrite = Rewrite::outbound(self.session(number), self.external_of(number));
@@ -98,8 +98,12 @@ impl Nat<'_> {
         self.finish(packet, &arrival.layout, &rewrite, &path, Way::Inbound)
     }
 
-    pub(crate) fn choose_outbound(&mut self, tuple: &Tuple, now: Tick) -> Result<Chosen, Refusal> {
-        let (internal, remote) = tuple.outbound();
+    pub(crate) fn choose_outbound(
+        &mut self,
+        tuple: &Tuple,
+        (internal, remote): (Endpoint, Endpoint),
+        now: Tick,
+    ) -> Result<Chosen, Refusal> {
         if let Some(number) = self.state.outbound(tuple.protocol, internal, remote, now, &mut self.counters) {
             return Ok(Chosen::Found(number));
         }
@@ -127,7 +131,7 @@ impl Nat<'_> {
             return Ok(Chosen::Found(number));
         }
         let flow = Flow { protocol: tuple.protocol, ours: external, remote, opens: tuple.opens };
-        let plan = self.planner().inbound(&flow, slot)?;
+        let plan = self.planner().inbound(&flow, slot, now)?;
         // What has ended is no conflict: this look-up takes it out. It never was under the plan's own mapping, whose sessions have
         // this external endpoint and would have been found above.
         let internal = plan.session.internal;

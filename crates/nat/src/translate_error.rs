@@ -62,9 +62,9 @@ impl Nat<'_> {
             external
         } else {
             self.own_receiver(&quoted)?;
-            self.external_before(&quoted, now)?
+            self.external_before(&as_hairpinned(&quoted), now)?
         };
-        let back = seen_by_sender(&quoted, external);
+        let back = between_halves(&quoted, external);
         if back.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
@@ -123,14 +123,26 @@ impl Nat<'_> {
     }
 }
 
-/// A quoted packet that was hairpinned, as it was between its two halves: to the external endpoint that it came in by. A query has one
-/// identifier, which is the sender's then.
-fn seen_by_sender(quoted: &Quoted, external: Endpoint) -> Quoted {
+/// A quoted packet that was hairpinned, with the source by which its receiver's session is found: of a query the sender's identifier, which
+/// the receiver saw (`Tuple::hairpin_outbound`).
+fn as_hairpinned(quoted: &Quoted) -> Quoted {
+    match quoted.protocol {
+        Protocol::Icmp if !quoted.is_answer => {
+            Quoted { source: Endpoint { port: quoted.destination.port, ..quoted.source }, ..*quoted }
+        }
+        Protocol::Icmp | Protocol::Tcp | Protocol::Udp => *quoted,
+    }
+}
+
+/// The same, as it was between its two halves: to the external endpoint that it came in by. Of a query the sender's end has the identifier that
+/// is quoted, and the receiver's one only where it answers, as `Tuple::hairpin_inbound` has it.
+fn between_halves(quoted: &Quoted, external: Endpoint) -> Quoted {
     match quoted.protocol {
         Protocol::Tcp | Protocol::Udp => Quoted { destination: external, ..*quoted },
         Protocol::Icmp => {
-            let source = Endpoint { port: external.port, ..quoted.source };
-            Quoted { source, destination: Endpoint { port: 0, ..external }, ..*quoted }
+            let source = Endpoint { port: quoted.destination.port, ..quoted.source };
+            let destination = if quoted.is_answer { external } else { Endpoint { port: 0, ..external } };
+            Quoted { source, destination, ..*quoted }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! RFC 5508, "NAT Behavioral Requirements for ICMP": its requirements, each with a test that quotes it.
 //!
-//! Not claimed: REQ-7's hairpinned queries, which it asks of Basic NAT only; REQ-9 beyond a rate of zero.
+//! Not here: REQ-7's hairpinned queries, which it asks of Basic NAT only, and RFC 7857 of every NAT. Not claimed: REQ-9 beyond a rate of zero.
 
 use std::net::Ipv4Addr;
 

@@ -1,11 +1,13 @@
 //! RFC 7857, "Updates to Network Address Translation (NAT) Behavioral Requirements": by section, in our words where it is not quoted.
 //!
-//! Not claimed: section 3 (port overlapping), section 10 (rewriting identifications of fragments), section 12 (hairpinned queries).
+//! Not claimed: section 3 (port overlapping), section 10 (rewriting identifications of fragments).
+
+use std::net::Ipv4Addr;
 
 use portcullis_nat::policy::{Endpoint, Filtering, PortSet};
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_nat::view::SessionState;
-use portcullis_testkit::builder::{ACK, FIN, PSH, PacketBuilder, RST, SYN};
+use portcullis_testkit::builder::{ACK, FIN, PSH, PacketBuilder, Query, RST, SYN};
 
 mod common;
 
@@ -155,9 +157,87 @@ fn rfc7857_s9_ports_depend_on_the_keys() {
 #[test]
 fn rfc7857_s11_a_querys_mapping_ends_with_its_last_session() {
     let mut gateway = Setup::new().build();
-    let query = portcullis_testkit::builder::Query::Echo;
+    let query = Query::Echo;
     gateway.inside(&PacketBuilder::query(h1().address, e1().address, query, 5)).forwarded();
     assert_eq!(gateway.ports_used(), 1);
     gateway.wait(seconds(60) + 8000);
     gateway.assert_empty();
+}
+
+/// The external identifier of a host's queries with that identifier.
+fn identifier_of(gateway: &mut Gateway<'_>, host: Endpoint) -> u16 {
+    gateway.inside(&PacketBuilder::query(host.address, e1().address, Query::Echo, host.port)).forwarded().source.port
+}
+
+/// Section 12: a query to another host's external identifier is hairpinned to that host, and the answer to who asked. Several may ask at
+/// once, and each gets its own answer.
+#[test]
+fn rfc7857_s12_a_query_is_hairpinned_to_the_host_whose_identifier_it_has() {
+    for (query, answer) in [(Query::Echo, Query::EchoReply), (Query::Timestamp, Query::TimestampReply)] {
+        let mut gateway = Setup::new().policy(|policy| policy.filtering_udp = Filtering::EndpointIndependent).build();
+        let asked = identifier_of(&mut gateway, h2());
+        let askers = [h1().address, Ipv4Addr::new(10, 0, 0, 9)];
+        let seen = askers.map(|asker| {
+            let seen = gateway.inside(&PacketBuilder::query(asker, X1, query, asked)).delivered();
+            assert_eq!((seen.source.address, seen.destination.address, seen.ttl), (X1, h2().address, 63));
+            seen.destination.port
+        });
+        assert_ne!(seen[0], seen[1], "their answers are told apart");
+        for (asker, identifier) in askers.into_iter().zip(seen).rev() {
+            let back = gateway.inside(&PacketBuilder::query(h2().address, X1, answer, identifier)).delivered();
+            assert_eq!((back.source.address, back.destination), (X1, Endpoint { address: asker, port: asked }));
+        }
+        gateway.inside(&PacketBuilder::query(h1().address, X1, query, asked ^ 1)).is_dropped(DropReason::NoMapping);
+        gateway.wait(seconds(60) + 8000);
+        gateway.assert_empty();
+    }
+}
+
+/// Section 12: what the filter of the mapping says of a neighbour is what it says of a remote. A query's remote has no port, so that
+/// where the filter asks for one, the address has to suffice.
+#[test]
+fn rfc7857_s12_a_hairpinned_query_has_to_pass_the_filter() {
+    for filtering in [Filtering::AddressDependent, Filtering::AddressAndPortDependent] {
+        let mut gateway = Setup::new().policy(|policy| policy.filtering_udp = filtering).build();
+        let asked = identifier_of(&mut gateway, h2());
+        let echo = PacketBuilder::query(h1().address, X1, Query::Echo, asked);
+        gateway.inside(&echo).is_dropped(DropReason::Filtered);
+        gateway.inside(&PacketBuilder::query(h2().address, X1, Query::Echo, h2().port)).is_dropped(DropReason::NoMapping);
+        let seen = gateway.inside(&echo).delivered();
+        let answer = PacketBuilder::query(h2().address, X1, Query::EchoReply, seen.destination.port);
+        assert_eq!(gateway.inside(&answer).delivered().destination, Endpoint { port: asked, ..h1() });
+    }
+}
+
+/// Section 12 and RFC 5508, REQ-7: an error about a hairpinned query, and one about its answer, quote what each host knows.
+#[test]
+fn rfc7857_s12_errors_about_a_hairpinned_query_and_its_answer_find_their_way() {
+    let mut gateway = Setup::new().policy(|policy| policy.filtering_udp = Filtering::EndpointIndependent).build();
+    let asked = identifier_of(&mut gateway, h2());
+    let query = gateway.inside(&PacketBuilder::query(h1().address, X1, Query::Echo, asked));
+    let identifier = query.delivered().destination.port;
+    let answer = gateway.inside(&PacketBuilder::query(h2().address, X1, Query::EchoReply, identifier));
+    for (quoted, from, to, identifier) in [(query, h2(), h1(), asked), (answer, h1(), h2(), identifier)] {
+        let error = PacketBuilder::icmp_error(from.address, X1, 3, 1, &quoted.frame[14..]);
+        let seen = gateway.inside(&error).delivered();
+        assert_eq!((seen.source.address, seen.destination.address), (X1, to.address));
+        let quoted = seen.quoted();
+        assert_eq!((quoted.source.address, quoted.destination.address), (to.address, X1));
+        assert_eq!(quoted.source.port, identifier);
+    }
+}
+
+/// Section 12: a host may ask itself, if it has the same identifier outside. Any filter lets it in: it has just asked that address.
+#[test]
+fn rfc7857_s12_a_query_to_its_own_identifier_comes_back() {
+    for filtering in [Filtering::EndpointIndependent, Filtering::AddressDependent, Filtering::AddressAndPortDependent] {
+        let mut gateway = Setup::new().policy(|policy| policy.filtering_udp = filtering).build();
+        gateway.nat.nat(0).script_draws([0, 9000]);
+        let echo = |query| PacketBuilder::query(h1().address, X1, query, 9000);
+        for query in [Query::Echo, Query::EchoReply] {
+            let seen = gateway.inside(&echo(query)).delivered();
+            assert_eq!((seen.source.address, seen.destination), (X1, at(h1(), 9000)));
+        }
+        assert_eq!(gateway.sessions().len(), 2);
+    }
 }

@@ -207,7 +207,8 @@ fn rfc4787_req9_hairpinning_is_the_same_between_workers() {
     }
 }
 
-/// RFC 5382, REQ-8, and RFC 5508, REQ-7: a connection, an error about it, and a query, between subscribers of different workers.
+/// RFC 5382, REQ-8, RFC 5508, REQ-7, and RFC 7857, section 12: a connection and an error about it, and the same of a query, between
+/// subscribers of different workers.
 #[test]
 fn rfc5508_req7_hairpinned_errors_and_queries_find_both_workers() {
     for workers in FLEETS {
@@ -228,13 +229,22 @@ fn rfc5508_req7_hairpinned_errors_and_queries_find_both_workers() {
             assert_eq!((seen.source.address, seen.destination.address), (X1, one.address));
             assert_eq!((seen.quoted().source, seen.quoted().destination), (one, aim));
 
-            // The identifier that the first half gives has to lead on to the other host's mapping, or to none.
-            let echo = PacketBuilder::query(one.address, X1, Query::Echo, 1000 + number as u16);
-            gateway.inside(&echo);
+            // RFC 7857, section 12: a query to the other host's identifier, its answer, and an error about either.
+            let echo = |host: Endpoint, query, id| PacketBuilder::query(host.address, X1, query, id);
+            let asked = gateway.inside(&PacketBuilder::query(other.address, e1().address, Query::Echo, 7)).forwarded().source.port;
+            let query = gateway.inside(&echo(one, Query::Echo, asked));
+            let id = query.delivered().destination.port;
+            assert_eq!((query.delivered().source.address, query.delivered().destination.address), (X1, other.address));
+            let answer = gateway.inside(&echo(other, Query::EchoReply, id));
+            assert_eq!(answer.delivered().destination, Endpoint { port: asked, ..one });
+            for (quoted, from, to, id) in [(query, other, one, asked), (answer, one, other, id)] {
+                let error = PacketBuilder::icmp_error(from.address, X1, 3, 1, &quoted.frame[14..]);
+                let seen = gateway.inside(&error).delivered();
+                assert_eq!((seen.destination.address, seen.quoted().source), (to.address, Endpoint { port: id, ..to }));
+            }
         }
         let counters = gateway.nat.counters();
-        assert_eq!(counters.get(Counter::IcmpErrorsTranslated), 36);
-        assert_eq!(counters.dropped_in_all(), counters.dropped(DropReason::NoMapping), "queries that lead to no mapping");
+        assert_eq!((counters.get(Counter::IcmpErrorsTranslated), counters.dropped_in_all()), (3 * 36, 0));
     }
 }
 

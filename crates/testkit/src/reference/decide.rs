@@ -9,10 +9,10 @@ use portcullis_nat::policy::{Endpoint, Interface, InterfaceId, Protocol, Route, 
 use portcullis_nat::verdict::DropReason;
 
 use super::fragments::{Fate, FragmentEntry, FragmentKey};
-use super::halves::{Choice, Flow, Half};
+use super::halves::{Choice, Flow, Half, admitted, existing};
 use super::legal::{Answer, Egress, Failure, Forward, Legal, Limiter, Received, Reply, is_answerable};
 use super::read::{Reading, Transport};
-use super::tables::{Effect, Room};
+use super::tables::{Effect, Origin, Room};
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat, rewrite};
 
@@ -230,7 +230,11 @@ impl ReferenceNat {
     /// stops the second half leaves the first standing, as two NATs would: hole punching between two hosts behind one NAT needs it
     /// (RFC 5128, section 3.3).
     fn hairpin(&self, received: Received<'_>, shown: Option<Shown>) -> Legal {
-        let flow = flow(received, Direction::Outbound);
+        let mut flow = flow(received, Direction::Outbound);
+        if flow.protocol == Protocol::Icmp && !flow.request {
+            // It answers a query that was turned round: see `Flow::receiver`.
+            flow.destination.port = flow.source.port;
+        }
         let half = self.outbound_half(flow, shown.map(|shown| shown.source));
         let mut legal = Legal::default();
         let target = Endpoint { address: flow.destination.address, port: transport_destination(received) };
@@ -249,9 +253,11 @@ impl ReferenceNat {
 
     fn hairpin_second(&self, legal: &mut Legal, received: Received<'_>, flow: Flow, first: &Choice, shown: Option<Shown>) {
         let icmp = flow.protocol == Protocol::Icmp;
-        let external = if icmp { Endpoint { port: first.endpoint.port, ..flow.destination } } else { flow.destination };
-        let remote = if icmp { Endpoint { port: 0, ..first.endpoint } } else { first.endpoint };
-        if external == first.endpoint {
+        // Of a query the identifier is what its receiver's mapping has outside, of an answer what the asker's has.
+        let external = if icmp { Endpoint { port: flow.source.port, ..flow.destination } } else { flow.destination };
+        let answers = icmp && !flow.request;
+        let remote = if answers { Endpoint { port: 0, ..first.endpoint } } else { first.endpoint };
+        if external == first.endpoint && !answers {
             self.to_oneself(legal, received, flow, first);
             return;
         }
@@ -280,24 +286,45 @@ impl ReferenceNat {
     /// A packet to the sender's own external endpoint. No RFC says what becomes of it: it may come back translated, its one session
     /// advanced both ways, or be dropped, with nothing left behind but as above.
     fn to_oneself(&self, legal: &mut Legal, received: Received<'_>, flow: Flow, first: &Choice) {
+        if flow.protocol == Protocol::Icmp {
+            self.query_to_oneself(legal, received, flow, first);
+            return;
+        }
         legal.drops.extend([DropReason::SessionConflict, DropReason::Filtered, DropReason::NoMapping, DropReason::UnsupportedIcmp]);
         legal.punt |= self.is_shared(flow.destination.address);
         if first.makes_session() && self.sessions_room(1) != Room::Free {
             legal.drops.push(DropReason::SessionsFull);
         }
-        legal.kept.push(first.effect.clone().perhaps_replied());
+        legal.kept.push(first.effect.clone());
         match self.egress(received, flow.source.address, Side::Inside) {
             Err(failure) => self.add(legal, &failure, received),
             Ok(egress) => {
-                let icmp = flow.protocol == Protocol::Icmp;
-                let source = if icmp { Endpoint { port: flow.source.port, ..first.endpoint } } else { first.endpoint };
-                let path = Path { outcome: Outcome::Hairpin, source, destination: flow.source };
+                let path = Path { outcome: Outcome::Hairpin, source: first.endpoint, destination: flow.source };
                 let back = Effect::Advance { key: first.key, direction: Direction::Inbound, flags: flow.flags };
                 let sessions = vec![(first.key, Direction::Outbound)];
-                // A query that comes back to who sent it has its own identifier again, and does not show the external one.
-                let hidden = icmp && first.makes_session();
-                let effects = if hidden { Vec::new() } else { vec![first.effect.clone(), back] };
-                self.forward(legal, received, &egress, path, effects, sessions);
+                self.forward(legal, received, &egress, path, vec![first.effect.clone(), back], sessions);
+            }
+        }
+    }
+
+    /// A query with the identifier that its own mapping has outside. The mapping has just queried that address, so every filter lets it in.
+    fn query_to_oneself(&self, legal: &mut Legal, received: Received<'_>, flow: Flow, first: &Choice) {
+        let turned = Flow { source: first.endpoint, destination: first.endpoint, ..flow };
+        let choice = match self.tables.by_external(flow.protocol, first.endpoint, first.endpoint) {
+            Some(session) => existing(session, session.internal, Direction::Inbound, 0).choices.remove(0),
+            None => admitted(turned, turned.receiver(flow.source), Origin::Filter, None, None),
+        };
+        if choice.makes_session() && self.sessions_room(usize::from(first.makes_session())) != Room::Free {
+            legal.drops.push(DropReason::SessionsFull);
+        }
+        legal.kept.push(first.effect.clone());
+        match self.egress(received, flow.source.address, Side::Inside) {
+            Err(failure) => self.add(legal, &failure, received),
+            Ok(egress) => {
+                let source = Endpoint { port: choice.endpoint.port, ..first.endpoint };
+                let path = Path { outcome: Outcome::Hairpin, source, destination: choice.endpoint };
+                let sessions = vec![(first.key, Direction::Outbound), (choice.key, Direction::Inbound)];
+                self.forward(legal, received, &egress, path, vec![first.effect.clone(), choice.effect], sessions);
             }
         }
     }

@@ -72,11 +72,13 @@ impl ReferenceNat {
     /// RFC 5508, REQ-7: about a packet that the NAT has turned round: both translations again.
     fn hairpin_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
         let stray = || Legal { drops: vec![DropReason::IcmpNoSession], ..self.stray(received) };
-        let Some(first) = self.delivered(embedded) else { return stray() };
-        let (source, _) = ends(embedded);
-        let external = same_id(embedded, source, first.external);
-        let remote = query_remote(embedded, first.external);
-        let Some(second) = self.tables.by_external(embedded.protocol, external, remote) else { return stray() };
+        let (source, destination) = ends(embedded);
+        let asked = embedded.request;
+        // Who was asked has a session with the asker's external identifier, who was answered one with the address alone.
+        let seen_from = if asked { source } else { query_remote(embedded, source) };
+        let Some(first) = self.tables.sessions.get(&(embedded.protocol, destination, seen_from)) else { return stray() };
+        let external = if asked { query_remote(embedded, first.external) } else { first.external };
+        let Some(second) = self.tables.by_external(embedded.protocol, source, external) else { return stray() };
         let translated = EmbeddedEnds { source: second.internal, destination: first.external };
         let outer = (first.external.address, second.internal.address);
         self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Hairpin)

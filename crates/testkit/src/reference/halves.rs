@@ -37,6 +37,19 @@ impl Flow {
     }
 }
 
+impl Flow {
+    /// Whether it is an ICMP query between the halves of a hairpin: its source has the sender's external identifier there.
+    pub(super) fn is_turned_query(self) -> bool {
+        self.protocol == Protocol::Icmp && self.request && self.source.port != 0
+    }
+
+    /// The internal endpoint that gets it, under a mapping of `internal`. A query that was turned round shows its receiver the sender's
+    /// external identifier, as another packet shows the sender's port.
+    pub(super) fn receiver(self, internal: Endpoint) -> Endpoint {
+        if self.is_turned_query() { Endpoint { port: self.source.port, ..internal } } else { internal }
+    }
+}
+
 /// One legal choice.
 #[derive(Clone, Debug)]
 pub(super) struct Choice {
@@ -292,7 +305,7 @@ impl ReferenceNat {
 
     /// A mapping whose last session has ended may let in until it is swept.
     fn inbound_to_late_mapping(&self, flow: Flow, mapping: Mapping, made: usize, half: &mut Half) {
-        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
+        let conflict = self.tables.sessions.contains_key(&(flow.protocol, flow.receiver(mapping.internal), flow.source));
         let mut reasons = vec![DropReason::NoMapping, DropReason::Filtered];
         reasons.extend(conflict.then_some(DropReason::SessionConflict));
         reasons.extend(flow.objection());
@@ -305,7 +318,7 @@ impl ReferenceNat {
         };
         if starts && !conflict && lets_in {
             self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
-            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, None, Some(mapping)));
+            half.choices.push(admitted(flow, flow.receiver(mapping.internal), Origin::Filter, None, Some(mapping)));
         }
     }
 
@@ -315,10 +328,12 @@ impl ReferenceNat {
 
     fn inbound_to_mapping(&self, flow: Flow, id: u32, mapping: Mapping, made: usize, half: &mut Half) {
         let mut known = self.tables.sessions.values().filter(|session| session.mapping == Some(id));
+        let queried = Endpoint { port: 0, ..flow.source };
         let lets_in = match self.filtering(flow.protocol) {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => known.any(|session| session.remote.address == flow.source.address),
-            Filtering::AddressAndPortDependent => false,
+            // Towards a query's remote there is no port that the filter could go by.
+            Filtering::AddressAndPortDependent => flow.is_turned_query() && known.any(|session| session.remote == queried),
         };
         let perhaps = !lets_in && self.filtering(flow.protocol) == Filtering::AddressDependent && self.late_lets_in(flow);
         if !lets_in {
@@ -335,13 +350,13 @@ impl ReferenceNat {
             }
             None => {}
         }
-        let conflict = self.tables.sessions.contains_key(&(flow.protocol, mapping.internal, flow.source));
+        let conflict = self.tables.sessions.contains_key(&(flow.protocol, flow.receiver(mapping.internal), flow.source));
         if conflict {
             half.fail(DropReason::SessionConflict);
         }
         self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
         if (lets_in || perhaps) && !conflict {
-            half.choices.push(admitted(flow, mapping.internal, Origin::Filter, Some(id), None));
+            half.choices.push(admitted(flow, flow.receiver(mapping.internal), Origin::Filter, Some(id), None));
         }
     }
 }
@@ -358,7 +373,7 @@ fn narrow(mut half: Half, shown: Option<Endpoint>) -> Half {
 }
 
 /// A packet of a session that exists.
-fn existing(session: &Session, endpoint: Endpoint, direction: Direction, flags: u8) -> Half {
+pub(super) fn existing(session: &Session, endpoint: Endpoint, direction: Direction, flags: u8) -> Half {
     let effect = Effect::Advance { key: session.key(), direction, flags };
     Half { choices: vec![Choice { endpoint, effect, key: session.key() }], ..Half::default() }
 }
@@ -368,7 +383,7 @@ fn created(flow: Flow, external: Endpoint, id: Option<u32>, mapping: Option<Mapp
     made(flow, ends, Origin::Inside, id, mapping, external)
 }
 
-fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>, revived: Option<Mapping>) -> Choice {
+pub(super) fn admitted(flow: Flow, internal: Endpoint, origin: Origin, id: Option<u32>, revived: Option<Mapping>) -> Choice {
     let ends = (internal, flow.destination, flow.source);
     made(flow, ends, origin, id, revived, internal)
 }

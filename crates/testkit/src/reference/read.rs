@@ -70,6 +70,8 @@ pub(crate) struct Embedded {
     pub(crate) protocol: Protocol,
     pub(crate) source: Ipv4Addr,
     pub(crate) destination: Ipv4Addr,
+    /// Of ICMP: whether it asks.
+    pub(crate) request: bool,
     /// The ports; an ICMP query's identifier in both.
     pub(crate) ports: (u16, u16),
     /// Where the transport's checksum stands, if it is quoted.
@@ -313,6 +315,7 @@ fn read_embedded(outer_header_len: usize, payload: &[u8], reading: &mut Reading)
         protocol,
         source: address(quote, 12),
         destination: address(quote, 16),
+        request: protocol == Protocol::Icmp && matches!(transport[0], 8 | 13),
         ports,
         checksum_at: reaches.then_some(at + header_len + checksum),
     })

@@ -97,19 +97,6 @@ impl Effect {
         if let Self::Create { session, .. } = self { Some(session.key()) } else { None }
     }
 
-    /// The same, for a session of an ICMP query that may have been its own answer.
-    #[must_use]
-    pub(super) fn perhaps_replied(mut self) -> Self {
-        if let Self::Create { session, .. } = &mut self
-            && session.protocol == Protocol::Icmp
-        {
-            let replied = session.variants.iter().map(|variant| Variant { state: SessionState::Replied, ..*variant });
-            session.variants = session.variants.iter().copied().chain(replied).collect();
-            session.counted = false;
-        }
-        self
-    }
-
     /// Whether it is about sessions.
     pub(super) fn is_of_sessions(&self) -> bool {
         !matches!(self, Self::Fragment { .. })
@@ -232,6 +219,10 @@ impl Tables {
     fn create(&mut self, mut session: Session, mapping: Option<Mapping>, now: u64) {
         session.variants.iter_mut().for_each(|variant| variant.last_seen = now);
         self.late_sessions.retain(|late| late.key() != session.key());
+        if session.origin == Origin::Filter && session.mapping.is_none() && mapping.is_none() {
+            // Under a mapping that the same packet has made.
+            session.mapping = self.mapping_at(session.protocol, session.external).map(|(id, _)| id);
+        }
         if let Some(mapping) = mapping {
             self.late_mappings.retain(|late| (late.protocol, late.external) != (mapping.protocol, mapping.external));
             session.mapping = Some(self.next_mapping);
