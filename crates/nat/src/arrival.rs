@@ -1,12 +1,13 @@
 //! Steps 2 and 3: where a packet came in, whether it may, and what it is.
 //!
 //! Knows the network snapshot and the external addresses, no sessions. Called first for every packet. Invariant: whatever passes has a
-//! source that may be behind the interface that it came by. Sources: RFC 1812 section 5.3.7 and 5.3.8, RFC 2827, RFC 3704 (strict).
+//! source that may be behind the interface that it came by. Sources: RFC 1812 section 5.3.7 and 5.3.8, RFC 2827, RFC 3704
+//! (strict), RFC 7126.
 
 use core::net::Ipv4Addr;
 
 use portcullis_wire::ethernet::{self, EthernetHeader};
-use portcullis_wire::ipv4::may_be_host;
+use portcullis_wire::ipv4::{self, may_be_host};
 use portcullis_wire::packet::{self, Layout, ParseError};
 
 use crate::adjacency::Adjacency;
@@ -58,6 +59,10 @@ pub(crate) fn read(
     let layout = packet::parse(frame)?;
     if EthernetHeader::from_prefix(frame).is_none_or(|header| header.dst != configured.mac) {
         return Err(DropReason::NotForUs);
+    }
+    // RFC 7126, sections 4.3 and 4.4: a source route leads around filters, and a router drops it unless it is told otherwise.
+    if ipv4::has_source_route(ipv4::options(&frame[link.header_len..])) {
+        return Err(DropReason::SourceRouted);
     }
     let header = layout.ipv4(frame).ok_or(DropReason::Truncated)?;
     Ok(Arrival { layout, interface, side: configured.side, source: header.src(), destination: header.dst() })

@@ -146,6 +146,8 @@ drop_reasons! {
     UnknownInterface = "unknown_interface",
     /// A frame addressed to another host on the link.
     NotForUs = "not_for_us",
+    /// With a source route among its IPv4 options.
+    SourceRouted = "source_routed",
     /// A source that no host may have: zero, loopback, multicast, broadcast or reserved.
     MartianSource = "martian_source",
     /// A destination that no gateway forwards to: zero, loopback, multicast, broadcast or reserved.

@@ -99,6 +99,17 @@ fn admission_rows() -> Vec<Row> {
         row("a link-layer broadcast", R::NotForUs, Nothing, |_| {
             (INSIDE, PacketBuilder::udp(h1(), e1()).mac([6; 6], [0xFF; 6]).build())
         }),
+        row("with a loose source route", R::SourceRouted, Nothing, |g| {
+            from_inside(g, &PacketBuilder::udp(h1(), e1()).options(&[131, 7, 4, 192, 0, 2, 9]))
+        }),
+        row("from outside, with a strict one behind another option", R::SourceRouted, Nothing, |g| {
+            let external = g.external_of(h1(), e1());
+            from_outside(g, &PacketBuilder::udp(e1(), external).options(&[1, 148, 4, 0, 0, 137, 7, 4, 192, 0, 2, 9]))
+        }),
+        row("a later fragment with a source route", R::SourceRouted, Nothing, |g| {
+            let packet = PacketBuilder::udp(h1(), e1()).payload_len(100).options(&[131, 3, 4]);
+            (INSIDE, g.fragments_to(0, &packet, 40).swap_remove(1))
+        }),
         row("from 0.0.0.0", R::MartianSource, Nothing, |g| from_inside(g, &PacketBuilder::udp(endpoint("0.0.0.0:1"), e1()))),
         row("from loopback, outside", R::MartianSource, Nothing, |g| {
             from_outside(g, &PacketBuilder::udp(endpoint("127.0.0.1:1"), at(h1(), 1)))

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use portcullis_testkit::topology;
 
 /// What Portcullis violates, and why it does.
-const KNOWN: [(&str, &str); 12] = [
+const KNOWN: [(&str, &str); 11] = [
     ("4787-3a", "ports are drawn from the pool's range, whatever the internal one"),
     ("4787-4", "parity is not looked at"),
     ("4787-8", "the default is stricter than recommended; nat.filtering"),
@@ -21,7 +21,6 @@ const KNOWN: [(&str, &str); 12] = [
     ("7857-7n", "each stranger that the filter lets in has a session of its own, and the mapping lives as long as any"),
     ("7857-7.1", "as 7857-7, though the host refuses the stranger"),
     ("7857-10", "identifications of fragments stay"),
-    ("hostile-source-route", "IPv4 options pass, source routes too"),
 ];
 
 /// What the kernel is known to violate: collisions move mappings, ports are shared, no hairpinning without a rule, a short timer after a RST,

@@ -264,6 +264,32 @@ pub fn options(bytes: &[u8]) -> &[u8] {
     header_bytes(bytes).and_then(|header| header.get(HEADER_LEN..)).unwrap_or(&[])
 }
 
+/// The kinds of the two options with a source route (RFC 791, section 3.1).
+const LOOSE_SOURCE_ROUTE: u8 = 131;
+const STRICT_SOURCE_ROUTE: u8 = 137;
+
+/// The options of one byte: the end of the list, and no operation.
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+
+/// Whether a header's options have a source route, loose or strict. What stands behind an option whose length is a lie is none.
+#[must_use]
+pub fn has_source_route(options: &[u8]) -> bool {
+    let mut rest = options;
+    while let [kind, behind @ ..] = rest {
+        rest = match *kind {
+            LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return true,
+            END_OF_OPTIONS => return false,
+            NO_OPERATION => behind,
+            _ => match behind.first().map(|&len| usize::from(len)) {
+                Some(len @ 2..) => rest.get(len..).unwrap_or(&[]),
+                _ => return false,
+            },
+        };
+    }
+    false
+}
+
 /// Whether `bytes` begin with a header whose checksum is right.
 #[inline]
 #[must_use]
@@ -326,6 +352,14 @@ mod tests {
         assert_eq!(options(&WITH_OPTIONS), &WITH_OPTIONS[20..]);
         assert_eq!(Ipv4Header::from_prefix(&WITH_OPTIONS).map(Ipv4Header::more_fragments), Some(true));
         assert!(!header_checksum_ok(&WITH_OPTIONS[..31]), "cut within its options");
+    }
+
+    #[test]
+    fn a_source_route_is_found_behind_other_options_and_nowhere_else() {
+        let with: [&[u8]; 5] = [&[131], &[137, 3, 4], &[1, 1, 131, 7], &[7, 3, 4, 1, 137, 3, 4], &[148, 4, 0, 0, 131]];
+        let without: [&[u8]; 8] = [&[], &[1, 1], &[0, 131], &[7, 4, 131, 137], &[7, 0, 131], &[7, 1, 131], &[7], &[68, 200, 131]];
+        assert!(with.into_iter().all(has_source_route));
+        assert!(!without.into_iter().any(has_source_route));
     }
 
     #[test]

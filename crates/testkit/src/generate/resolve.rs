@@ -132,7 +132,9 @@ impl Stage {
 
     /// Trims a packet, cuts it where wanted, and puts it on an interface's wire.
     fn finish(&self, packet: PacketBuilder, interface: usize, mac: Mac, trim: &Trim) -> Vec<Received> {
-        let options = vec![1; trim.options];
+        // A route's length and pointer are no business of who only asks whether there is one; 3 is a length that others may have.
+        let (len, kind) = trim.options;
+        let options: Vec<_> = [kind, 3].into_iter().chain(std::iter::repeat(1)).take(len).collect();
         let to = if trim.for_us { MACS[interface] } else { [2, 0, 0, 0, 0, 0x99] };
         let packet = packet
             .mac(mac, to)
@@ -143,10 +145,10 @@ impl Stage {
             .options(&options)
             .id(trim.id)
             .trailer(trim.trailer);
-        let len = packet.datagram().len() - 20 - trim.options.next_multiple_of(4);
+        let payload = packet.datagram().len() - 20 - len.next_multiple_of(4);
         let mut frames = match trim.pieces {
-            Some((pieces, rotate)) if len >= 48 => {
-                let mut frames = packet.fragments((len / pieces).next_multiple_of(8).max(24));
+            Some((pieces, rotate)) if payload >= 48 => {
+                let mut frames = packet.fragments((payload / pieces).next_multiple_of(8).max(24));
                 let by = rotate % frames.len();
                 frames.rotate_left(by);
                 frames

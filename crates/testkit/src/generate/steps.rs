@@ -70,8 +70,8 @@ pub struct Trim {
     pub dont_fragment: bool,
     /// The transport checksum.
     pub checksum: Checksum,
-    /// Bytes of IPv4 options.
-    pub options: usize,
+    /// Bytes of IPv4 options, and the first of them.
+    pub options: (usize, u8),
     /// Bytes behind the datagram.
     pub trailer: usize,
     /// Pieces to cut it into, when it is long enough; their order is rotated by the second number.
@@ -278,7 +278,8 @@ fn checksum() -> impl Strategy<Value = Checksum> {
 pub fn trim() -> impl Strategy<Value = Trim> {
     let ttl = prop_oneof![10 => Just(64_u8), 1 => 0_u8..=2, 1 => any::<u8>()];
     let payload = prop_oneof![6 => 0_usize..64, 1 => 1300_usize..1460, 1 => 520_usize..570];
-    let options = prop_oneof![8 => Just(0_usize), 1 => 1_usize..=40];
+    let kind = prop_oneof![4 => Just(1_u8), 1 => Just(131), 1 => Just(137), 1 => any::<u8>()];
+    let options = prop_oneof![8 => Just((0_usize, 1)), 1 => (1_usize..=40, kind)];
     let trailer = prop_oneof![4 => Just(0_usize), 1 => 1_usize..20];
     let pieces = prop_oneof![6 => Just(None), 1 => (2_usize..4, 0_usize..3).prop_map(Some)];
     let first = (ttl, prop_oneof![3 => Just(0_u8), 1 => any::<u8>()], payload, prop::bool::weighted(0.4), checksum());

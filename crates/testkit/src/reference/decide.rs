@@ -78,6 +78,10 @@ impl ReferenceNat {
             return Some(DropReason::NotForUs);
         }
         let datagram = reading.datagram.as_ref()?;
+        // RFC 7126, sections 4.3 and 4.4.
+        if reading.source_routed {
+            return Some(DropReason::SourceRouted);
+        }
         if is_martian(datagram.source) {
             return Some(DropReason::MartianSource);
         }

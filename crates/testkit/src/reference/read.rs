@@ -85,6 +85,8 @@ pub(crate) struct Reading {
     pub(crate) datagram: Option<Datagram>,
     /// The frame has to be dropped, for any of these.
     pub(crate) defects: Vec<DropReason>,
+    /// Whether the IPv4 header has a source route.
+    pub(crate) source_routed: bool,
     /// The frame may be dropped, for any of these.
     pub(crate) tolerated: Vec<DropReason>,
 }
@@ -169,8 +171,23 @@ fn read_datagram(bytes: &[u8], reading: &mut Reading) {
     if flags & 0x8000 != 0 {
         reading.tolerated.push(DropReason::BadIpHeader);
     }
+    reading.source_routed = has_source_route(&bytes[20..header_len]);
     datagram.transport = read_transport(&datagram, reading);
     reading.datagram = Some(datagram);
+}
+
+/// RFC 791, section 3.1: options 131 and 137, in a list of which 0 is the end and 1 a single byte; others have a length, itself included.
+fn has_source_route(options: &[u8]) -> bool {
+    let mut at = 0;
+    while at < options.len() && options[at] != 0 {
+        match (options[at], options.get(at + 1)) {
+            (131 | 137, _) => return true,
+            (1, _) => at += 1,
+            (_, Some(&len)) if len >= 2 => at += usize::from(len),
+            _ => break,
+        }
+    }
+    false
 }
 
 fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
