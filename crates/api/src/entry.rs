@@ -139,7 +139,7 @@ pub struct MappingEntry {
     /// Of an endpoint-dependent mapping, the remote endpoint or address (port zero) that it is for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub remote: Option<Endpoint>,
-    /// Live sessions under it.
+    /// Live sessions under it, without guests.
     pub sessions: u32,
 }
 

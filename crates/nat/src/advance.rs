@@ -12,18 +12,20 @@ use crate::time::Tick;
 use crate::view::SessionState;
 
 impl Session {
-    /// Counts a packet, and moves on. `flags` are those of TCP; of others they do not matter.
+    /// Counts a packet, and moves on. `flags` are those of TCP; of others they do not matter. Returns whether the packet refreshed the session.
     #[inline]
-    pub(crate) fn advance(&mut self, direction: Direction, flags: TcpFlags, refreshes_inbound: bool, now: Tick) {
+    pub(crate) fn advance(&mut self, direction: Direction, flags: TcpFlags, refreshes_inbound: bool, now: Tick) -> bool {
         match direction {
             Direction::Outbound => self.packets_out = self.packets_out.wrapping_add(1),
             Direction::Inbound => self.packets_in = self.packets_in.wrapping_add(1),
         }
         let accepts = self.kind.is_settled(flags) || self.change_state(direction, flags);
         // RFC 7857, section 7: who was let in by the filter alone does not keep the mapping alive, unless configured.
-        if accepts && direction == Direction::Outbound || refreshes_inbound || !self.has(flag::ADMITTED) {
+        let refreshes = accepts && direction == Direction::Outbound || refreshes_inbound || !self.has(flag::ADMITTED);
+        if refreshes {
             self.last_seen = now.0;
         }
+        refreshes
     }
 
     /// What few packets do. Returns whether the packet does not refuse what was let in: to do so does not keep the mapping alive either (RFC
@@ -39,8 +41,8 @@ impl Session {
             SessionState::Unreplied | SessionState::Replied => state,
             _ => tcp::advance(state, direction, flags),
         };
-        self.kind = Kind::new(self.kind.protocol(), next);
-        !(flags.rst() && matches!(state, SessionState::SynReceived | SessionState::Reset))
+        self.kind = self.kind.in_state(next);
+        !(flags.rst() && (self.kind.is_guest() || matches!(state, SessionState::SynReceived | SessionState::Reset)))
     }
 }
 

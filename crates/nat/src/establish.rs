@@ -183,7 +183,8 @@ impl Planner<'_, '_> {
 
     /// A session under a mapping, if its filter lets the remote in (RFC 4787, section 5).
     fn to_a_mapping(&self, flow: &Flow, slot: u16, now: Tick) -> Result<Plan, DropReason> {
-        let holder = self.state.holder_of(slot, flow.protocol, flow.ours).ok_or(DropReason::NoMapping)?;
+        let holder = self.state.holder_of(slot, flow.protocol, flow.ours);
+        let holder = holder.filter(|&holder| self.state.lives(holder, now)).ok_or(DropReason::NoMapping)?;
         let admitted = match filtering(self.policy, flow.protocol) {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => self.state.has_remote(holder, flow.remote.address),
@@ -196,7 +197,9 @@ impl Planner<'_, '_> {
         // The receiver of a hairpinned query sees the sender's external identifier, so that its answers to two senders differ.
         let internal = if flow.is_hairpinned_query() { Endpoint { port: flow.remote.port, ..mapped } } else { mapped };
         let flags = flag::ADMITTED | self.remote_flag(flow.protocol);
-        Ok(inbound_plan(flow, internal, slot, Under::Held(holder), flags))
+        // RFC 7857, section 7: who is let in keeps the mapping alive only where that is configured, or when the inside answers.
+        let under = if self.policy.inbound_refresh { Under::Held(holder) } else { Under::Guest };
+        Ok(inbound_plan(flow, internal, slot, under, flags))
     }
 
     /// Whether the mapping that a hairpinned query is for has queried the sender's address: a remote has no port that a filter could ask for.
@@ -230,7 +233,7 @@ fn inbound_plan(flow: &Flow, internal: Endpoint, slot: u16, under: Under, flags:
 const fn flag_of(under: Under) -> u8 {
     match under {
         Under::Forward => flag::FORWARDED,
-        Under::Held(_) | Under::NewMapping(_) => 0,
+        Under::Held(_) | Under::Guest | Under::NewMapping(_) => 0,
     }
 }
 

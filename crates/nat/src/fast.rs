@@ -393,6 +393,10 @@ fn forward_unsettled<const OUTBOUND: bool>(
     refreshes_inbound: bool,
     now: Tick,
 ) -> Option<DeviceId> {
+    // Whether a guest's mapping is there, and what an answer to a guest does to it, the ordinary way knows.
+    if session.kind.is_guest() {
+        return None;
+    }
     let flags = TcpFlags(head[at::TCP_FLAGS]);
     let flags = match Protocol::from_number(head[at::PROTOCOL]).filter(|&protocol| session.kind.is_of(protocol))? {
         Protocol::Tcp => (LEGAL_FLAGS >> (flags.0 % 64) & 1 == 1).then_some(flags)?,

@@ -20,6 +20,7 @@ mod fast;
 mod flow;
 mod forward;
 mod fragment;
+mod guest;
 mod hairpin;
 mod hash;
 mod head;

@@ -15,7 +15,7 @@ use crate::slab::Record;
 use crate::view::{MappingView, SessionState, SessionView};
 
 /// The version of the layouts in this file.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// A session: a mapping (or a forward) with one remote. Half a cache line.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -41,7 +41,7 @@ pub(crate) struct Session {
     pub(crate) slot: u16,
 }
 
-/// Protocol and state of a session in one byte; zero for a free record.
+/// Protocol and state of a session in one byte, and whether it is a guest; zero for a free record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub(crate) struct Kind(u8);
@@ -50,12 +50,38 @@ impl Kind {
     /// Of a free record.
     const FREE: Self = Self(0);
 
+    /// Set in those of guests: sessions that the filter alone let in, and that the inside has not answered yet. No packet of theirs is settled.
+    const GUEST: u8 = 0x80;
+
     /// How many kinds there may be: those of a byte, so that none has to be cut to an index.
     pub(crate) const COUNT: usize = 256;
 
     #[inline]
     pub(crate) const fn new(protocol: Protocol, state: SessionState) -> Self {
         Self((protocol.index() as u8 + 1) << 4 | state as u8)
+    }
+
+    /// The same of a guest.
+    #[inline]
+    pub(crate) const fn of_guest(self) -> Self {
+        Self(self.0 | Self::GUEST)
+    }
+
+    /// The same of a session that is no guest.
+    #[inline]
+    pub(crate) const fn of_host(self) -> Self {
+        Self(self.0 & !Self::GUEST)
+    }
+
+    #[inline]
+    pub(crate) const fn is_guest(self) -> bool {
+        self.0 & Self::GUEST != 0
+    }
+
+    /// The same in another state.
+    #[inline]
+    pub(crate) const fn in_state(self, state: SessionState) -> Self {
+        Self(self.0 & !0xF | state as u8)
     }
 
     /// Its number, below [`Kind::COUNT`].
@@ -67,7 +93,7 @@ impl Kind {
     /// **Panics** for a free record, which no one asks.
     #[inline]
     pub(crate) const fn protocol(self) -> Protocol {
-        Protocol::ALL[(self.0 >> 4) as usize - 1]
+        Protocol::ALL[(self.of_host().0 >> 4) as usize - 1]
     }
 
     #[inline]
@@ -87,7 +113,7 @@ impl Kind {
     /// Whether it is a session of that protocol.
     #[inline]
     pub(crate) const fn is_of(self, protocol: Protocol) -> bool {
-        self.0 >> 4 == protocol.index() as u8 + 1
+        self.of_host().0 >> 4 == protocol.index() as u8 + 1
     }
 }
 
@@ -152,7 +178,7 @@ pub(crate) struct Mapping {
     pub(crate) scope_port: u16,
     /// The external address's slot.
     pub(crate) slot: u16,
-    /// Live sessions under it; it ends with the last. Of a free record: the next free one.
+    /// Sessions under it that are no guests; it ends with the last. Of a free record: the next free one.
     pub(crate) sessions: u32,
     /// The protocol's number; zero for a free record.
     pub(crate) protocol: u8,
@@ -294,6 +320,11 @@ impl Session {
     #[inline]
     pub(crate) fn has(&self, bit: u8) -> bool {
         self.flags & bit != 0
+    }
+
+    /// Whether it is the session of an ICMP query at the receiver of a hairpin, whose remote end has an identifier.
+    pub(crate) fn is_hairpinned_query(&self) -> bool {
+        self.kind.is_of(Protocol::Icmp) && self.remote_port.get() != 0
     }
 
     /// The mapping that it stands for, as a record.

@@ -44,6 +44,8 @@ pub(crate) enum Under {
     Held(Holder),
     /// A mapping that is made with it.
     NewMapping(MappingBehaviour),
+    /// The same, which it does not keep alive: a guest of a mapping.
+    Guest,
     /// A forward: no mapping, no port of the pool.
     Forward,
 }
@@ -90,6 +92,8 @@ pub(crate) struct State<'m> {
     pub(crate) due: Due<'m>,
     /// Sessions under forwards.
     forwarded: u32,
+    /// Guests, also those whose mapping is gone.
+    pub(crate) guests: u32,
 }
 
 /// The idle time of a session in that state.
@@ -122,6 +126,7 @@ impl<'m> State<'m> {
             shortest: [0; Protocol::ALL.len()],
             due: Due::new(arenas.due),
             forwarded: 0,
+            guests: 0,
         })
     }
 
@@ -139,6 +144,11 @@ impl<'m> State<'m> {
             for state in SessionState::ALL {
                 let idle = timeout_of(&policy.timeouts, protocol, state).min(Tick::HORIZON);
                 self.timers[Kind::new(protocol, state).number()] = idle.as_millis() as u32 + 1;
+            }
+            // Nobody inside has answered a guest: whatever it says of its connection, it is opening.
+            let opening = if protocol == Protocol::Tcp { SessionState::SynReceived } else { SessionState::Unreplied };
+            for state in SessionState::ALL {
+                self.timers[Kind::new(protocol, state).of_guest().number()] = self.timers[Kind::new(protocol, opening).number()];
             }
             let of_protocol = SessionState::ALL.map(|state| self.timers[Kind::new(protocol, state).number()]);
             self.shortest[protocol.index()] = of_protocol.into_iter().min().unwrap_or_default();
@@ -273,10 +283,12 @@ impl<'m> State<'m> {
         }
     }
 
-    /// Time until a session ends. **Units:** milliseconds. Zero when it has, or when its external address is gone.
+    /// Time until a session ends. **Units:** milliseconds. Zero when it has, when its external address is gone, or the mapping that it is a
+    /// guest of.
     #[inline]
     pub(crate) fn expires_in(&self, session: &Session, now: Tick) -> u32 {
-        if self.live_address_of(session).is_none() {
+        let Some(address) = self.live_address_of(session) else { return 0 };
+        if session.kind.is_guest() && !self.has_mapping(session, address, now) {
             return 0;
         }
         self.time_left(session, now)
@@ -331,9 +343,10 @@ impl<'m> State<'m> {
         Some(number)
     }
 
-    /// Whether any session is under a forward, or was and is not swept yet.
-    pub(crate) fn has_forwarded(&self) -> bool {
-        self.forwarded > 0
+    /// Whether a session may have an external endpoint that no mapping holds for it: one under a forward, that may have gone, or a guest, whose
+    /// mapping may have.
+    pub(crate) fn may_conflict(&self) -> bool {
+        self.forwarded > 0 || self.guests > 0
     }
 
     /// Makes a planned session. **Errors:** [`TableFull`]; nothing that others see has changed then.
@@ -344,6 +357,12 @@ impl<'m> State<'m> {
             Under::Forward => {
                 let number = self.sessions.insert(session)?;
                 self.forwarded += 1;
+                number
+            }
+            Under::Guest => {
+                session.kind = session.kind.of_guest();
+                let number = self.sessions.insert(session)?;
+                self.guests += 1;
                 number
             }
             Under::NewMapping(behaviour) => {
@@ -391,7 +410,7 @@ impl<'m> State<'m> {
     }
 
     /// The record of a mapping, which gets one if it has none. **Errors:** [`TableFull`]; nothing has changed then.
-    fn record_of(&mut self, holder: Holder) -> Result<u32, TableFull> {
+    pub(crate) fn record_of(&mut self, holder: Holder) -> Result<u32, TableFull> {
         let sole = match holder {
             Holder::Mapping(number) => return Ok(number),
             Holder::Session(number) => number,
@@ -415,14 +434,14 @@ impl<'m> State<'m> {
     }
 
     /// Counts a session under a mapping that has a record.
-    fn join(&mut self, mapping: u32, session: &Session) {
+    pub(crate) fn join(&mut self, mapping: u32, session: &Session) {
         self.mappings.records.get_mut(mapping).sessions += 1;
         if session.has(flag::REMOTE_COUNTED) {
             self.count_remote(mapping, session);
         }
     }
 
-    /// Ends a session, and its mapping when it was the last one under it.
+    /// Ends a session, and its mapping when it was the last one under it but for guests.
     pub(crate) fn end_session(&mut self, number: u32, counters: &mut Counters) {
         let session = self.sessions.records.get(number);
         let hashes = (self.sessions.hashes(session), self.mappings.hash_of_sole(session));
@@ -433,6 +452,10 @@ impl<'m> State<'m> {
     pub(crate) fn end_hashed(&mut self, number: u32, (hashes, of_mapping): (Hashes, Option<u64>), counters: &mut Counters) {
         let session = self.sessions.remove(number, &hashes);
         counters.count(Counter::SessionsRemoved);
+        if session.kind.is_guest() {
+            self.guests -= 1;
+            return;
+        }
         if session.has(flag::FORWARDED) {
             self.forwarded -= 1;
             return;
@@ -458,7 +481,7 @@ impl<'m> State<'m> {
     }
 
     /// Who has the port of a session that is under a mapping: nobody else until it ends.
-    fn holder_for(&self, session: &Session) -> Option<Holder> {
+    pub(crate) fn holder_for(&self, session: &Session) -> Option<Holder> {
         self.space(session.slot, session.kind.protocol()).holder(session.external_port.get()).map(Holder::of_value)
     }
 

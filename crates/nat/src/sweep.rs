@@ -93,8 +93,11 @@ impl Nat<'_> {
 
     /// Ends everything that has been idle too long, at once. **Cost:** cold; O(sessions).
     pub fn expire_all(&mut self, now: Tick) {
-        self.sweep.cursor = 0;
-        self.sweep_records(&Step::ALL, now);
+        // Twice: guests end with mappings, which end with sessions anywhere in the table.
+        for _ in 0..2 {
+            self.sweep.cursor = 0;
+            self.sweep_records(&Step::ALL, now);
+        }
         self.fragments.expire_all(now);
     }
 

@@ -113,10 +113,10 @@ impl Nat<'_> {
     }
 
     /// Whether another session has the external endpoint of a planned one towards its remote: a forward that is gone may have left it,
-    /// with the port that a new mapping has.
+    /// with the port that a new mapping has. A guest that a mapping that is gone has left is ended by this look-up.
     pub(crate) fn is_taken(&mut self, plan: &Plan, now: Tick) -> bool {
         let NewSession { protocol, slot, external, remote, .. } = plan.session;
-        self.state.has_forwarded() && self.state.inbound(protocol, (slot, external.port), remote, now, &mut self.counters).is_some()
+        self.state.may_conflict() && self.state.inbound(protocol, (slot, external.port), remote, now, &mut self.counters).is_some()
     }
 
     pub(crate) fn choose_inbound(
@@ -191,7 +191,11 @@ impl Nat<'_> {
 
     /// Step 7's bookkeeping.
     pub(crate) fn advance(&mut self, number: u32, direction: Direction, flags: TcpFlags, now: Tick) {
-        self.state.sessions.records.get_mut(number).advance(direction, flags, self.policy.inbound_refresh, now);
+        let session = self.state.sessions.records.get_mut(number);
+        let refreshed = session.advance(direction, flags, self.policy.inbound_refresh, now);
+        if refreshed && session.kind.is_guest() {
+            self.state.host(number);
+        }
     }
 
     /// Rewrites, and sends on its way.

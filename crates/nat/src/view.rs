@@ -85,7 +85,7 @@ pub struct MappingView {
     pub external: Endpoint,
     /// Of an endpoint-dependent mapping, the remote endpoint or address (port zero) that it is for.
     pub scope: Option<Endpoint>,
-    /// Live sessions under it.
+    /// Live sessions under it, without guests.
     pub sessions: u32,
 }
 

@@ -104,24 +104,96 @@ fn rfc7857_s5_and_s6_mappings_and_filters_are_each_protocols_own() {
     gateway.outside(&PacketBuilder::udp(e2(), udp)).delivered();
 }
 
-/// Section 7: inbound packets that the filter alone let in keep a mapping alive only where that is configured.
+/// How often `knock` is let in, ten times as long as a UDP mapping lasts.
+fn knocks(gateway: &mut Gateway<'_>, mut knock: impl FnMut(&mut Gateway<'_>, u16) -> bool) -> usize {
+    let times = 0..30_u16;
+    times
+        .filter(|&time| {
+            gateway.wait(seconds(100));
+            knock(gateway, time)
+        })
+        .count()
+}
+
+/// Section 7: inbound packets that the filter alone let in keep a mapping alive only where that is configured, be they of one stranger or of
+/// a new one each time.
 #[test]
 fn rfc7857_s7_inbound_refresh_is_off_unless_configured() {
-    for refresh in [false, true] {
-        let mut gateway = Setup::new()
-            .policy(|policy| {
-                policy.filtering_udp = Filtering::EndpointIndependent;
-                policy.inbound_refresh = refresh;
-            })
-            .build();
-        let external = gateway.external_of(h1(), e1());
-        for _ in 0..6 {
-            gateway.wait(seconds(100));
-            gateway.outside(&PacketBuilder::udp(e2(), external));
+    let strangers: [fn(u16) -> Endpoint; 2] = [|_| e2(), |time| at(e2(), 1000 + time)];
+    for (refresh, let_in) in [(false, 3), (true, 30)] {
+        for (filtering, stranger) in [Filtering::EndpointIndependent, Filtering::AddressDependent].into_iter().zip(strangers) {
+            let mut gateway =
+                Setup::new().policy(|policy| (policy.filtering_udp, policy.inbound_refresh) = (filtering, refresh)).build();
+            let external = gateway.external_of(h1(), e2());
+            // A second session, so that the mapping has a record.
+            gateway.external_of(h1(), at(e2(), 1));
+            let seen = knocks(&mut gateway, |gateway, time| {
+                let out = gateway.outside(&PacketBuilder::udp(at(stranger(time), 7 + stranger(time).port), external));
+                out.verdict == Verdict::Transmit(INSIDE)
+            });
+            assert_eq!(seen, let_in, "inbound refresh {refresh}, {filtering:?}");
+            gateway.wait(seconds(300) + 8000);
+            gateway.assert_empty();
         }
-        let out = gateway.outside(&PacketBuilder::udp(e2(), external));
-        assert_eq!(out.verdict == Verdict::Transmit(INSIDE), refresh, "inbound refresh {refresh}");
     }
+}
+
+/// Section 7: a mapping that is over lets nobody in, swept or not, and neither does it those whom it had let in.
+#[test]
+fn rfc7857_s7_a_mapping_that_is_over_lets_nobody_in() {
+    let mut gateway = Setup::new().policy(|policy| policy.filtering_udp = Filtering::EndpointIndependent).build();
+    let external = gateway.external_of(h1(), e1());
+    gateway.skip(seconds(200));
+    gateway.outside(&PacketBuilder::udp(e2(), external)).delivered();
+    gateway.skip(seconds(100));
+    gateway.outside(&PacketBuilder::udp(e2(), external)).delivered();
+    gateway.skip(1);
+    gateway.outside(&PacketBuilder::udp(e2(), external)).is_dropped(DropReason::NoMapping);
+    gateway.outside(&PacketBuilder::udp(at(e2(), 7), external)).is_dropped(DropReason::NoMapping);
+    assert_eq!(gateway.sessions().len(), 0);
+}
+
+/// Section 7: what inside answers is what it asked for, and keeps the mapping.
+#[test]
+fn rfc7857_s7_an_answer_keeps_the_mapping() {
+    let mut gateway = Setup::new()
+        .policy(|policy| {
+            (policy.filtering_udp, policy.filtering_tcp) = (Filtering::EndpointIndependent, Filtering::EndpointIndependent)
+        })
+        .build();
+    let (udp, tcp) = (gateway.external_of(h1(), e1()), gateway.external_of_tcp(h2(), e1()));
+    gateway.outside(&PacketBuilder::tcp(e2(), tcp, SYN)).delivered();
+    gateway.inside(&PacketBuilder::tcp(h2(), e2(), SYN | ACK)).forwarded();
+    let seen = knocks(&mut gateway, |gateway, time| {
+        gateway.outside(&PacketBuilder::tcp(e2(), tcp, ACK | PSH)).delivered();
+        gateway.inside(&PacketBuilder::tcp(h2(), e2(), ACK)).forwarded();
+        let stranger = if time < 3 { e2() } else { at(e2(), 1000 + time) };
+        let out = gateway.outside(&PacketBuilder::udp(stranger, udp));
+        if time < 3 {
+            gateway.inside(&PacketBuilder::udp(h1(), e2())).forwarded();
+        }
+        out.verdict == Verdict::Transmit(INSIDE)
+    });
+    assert_eq!(seen, 6, "as long as it answers, and its timer after that");
+    gateway.outside(&PacketBuilder::tcp(at(e2(), 7), tcp, SYN)).delivered();
+}
+
+/// Section 7: the external endpoint of a mapping that is over may be another's. Whom the first one had let in is a stranger to it.
+#[test]
+fn rfc7857_s7_a_stranger_does_not_come_over_to_the_ports_next_owner() {
+    let one = || portcullis_nat::policy::External { ports: PortSet::range(5000, 5000), ..external(X1) };
+    let mut gateway = Setup::new()
+        .policy(|policy| (policy.externals, policy.filtering_udp) = (vec![one()], Filtering::EndpointIndependent))
+        .build();
+    let shared = gateway.external_of(h1(), e1());
+    gateway.wait(seconds(200));
+    gateway.outside(&PacketBuilder::udp(e2(), shared)).delivered();
+    gateway.wait(seconds(110));
+    // It is over, and the stranger's session is not.
+    assert_eq!((gateway.external_of(h2(), e2()), gateway.mappings().len()), (shared, 1));
+    assert_eq!(gateway.outside(&PacketBuilder::udp(e2(), shared)).delivered().destination, h2());
+    gateway.wait(seconds(300) + 8000);
+    gateway.assert_empty();
 }
 
 /// Section 7.1: a RST with which the inside refuses what the filter let in does not keep a mapping alive.
@@ -138,7 +210,7 @@ fn rfc7857_s7_1_refusing_a_connection_keeps_no_mapping_alive() {
             gateway.inside(&PacketBuilder::tcp(h1(), e2(), RST | ACK)).forwarded();
         }
     }
-    assert!(delivered < 10, "the mapping ended, after {delivered} probes");
+    assert_eq!(delivered, 4, "the mapping ended on time");
     gateway.wait(seconds(240) + 8000);
     gateway.assert_empty();
 }

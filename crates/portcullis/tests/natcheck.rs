@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use portcullis_testkit::topology;
 
 /// What Portcullis violates, and why it does.
-const KNOWN: [(&str, &str); 11] = [
+const KNOWN: [(&str, &str); 8] = [
     ("4787-3a", "ports are drawn from the pool's range, whatever the internal one"),
     ("4787-4", "parity is not looked at"),
     ("4787-8", "the default is stricter than recommended; nat.filtering"),
@@ -17,9 +17,6 @@ const KNOWN: [(&str, &str); 11] = [
     ("5382-4b", "an unsolicited SYN is dropped, and its sender is not told after 6 s"),
     ("6888-8", "a freed port can be drawn at once"),
     ("6888-15r", "a draw outside of the pool's range ends at its first free port"),
-    ("7857-7", "a mapping whose sessions have ended lets strangers in until it is swept, and so lives on"),
-    ("7857-7n", "each stranger that the filter lets in has a session of its own, and the mapping lives as long as any"),
-    ("7857-7.1", "as 7857-7, though the host refuses the stranger"),
     ("7857-10", "identifications of fragments stay"),
 ];
 

@@ -147,8 +147,7 @@ impl ReferenceNat {
 
     /// Says that the NAT has swept all that ended until the last `advance`: nothing of it may be in use from now on.
     pub fn swept(&mut self) {
-        self.tables.late_sessions.clear();
-        self.tables.late_mappings.clear();
+        self.tables.swept(self.clock, &self.policy);
         self.swept_fragments();
     }
 

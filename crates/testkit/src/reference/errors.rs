@@ -8,7 +8,7 @@ use portcullis_nat::verdict::DropReason;
 use super::legal::{Forward, Legal, Received};
 use super::read::Embedded;
 use super::rewrite::{EmbeddedEnds, translated_error};
-use super::tables::Session;
+use super::tables::{Session, SessionKey};
 use super::{Outcome, ReferenceNat};
 
 impl ReferenceNat {
@@ -48,25 +48,37 @@ impl ReferenceNat {
     fn inbound_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
         let (source, destination) = ends(embedded);
         let remote = query_remote(embedded, destination);
-        let Some(session) = self.tables.by_external(embedded.protocol, source, remote) else { return self.stray(received) };
+        let Some(session) = self.tables.by_external(embedded.protocol, source, remote) else {
+            let Some(guest) = self.tables.late_guest_at(embedded.protocol, source, remote) else { return self.stray(received) };
+            let translated = EmbeddedEnds { source: guest.internal, destination };
+            let outer = (received.datagram.source, guest.internal.address);
+            let legal = self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Inbound);
+            return or(legal, self.stray(received));
+        };
         let translated = EmbeddedEnds { source: session.internal, destination };
         let outer = (received.datagram.source, session.internal.address);
         self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Inbound)
     }
 
-    /// The session that delivered the packet which an inside host complains about.
-    fn delivered(&self, embedded: &Embedded) -> Option<&Session> {
+    /// The session that delivered the packet which an inside host complains about, and whether it is there beyond doubt.
+    fn delivered(&self, embedded: &Embedded) -> Option<(&Session, bool)> {
         let (source, destination) = ends(embedded);
-        self.tables.sessions.get(&(embedded.protocol, destination, query_remote(embedded, source)))
+        self.known((embedded.protocol, destination, query_remote(embedded, source)))
+    }
+
+    fn known(&self, key: SessionKey) -> Option<(&Session, bool)> {
+        let live = self.tables.sessions.get(&key).map(|session| (session, true));
+        live.or_else(|| self.tables.late_guest(key).map(|guest| (guest, false)))
     }
 
     /// RFC 5508, REQ-5: about a packet that the NAT has let in. The outer source becomes the session's external address.
     fn outbound_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
-        let Some(session) = self.delivered(embedded) else { return Legal::dropped([DropReason::IcmpNoSession]) };
+        let Some((session, certain)) = self.delivered(embedded) else { return Legal::dropped([DropReason::IcmpNoSession]) };
         let (source, _) = ends(embedded);
         let translated = EmbeddedEnds { source: same_id(embedded, source, session.external), destination: session.external };
         let outer = (session.external.address, received.datagram.destination);
-        self.error_out(received, embedded, outer, translated, Side::Outside, Outcome::Outbound)
+        let legal = self.error_out(received, embedded, outer, translated, Side::Outside, Outcome::Outbound);
+        if certain { legal } else { or(legal, Legal::dropped([DropReason::IcmpNoSession])) }
     }
 
     /// RFC 5508, REQ-7: about a packet that the NAT has turned round: both translations again.
@@ -76,12 +88,16 @@ impl ReferenceNat {
         let asked = embedded.request;
         // Who was asked has a session with the asker's external identifier, who was answered one with the address alone.
         let seen_from = if asked { source } else { query_remote(embedded, source) };
-        let Some(first) = self.tables.sessions.get(&(embedded.protocol, destination, seen_from)) else { return stray() };
+        let Some((first, certain)) = self.known((embedded.protocol, destination, seen_from)) else { return stray() };
         let external = if asked { query_remote(embedded, first.external) } else { first.external };
-        let Some(second) = self.tables.by_external(embedded.protocol, source, external) else { return stray() };
+        let live = self.tables.by_external(embedded.protocol, source, external);
+        let certain = certain && live.is_some();
+        let second = live.or_else(|| self.tables.late_guest_at(embedded.protocol, source, external));
+        let Some(second) = second else { return stray() };
         let translated = EmbeddedEnds { source: second.internal, destination: first.external };
         let outer = (first.external.address, second.internal.address);
-        self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Hairpin)
+        let legal = self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Hairpin);
+        if certain { legal } else { or(legal, stray()) }
     }
 
     fn error_out(
@@ -104,6 +120,13 @@ impl ReferenceNat {
         }
         legal
     }
+}
+
+/// What is legal if either may be so.
+fn or(mut one: Legal, other: Legal) -> Legal {
+    one.drops.extend(other.drops);
+    one.punt |= other.punt;
+    one
 }
 
 fn ends(embedded: &Embedded) -> (Endpoint, Endpoint) {

@@ -87,6 +87,13 @@ impl ReferenceNat {
         if let Some(session) = self.tables.sessions.get(&key) {
             return existing(session, session.external, Direction::Outbound, flow.flags);
         }
+        if let Some(guest) = self.tables.late_guest(key) {
+            return self.outbound_of_late_guest(flow, guest, shown);
+        }
+        self.new_outbound(flow, shown)
+    }
+
+    fn new_outbound(&self, flow: Flow, shown: Option<Endpoint>) -> Half {
         let mut half = Half::default();
         if let Some(reason) = flow.objection() {
             half.fail(reason);
@@ -109,6 +116,36 @@ impl ReferenceNat {
                 half.failures.iter_mut().filter(|_| others > 0 && failed).for_each(|failure| failure.certain = false);
             }
         }
+        narrow(half, shown.filter(|_| flow.protocol != Protocol::Icmp))
+    }
+
+    /// A guest may be answered that is there no more: the session is the guest's then, or a new one.
+    fn outbound_of_late_guest(&self, flow: Flow, guest: &Session, shown: Option<Endpoint>) -> Half {
+        let mut half = self.new_outbound(flow, shown);
+        half.failures.iter_mut().for_each(|failure| failure.certain = false);
+        half.complaint = None;
+        if flow.protocol == Protocol::Tcp && flow.flags & crate::builder::RST != 0 {
+            let effect = Effect::Late { guest: Box::new(guest.clone()) };
+            half.choices.push(Choice { endpoint: guest.external, effect, key: guest.key() });
+            return half;
+        }
+        let states = guest.variants.iter().flat_map(|variant| match flow.protocol {
+            Protocol::Tcp => tcp::successors(variant.state, Direction::Outbound, flow.flags),
+            Protocol::Udp | Protocol::Icmp => vec![SessionState::Unreplied, SessionState::Replied],
+        });
+        let fresh = (flow.protocol == Protocol::Tcp).then(|| tcp::opened(Direction::Outbound));
+        let variants = states.chain(fresh).map(|state| Variant { state, last_seen: 0 }).collect();
+        let (id, mapping) = match self.tables.mapping_at(guest.protocol, guest.external) {
+            Some((id, _)) => (Some(id), None),
+            None => (None, self.tables.late_mapping_at(guest.protocol, guest.external)),
+        };
+        // A new mapping may have the same endpoint by chance.
+        let made = half.choices.iter().find(|choice| choice.endpoint == guest.external).map(|choice| choice.effect.clone());
+        let mapping = if let Some(Effect::Create { mapping: Some(made), .. }) = made { Some(made) } else { mapping };
+        let session = Session { guest: false, outbound: None, counted: false, mapping: id, variants, ..guest.clone() };
+        half.choices.retain(|choice| choice.endpoint != guest.external);
+        let effect = Effect::Create { session: Box::new(session), mapping };
+        half.choices.push(Choice { endpoint: guest.external, effect, key: guest.key() });
         narrow(half, shown.filter(|_| flow.protocol != Protocol::Icmp))
     }
 
@@ -230,7 +267,8 @@ impl ReferenceNat {
     /// one, and one other for each address.
     fn representatives(&self, flow: Flow, shown: Option<Endpoint>) -> Vec<Endpoint> {
         let known = self.tables.sessions.values().flat_map(|session| [session.remote.port, session.external.port]);
-        let named: BTreeSet<u16> = known.chain(shown.map(|shown| shown.port)).chain([flow.destination.port]).collect();
+        let ours = [flow.source.port, flow.destination.port];
+        let named: BTreeSet<u16> = known.chain(shown.map(|shown| shown.port)).chain(ours).collect();
         let legal = |external: &Endpoint| {
             self.tables.objection(&self.policy, &self.shares, flow.protocol, flow.source, *external).is_none()
         };
@@ -253,6 +291,18 @@ impl ReferenceNat {
         if let Some(session) = self.tables.by_external(flow.protocol, external, flow.source) {
             return existing(session, session.internal, Direction::Inbound, flow.flags);
         }
+        let mut half = self.new_inbound(flow, made);
+        if let Some(guest) = self.tables.late_guest_at(flow.protocol, external, flow.source) {
+            half.failures.iter_mut().for_each(|failure| failure.certain = false);
+            let effect = Effect::Late { guest: Box::new(guest.clone()) };
+            half.choices.retain(|choice| choice.endpoint != guest.internal);
+            half.choices.push(Choice { endpoint: guest.internal, effect, key: guest.key() });
+        }
+        narrow(half, shown)
+    }
+
+    fn new_inbound(&self, flow: Flow, made: usize) -> Half {
+        let external = flow.destination;
         let mut half = Half::default();
         if let Some(forward) = self.forward_at(flow.protocol, external) {
             self.inbound_to_forward(flow, forward, made, &mut half);
@@ -267,7 +317,7 @@ impl ReferenceNat {
                 self.inbound_to_late_mapping(flow, mapping, made, &mut half);
             }
         }
-        narrow(half, shown)
+        half
     }
 
     /// The forward that an external endpoint belongs to.
@@ -299,7 +349,7 @@ impl ReferenceNat {
 
     /// Whether a session that has ended, but was not swept yet, may still let in its remote address.
     fn late_lets_in(&self, flow: Flow) -> bool {
-        let known = |late: &&Session| (late.protocol, late.external) == (flow.protocol, flow.destination);
+        let known = |late: &&Session| !late.guest && (late.protocol, late.external) == (flow.protocol, flow.destination);
         self.tables.late_sessions.iter().filter(known).any(|late| late.remote.address == flow.source.address)
     }
 
@@ -318,7 +368,15 @@ impl ReferenceNat {
         };
         if starts && !conflict && lets_in {
             self.sessions_full(made, Answer::Perhaps(self.exhausted()), half);
-            half.choices.push(admitted(flow, flow.receiver(mapping.internal), Origin::Filter, None, Some(mapping)));
+            let mut choice = admitted(flow, flow.receiver(mapping.internal), Origin::Filter, None, None);
+            if !self.policy.inbound_refresh
+                && let Effect::Create { session, .. } = choice.effect
+            {
+                choice.effect = Effect::Late { guest: Box::new(Session { guest: true, ..*session }) };
+            } else if let Effect::Create { mapping: revived, .. } = &mut choice.effect {
+                *revived = Some(mapping);
+            }
+            half.choices.push(choice);
         }
     }
 
@@ -327,7 +385,7 @@ impl ReferenceNat {
     }
 
     fn inbound_to_mapping(&self, flow: Flow, id: u32, mapping: Mapping, made: usize, half: &mut Half) {
-        let mut known = self.tables.sessions.values().filter(|session| session.mapping == Some(id));
+        let mut known = self.tables.sessions.values().filter(|session| session.mapping == Some(id) && !session.guest);
         let queried = Endpoint { port: 0, ..flow.source };
         let lets_in = match self.filtering(flow.protocol) {
             Filtering::EndpointIndependent => true,
@@ -406,6 +464,7 @@ fn made(
         remote,
         origin,
         mapping: id,
+        guest: origin == Origin::Filter,
         variants: vec![Variant { state, last_seen: 0 }],
         outbound: Some(outbound),
         packets: (u32::from(outbound), u32::from(!outbound)),

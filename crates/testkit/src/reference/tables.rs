@@ -40,6 +40,8 @@ pub(super) struct Session {
     pub(super) origin: Origin,
     /// The mapping; none of a forward's session.
     pub(super) mapping: Option<u32>,
+    /// Whether the filter alone let it in, and nothing of it keeps the mapping (RFC 7857, section 7): until the inside answers.
+    pub(super) guest: bool,
     pub(super) variants: Vec<Variant>,
     /// Who started it, while that is beyond doubt.
     pub(super) outbound: Option<bool>,
@@ -55,6 +57,8 @@ impl Session {
 
     pub(super) fn timeout(&self, state: SessionState, policy: &Policy) -> u64 {
         match self.protocol {
+            // To the inside, which has not answered, it is still opening.
+            Protocol::Tcp if self.guest => tcp::timeout(SessionState::SynReceived, &policy.timeouts),
             Protocol::Tcp => tcp::timeout(state, &policy.timeouts),
             Protocol::Udp => policy.timeouts.udp.as_millis() as u64,
             Protocol::Icmp => policy.timeouts.icmp.as_millis() as u64,
@@ -85,6 +89,8 @@ pub(super) enum Effect {
     Advance { key: SessionKey, direction: Direction, flags: u8 },
     /// A new session, and the mapping if that is new too.
     Create { session: Box<Session>, mapping: Option<Mapping> },
+    /// A guest that may be there: see [`Tables::late_guest`].
+    Late { guest: Box<Session> },
     /// A first fragment, recorded.
     Fragment { key: FragmentKey, entry: FragmentEntry },
     /// A later fragment.
@@ -154,6 +160,8 @@ impl Tables {
     /// Ends what was idle too long by `now`.
     pub(super) fn expire(&mut self, now: u64, policy: &Policy) {
         self.retire(|session| session.is_live(now, policy));
+        // What its own time has ended is nobody's guest.
+        self.late_sessions.iter_mut().for_each(|late| late.guest &= late.is_live(now, policy));
     }
 
     /// Ends the sessions that `keep` does not want, and the mappings that have none left then.
@@ -162,11 +170,39 @@ impl Tables {
         for key in gone {
             self.late_sessions.extend(self.sessions.remove(&key));
         }
-        let used: BTreeSet<_> = self.sessions.values().filter_map(|session| session.mapping).collect();
+        let hosts = self.sessions.values().filter(|session| !session.guest);
+        let used: BTreeSet<_> = hosts.filter_map(|session| session.mapping).collect();
         let ended: Vec<_> = self.mappings.keys().copied().filter(|id| !used.contains(id)).collect();
         for id in ended {
             self.late_mappings.extend(self.mappings.remove(&id));
+            let guests: Vec<_> = self.sessions.values().filter(|session| session.mapping == Some(id)).map(Session::key).collect();
+            guests.iter().for_each(|key| self.late_sessions.extend(self.sessions.remove(key)));
         }
+    }
+
+    /// A guest of a mapping that is over. The NAT may still let it in: until the sweep, or because its host has the same external endpoint again.
+    pub(super) fn late_guest(&self, key: SessionKey) -> Option<&Session> {
+        self.late_sessions.iter().find(|late| late.guest && late.key() == key)
+    }
+
+    /// The same, by its external endpoint.
+    pub(super) fn late_guest_at(&self, protocol: Protocol, external: Endpoint, remote: Endpoint) -> Option<&Session> {
+        self.late_sessions
+            .iter()
+            .find(|late| late.guest && (late.protocol, late.external, late.remote) == (protocol, external, remote))
+    }
+
+    /// Says that the NAT has swept all that ended until `now`.
+    pub(super) fn swept(&mut self, now: u64, policy: &Policy) {
+        let mut late = std::mem::take(&mut self.late_sessions);
+        late.retain(|late| {
+            let mapping = self
+                .mapping_at(late.protocol, late.external)
+                .filter(|(_, mapping)| mapping.internal.address == late.internal.address);
+            late.guest && mapping.is_some() && late.is_live(now, policy)
+        });
+        self.late_sessions = late;
+        self.late_mappings.clear();
     }
 
     pub(super) fn by_external(&self, protocol: Protocol, external: Endpoint, remote: Endpoint) -> Option<&Session> {
@@ -196,7 +232,15 @@ impl Tables {
                         advance(session, direction, flags, now, inbound_refresh);
                     }
                 }
-                Effect::Create { session, mapping } => self.create(*session, mapping, now),
+                Effect::Create { mut session, mapping } => {
+                    session.guest &= !inbound_refresh;
+                    self.create(*session, mapping, now);
+                }
+                Effect::Late { mut guest } => {
+                    guest.variants.iter_mut().for_each(|variant| variant.last_seen = now);
+                    self.late_sessions.retain(|late| late.key() != guest.key());
+                    self.late_sessions.push(*guest);
+                }
                 Effect::Fragment { key, entry } => self.learn(key, entry),
                 Effect::LaterFragment { key } => self.touch(key, now),
             }
@@ -210,6 +254,7 @@ impl Tables {
             let Some(session) = self.sessions.get_mut(key) else { continue };
             let before = session.clone();
             advance(session, *direction, *flags, now, inbound_refresh);
+            session.guest = before.guest;
             let after = std::mem::replace(&mut session.variants, before.variants);
             session.variants.extend(after);
             (session.packets, session.counted) = (before.packets, false);
@@ -318,12 +363,13 @@ impl Tables {
 
 /// A packet of a session: its state, when it was last seen, its counts.
 fn advance(session: &mut Session, direction: Direction, flags: u8, now: u64, inbound_refresh: bool) {
+    let reset = session.protocol == Protocol::Tcp && flags & crate::builder::RST != 0;
     let answered = session.packets.0 > 0 || !session.counted;
     let mut variants = Vec::new();
     for variant in &session.variants {
         let states = match session.protocol {
             Protocol::Tcp => tcp::successors(variant.state, direction, flags),
-            _ => vec![replied(variant.state, session.outbound, direction)],
+            _ => replied(variant.state, session.outbound, direction),
         };
         for state in states {
             for last_seen in refreshed(session, variant.last_seen, direction, flags, now, inbound_refresh, answered) {
@@ -341,15 +387,19 @@ fn advance(session: &mut Session, direction: Direction, flags: u8, now: u64, inb
         }
     }
     session.variants = variants;
+    session.guest &= !(inbound_refresh || direction == Direction::Outbound && !reset);
     match direction {
         Direction::Outbound => session.packets.0 += 1,
         Direction::Inbound => session.packets.1 += 1,
     }
 }
 
-fn replied(state: SessionState, outbound: Option<bool>, direction: Direction) -> SessionState {
-    let same_way = outbound == Some(direction == Direction::Outbound);
-    if same_way { state } else { SessionState::Replied }
+fn replied(state: SessionState, outbound: Option<bool>, direction: Direction) -> Vec<SessionState> {
+    match outbound {
+        Some(outbound) if outbound == (direction == Direction::Outbound) => vec![state],
+        Some(_) => vec![SessionState::Replied],
+        None => vec![state, SessionState::Replied],
+    }
 }
 
 /// RFC 4787, REQ-6: outbound packets refresh. RFC 7857, section 7: inbound ones do not keep alive what the filter alone let in; once
@@ -365,6 +415,8 @@ fn refreshed(
 ) -> Vec<u64> {
     let reset = session.protocol == Protocol::Tcp && flags & crate::builder::RST != 0;
     match direction {
+        Direction::Outbound if reset && session.guest && !inbound_refresh => vec![last_seen],
+        Direction::Inbound if session.guest && !inbound_refresh => vec![last_seen],
         Direction::Outbound if reset => vec![now, last_seen],
         Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh && answered => vec![last_seen, now],
         Direction::Inbound if session.origin == Origin::Filter && !inbound_refresh => vec![last_seen],
