@@ -25,6 +25,8 @@ pub(crate) enum Fate {
         source: Ipv4Addr,
         /// The new destination.
         destination: Ipv4Addr,
+        /// The identification that it has now.
+        id: u16,
     },
     /// It was handed to another worker, which knows the rest.
     HandedOff(WorkerId, HandOffCause, Errand),
@@ -157,6 +159,12 @@ impl Fragments {
         Some(fate)
     }
 
+    /// What became of the first fragment, for whom that makes no difference.
+    pub(crate) fn peek(&mut self, key: &FragmentKey, now: Tick) -> Option<Fate> {
+        let (known, since) = self.known.get_mut(key)?;
+        (now.since(since) <= self.span).then_some(known.fate)
+    }
+
     /// Lets a fragment wait for its first. None when too many wait.
     pub(crate) fn wait(&mut self, key: FragmentKey, now: Tick) -> Option<DatagramToken> {
         if self.early.get_mut(&key).is_some_and(|(_, since)| now.since(since) > self.span)
@@ -240,7 +248,7 @@ mod tests {
     use super::*;
     use crate::policy::Side;
 
-    const HOME: Fate = Fate::Translated { source: Ipv4Addr::LOCALHOST, destination: Ipv4Addr::LOCALHOST };
+    const HOME: Fate = Fate::Translated { source: Ipv4Addr::LOCALHOST, destination: Ipv4Addr::LOCALHOST, id: 0 };
 
     fn key_of(source: u32, id: u16) -> FragmentKey {
         let source = Ipv4Addr::from_bits(source);

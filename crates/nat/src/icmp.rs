@@ -21,6 +21,8 @@ pub(crate) struct Quoted {
     pub(crate) destination: Endpoint,
     /// Whether it answers an ICMP query.
     pub(crate) is_answer: bool,
+    /// The identification that its sender gave it, where that is known to be another one.
+    pub(crate) original_id: Option<u16>,
 }
 
 /// Which of the quoted endpoints changes.
@@ -62,7 +64,7 @@ pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, D
     };
     let source = Endpoint { address: embedded.src(), port: source_port };
     let destination = Endpoint { address: embedded.dst(), port: destination_port };
-    Ok(Quoted { embedded, protocol, source, destination, is_answer })
+    Ok(Quoted { embedded, protocol, source, destination, is_answer, original_id: None })
 }
 
 /// Gives one end of the quoted packet another endpoint, and mends its checksums and the error's.
@@ -71,6 +73,13 @@ pub(crate) fn rewrite_quoted(frame: &mut [u8], layout: &Layout, quoted: &Quoted,
     match end {
         End::Source => quoted.embedded.set_src(message, endpoint.address, Some(endpoint.port)),
         End::Destination => quoted.embedded.set_dst(message, endpoint.address, Some(endpoint.port)),
+    }
+}
+
+/// Gives the quoted packet the identification back that it was sent with, where that is known.
+pub(crate) fn restore_id(frame: &mut [u8], layout: &Layout, quoted: &Quoted) {
+    if let Some(id) = quoted.original_id {
+        quoted.embedded.set_id(layout.payload_mut(frame), id);
     }
 }
 

@@ -25,6 +25,7 @@ mod hairpin;
 mod hash;
 mod head;
 mod icmp;
+mod identities;
 mod index;
 #[cfg(feature = "internals")]
 pub mod internals;

@@ -21,6 +21,7 @@ use crate::counters::{Counter, Counters};
 use crate::establish::Choice;
 use crate::fast::{self, Gate};
 use crate::fragment::Fragments;
+use crate::identities::Identities;
 use crate::leave;
 use crate::limit::TokenBucket;
 use crate::own::Rules;
@@ -46,6 +47,7 @@ pub struct Seeds(pub [u64; 4]);
 pub struct Nat<'m> {
     pub(crate) state: State<'m>,
     pub(crate) fragments: Fragments,
+    pub(crate) identities: Identities,
     pub(crate) policy: Arc<Policy>,
     pub(crate) network: Arc<Network>,
     pub(crate) paths: Paths,
@@ -85,6 +87,7 @@ impl<'m> Nat<'m> {
             left: Vec::with_capacity(fast::BURST),
             state,
             fragments: Fragments::new(capacity.fragments, hasher.clone(), now),
+            identities: Identities::new(hasher.clone(), me, owners.workers()),
             policy: Arc::default(),
             network: Arc::default(),
             paths: Paths::new(now),

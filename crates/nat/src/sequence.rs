@@ -14,6 +14,7 @@ use portcullis_wire::packet::Fragment;
 use crate::arrival::Arrival;
 use crate::counters::Counter;
 use crate::fragment::{Fate, FragmentKey, Piece};
+use crate::identities::Name;
 use crate::leave;
 use crate::nat::{Decision, Nat, Way};
 use crate::own;
@@ -38,7 +39,7 @@ impl Nat<'_> {
             return self.translate_first(packet, arrival, (key, piece), now);
         }
         match self.fragments.find(&key, piece, now) {
-            Some(Fate::Translated { source, destination }) => self.follow(packet, arrival, slot, (source, destination)),
+            Some(Fate::Translated { source, destination, id }) => self.follow(packet, arrival, slot, (source, destination, id)),
             Some(Fate::HandedOff(to, cause, errand)) => Err(Refusal::HandOff(to, cause, errand)),
             Some(Fate::Punted) => Err(Refusal::Punt),
             Some(Fate::Dropped) => Err(Refusal::Drop(DropReason::FragmentWithoutFirst)),
@@ -56,11 +57,13 @@ impl Nat<'_> {
         now: Tick,
     ) -> Decision {
         let decision = self.translate(packet, arrival, now);
+        if decision.is_ok() && arrival.side == Side::Inside {
+            let before = self.fragments.peek(&key, now);
+            self.identify_anew(packet, before, now);
+        }
         let fate = match decision {
-            // The addresses that it has now.
-            Ok(_) => {
-                addresses(packet.frame()).map_or(Fate::Dropped, |(source, destination)| Fate::Translated { source, destination })
-            }
+            // The addresses and the identification that it has now.
+            Ok(_) => header_of(packet.frame()).map_or(Fate::Dropped, fate_of),
             Err(Refusal::HandOff(to, cause, errand)) => Fate::HandedOff(to, cause, errand),
             Err(Refusal::Punt) => Fate::Punted,
             Err(Refusal::Drop(_) | Refusal::Answer(..)) => Fate::Dropped,
@@ -72,13 +75,25 @@ impl Nat<'_> {
         decision
     }
 
-    /// Gives a later fragment the addresses that its first one got.
+    /// Gives a datagram with a translated source an identification of the gateway's, or the one that an earlier copy of the same fragment got:
+    /// those that follow may be behind that one.
+    pub(crate) fn identify_anew(&mut self, packet: &mut Packet<'_>, before: Option<Fate>, now: Tick) {
+        let Some(header) = header_of_mut(packet.frame_mut()) else { return };
+        let name = Name { source: header.src(), destination: header.dst(), protocol: header.protocol() };
+        let id = match before {
+            Some(Fate::Translated { source, destination, id }) if (source, destination) == (name.source, name.destination) => id,
+            _ => self.identities.give(name, header.id(), now),
+        };
+        header.set_id(id);
+    }
+
+    /// Gives a later fragment the addresses that its first one got, and its identification.
     fn follow(
         &mut self,
         packet: &mut Packet<'_>,
         arrival: &Arrival,
         slot: Option<u16>,
-        (source, destination): (Ipv4Addr, Ipv4Addr),
+        (source, destination, id): (Ipv4Addr, Ipv4Addr, u16),
     ) -> Decision {
         leave::check_ttl(packet.frame(), &arrival.layout)?;
         let way = Way::of(arrival, slot.is_some()).ok_or(DropReason::WrongSide)?;
@@ -90,6 +105,7 @@ impl Nat<'_> {
         leave::check_fit(packet, &arrival.layout, &path)?;
         if let Some(header) = arrival.layout.ipv4_mut(packet.frame_mut()) {
             crate::rewrite::addresses(header, source, destination);
+            header.set_id(id);
         }
         self.counters.count(Counter::Fragments);
         self.send(packet, &path, way)
@@ -124,7 +140,7 @@ impl Nat<'_> {
 
     /// What becomes of a fragment that waited in vain: it is the kernel's where the host shares the address, or else dropped. Counts it.
     pub fn give_up(&mut self, packet: &mut Packet<'_>) -> Verdict {
-        let slot = addresses(packet.frame()).and_then(|(_, destination)| self.state.slot_of(destination));
+        let slot = header_of(packet.frame()).and_then(|header| self.state.slot_of(header.dst()));
         if self.is_shared(slot) { self.punt(packet) } else { self.drop_packet(DropReason::FragmentWithoutFirst) }
     }
 }
@@ -139,9 +155,18 @@ fn read(frame: &[u8], arrival: &Arrival) -> Option<(FragmentKey, Piece)> {
     Some((key, Piece { start, end, is_last: !header.more_fragments() }))
 }
 
-/// The addresses in a frame, wherever its IPv4 header begins now.
-fn addresses(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
+/// The header in a frame, wherever it begins now.
+fn header_of(frame: &[u8]) -> Option<&Ipv4Header> {
     let link = ethernet::link(frame)?;
-    let header = Ipv4Header::from_prefix(frame.get(link.header_len..)?)?;
-    Some((header.src(), header.dst()))
+    Ipv4Header::from_prefix(frame.get(link.header_len..)?)
+}
+
+fn header_of_mut(frame: &mut [u8]) -> Option<&mut Ipv4Header> {
+    let link = ethernet::link(frame)?;
+    Ipv4Header::from_prefix_mut(frame.get_mut(link.header_len..)?)
+}
+
+/// Of a first fragment that was translated to that header.
+fn fate_of(header: &Ipv4Header) -> Fate {
+    Fate::Translated { source: header.src(), destination: header.dst(), id: header.id() }
 }

@@ -78,7 +78,7 @@ impl Nat<'_> {
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Outbound, tuple.flags, now);
         let rewrite = Rewrite::outbound(self.session(number), self.external_of(number));
-        self.finish(packet, &arrival.layout, &rewrite, &path, Way::Outbound)
+        self.finish(packet, &arrival.layout, &rewrite, &path, (Way::Outbound, now))
     }
 
     fn translate_inbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, tuple: &Tuple, slot: u16, now: Tick) -> Decision {
@@ -95,7 +95,7 @@ impl Nat<'_> {
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Inbound, tuple.flags, now);
         let rewrite = Rewrite::inbound(self.session(number), self.external_of(number));
-        self.finish(packet, &arrival.layout, &rewrite, &path, Way::Inbound)
+        self.finish(packet, &arrival.layout, &rewrite, &path, (Way::Inbound, now))
     }
 
     pub(crate) fn choose_outbound(
@@ -205,10 +205,14 @@ impl Nat<'_> {
         layout: &Layout,
         rewrite: &Rewrite,
         path: &Path,
-        way: Way,
+        (way, now): (Way, Tick),
     ) -> Decision {
         if rewrite.apply(packet.frame_mut(), layout) {
             self.counters.count(Counter::ChecksumsCompleted);
+        }
+        if way != Way::Inbound && layout.fragment() == Fragment::Whole && layout.datagram_len() > usize::from(path.mtu) {
+            // It leaves in fragments.
+            self.identify_anew(packet, None, now);
         }
         self.send(packet, path, way)
     }

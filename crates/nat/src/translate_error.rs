@@ -6,6 +6,7 @@
 use crate::arrival::Arrival;
 use crate::counters::Counter;
 use crate::icmp::{self, End, Outer, Quoted};
+use crate::identities::Name;
 use crate::leave;
 use crate::nat::{Decision, Nat, Way};
 use crate::packet::Packet;
@@ -31,7 +32,7 @@ impl Nat<'_> {
 
     /// About a packet that a session sent out: the quoted source is the session's external endpoint (RFC 5508, REQ-4).
     fn error_inbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, slot: u16, now: Tick) -> Decision {
-        let quoted = icmp::read(packet.frame(), &arrival.layout, End::Source)?;
+        let quoted = self.with_id(icmp::read(packet.frame(), &arrival.layout, End::Source)?, now);
         if quoted.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
@@ -57,7 +58,7 @@ impl Nat<'_> {
     /// About a packet that was hairpinned here: both of its endpoints go back to what its sender knows (RFC 5508, REQ-7). The receiver's
     /// owner knows the external endpoint that it was sent to, the sender's owner who sent it.
     fn error_hairpin(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, slot: u16, now: Tick) -> Decision {
-        let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
+        let quoted = self.with_id(icmp::read(packet.frame(), &arrival.layout, End::Destination)?, now);
         let external = if let Errand::HairpinError { external } = packet.errand {
             external
         } else {
@@ -74,6 +75,13 @@ impl Nat<'_> {
         let outer = Outer { source: external.address, destination: internal.address };
         let changes = [(End::Destination, external), (End::Source, internal)];
         self.send_error(packet, arrival, outer, Way::Hairpin, &changes, &quoted)
+    }
+
+    /// A quoted packet with the identification that it was sent with, if it was given another here.
+    fn with_id(&self, quoted: Quoted, now: Tick) -> Quoted {
+        let Quoted { embedded, protocol, source, destination, .. } = quoted;
+        let name = Name { source: source.address, destination: destination.address, protocol: protocol as u8 };
+        Quoted { original_id: self.identities.original(name, embedded.id(), now), ..quoted }
     }
 
     /// Step 4 of an error about a packet that a subscriber received.
@@ -115,6 +123,7 @@ impl Nat<'_> {
         for &(end, endpoint) in changes {
             icmp::rewrite_quoted(packet.frame_mut(), &arrival.layout, quoted, end, endpoint);
         }
+        icmp::restore_id(packet.frame_mut(), &arrival.layout, quoted);
         if let Some(header) = arrival.layout.ipv4_mut(packet.frame_mut()) {
             crate::rewrite::addresses(header, outer.source, outer.destination);
         }

@@ -57,7 +57,7 @@ fn rfc4787_req14_fragments_in_any_order_are_translated_both_ways() {
                 let frames = gateway.fragments_to(0, &packet, 104);
                 let seen = send(&mut gateway, INSIDE, OUTSIDE, &frames, order);
                 assert!(seen.iter().all(|seen| (seen.source.address, seen.destination.address) == (X1, e1().address)));
-                assert!(seen.iter().all(|seen| (seen.id, seen.ttl) == (id, 63)));
+                assert!(seen.iter().all(|one| (one.id, one.ttl) == (seen[0].id, 63)));
                 let external = seen[0].source;
                 assert_eq!(joined(&seen), PacketBuilder::udp(external, e1()).payload_len(300).datagram()[20..]);
 

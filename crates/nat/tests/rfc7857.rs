@@ -1,17 +1,18 @@
 //! RFC 7857, "Updates to Network Address Translation (NAT) Behavioral Requirements": by section, in our words where it is not quoted.
 //!
-//! Not claimed: section 3 (port overlapping), section 10 (rewriting identifications of fragments).
+//! Not claimed: section 3 (port overlapping).
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use portcullis_nat::policy::{Endpoint, Filtering, PortSet};
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_nat::view::SessionState;
-use portcullis_testkit::builder::{ACK, FIN, PSH, PacketBuilder, Query, RST, SYN};
+use portcullis_testkit::builder::{ACK, FIN, PSH, PacketBuilder, Query, RST, SYN, endpoint};
 
 mod common;
 
-use common::{Gateway, INSIDE, Setup, X1, X2, at, e1, e2, external, h1, seconds};
+use common::{Gateway, INSIDE, OUTSIDE, Seen, Setup, X1, X2, at, e1, e2, external, h1, h2, seconds};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -223,6 +224,77 @@ fn rfc7857_s9_ports_depend_on_the_keys() {
         (0..4).map(|port| gateway.external_of(at(h1(), port), e1()).port).collect::<Vec<_>>()
     });
     assert_ne!(ports[0], ports[1]);
+}
+
+/// The identifications that the fragments of a datagram leave with.
+fn identifications(gateway: &mut Gateway<'_>, packet: &PacketBuilder) -> Vec<u16> {
+    let frames = gateway.fragments_to(0, packet, 104);
+    frames.iter().map(|frame| gateway.frame(INSIDE, frame).forwarded().id).collect()
+}
+
+/// Section 10, by RFC 6864, section 5.3.1: "Address-sharing or rewriting devices MUST ensure that the IPv4 ID field of datagrams whose
+/// addresses or protocols are translated comply with these requirements as if the datagram were sourced by that device."
+#[test]
+fn rfc7857_s10_fragments_of_many_hosts_have_identifications_of_their_own_outside() {
+    for workers in [1, 4] {
+        let mut gateway = Setup::new().workers(workers).build();
+        let mut seen = BTreeSet::new();
+        for host in 2..42 {
+            let source = Endpoint { address: Ipv4Addr::new(10, 0, 0, host), port: 5000 };
+            for id in [7, 8] {
+                let ids = identifications(&mut gateway, &PacketBuilder::udp(source, e1()).id(id).payload_len(300));
+                assert!(ids.iter().all(|&id| id == ids[0]), "one datagram's");
+                assert!(seen.insert(ids[0]), "another datagram's");
+            }
+        }
+    }
+}
+
+/// Section 10: what the gateway itself splits leaves with an identification of its own too, whole datagrams keep theirs.
+#[test]
+fn rfc7857_s10_what_is_to_be_split_has_an_identification_of_its_own_outside() {
+    let mut gateway = Setup::new().build();
+    let narrow = endpoint("192.0.2.200:53");
+    let packet = |host, len| PacketBuilder::udp(host, narrow).id(7).payload_len(len);
+    let ids = [h1(), h2()].map(|host| {
+        let out = gateway.inside(&packet(host, 1400));
+        assert_eq!(out.verdict, Verdict::Fragment { device: OUTSIDE, mtu: 1400 });
+        Seen::of(&out.frame).id
+    });
+    assert_ne!(ids[0], ids[1]);
+    assert_eq!(gateway.inside(&packet(h1(), 1300)).forwarded().id, 7);
+}
+
+/// Section 10: an error about such a fragment quotes the identification that its sender gave it (RFC 5508, REQ-4), and a copy of a first
+/// fragment leaves as the first one did, as those behind it do.
+#[test]
+fn rfc7857_s10_a_host_is_told_of_its_own_identification() {
+    let mut gateway = Setup::new().build();
+    let frames = gateway.fragments_to(0, &PacketBuilder::udp(h1(), e1()).id(7).payload_len(300), 104);
+    let first = gateway.frame(INSIDE, &frames[0]);
+    assert_eq!(gateway.frame(INSIDE, &frames[0]).forwarded().id, first.forwarded().id);
+    assert_eq!(gateway.frame(INSIDE, &frames[1]).forwarded().id, first.forwarded().id);
+    assert_ne!(first.forwarded().id, 7);
+    let error = PacketBuilder::icmp_error(e1().address, X1, 11, 1, &first.frame[14..]);
+    let seen = gateway.outside(&error).delivered();
+    assert_eq!((seen.quoted().id, seen.quoted().source), (7, h1()));
+}
+
+/// Section 10: two hosts' fragments to a third one that they know by its external endpoint do not meet there either.
+#[test]
+fn rfc7857_s10_hairpinned_fragments_have_identifications_of_their_own() {
+    for workers in [1, 4] {
+        let mut gateway =
+            Setup::new().workers(workers).policy(|policy| policy.filtering_udp = Filtering::EndpointIndependent).build();
+        let external = gateway.external_of(h2(), e1());
+        let mut seen = BTreeSet::new();
+        for host in 10..30 {
+            let source = Endpoint { address: Ipv4Addr::new(10, 0, 0, host), port: 5000 };
+            let frames = gateway.fragments_to(0, &PacketBuilder::udp(source, external).id(7).payload_len(300), 104);
+            let ids: Vec<_> = frames.iter().map(|frame| gateway.frame(INSIDE, frame).delivered().id).collect();
+            assert!(ids.iter().all(|&id| id == ids[0]) && seen.insert(ids[0]));
+        }
+    }
 }
 
 /// Section 11: the mapping of a query goes with its last session.

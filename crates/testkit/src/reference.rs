@@ -215,7 +215,7 @@ impl ReferenceNat {
             }
             _ => None,
         };
-        match judge(&legal, received, verdict, output) {
+        match judge(&legal, received, verdict, output).and_then(|judged| self.note_identification(&reading, judged, output)) {
             Ok((outcome, effects)) => {
                 if !effects.iter().any(tables::Effect::is_of_sessions) && !legal.kept.is_empty() {
                     let interface = id.map(|id| &self.network.interfaces[usize::from(id.0)]);
@@ -235,6 +235,30 @@ impl ReferenceNat {
 }
 
 impl ReferenceNat {
+    /// Takes down the identification that a datagram in fragments, or to be split, went on with.
+    fn note_identification(
+        &mut self,
+        reading: &read::Reading,
+        (outcome, mut effects): (Outcome, Vec<tables::Effect>),
+        output: &[u8],
+    ) -> Judgement {
+        let translated = matches!(outcome, Outcome::Outbound | Outcome::Inbound | Outcome::Hairpin);
+        let (true, Some(before), Some(after)) = (translated, &reading.datagram, read::read(output).datagram) else {
+            return Ok((outcome, effects));
+        };
+        for effect in &mut effects {
+            if let tables::Effect::Fragment { entry, .. } = effect {
+                entry.id = after.id;
+            }
+        }
+        if after.id != before.id || before.more_fragments && outcome != Outcome::Inbound {
+            let outside = (after.source, after.destination, after.id, after.protocol);
+            let inside = (before.source, before.destination, before.id, before.protocol);
+            self.tables.rename(tables::Renamed { outside, inside, at: self.clock }).map_err(|why| vec![why])?;
+        }
+        Ok((outcome, effects))
+    }
+
     /// Keeps what was made although the packet went no further: at once, unless only the view will show whether, or with which
     /// external endpoint.
     fn keep(&mut self, kept: Vec<tables::Effect>, certain: bool) {

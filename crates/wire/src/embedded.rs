@@ -22,6 +22,7 @@ pub struct Embedded {
     src: Ipv4Addr,
     dst: Ipv4Addr,
     end: u16,
+    id: u16,
     l4: u8,
     protocol: u8,
     fragment: Fragment,
@@ -41,6 +42,13 @@ impl Embedded {
     #[must_use]
     pub const fn dst(&self) -> Ipv4Addr {
         self.dst
+    }
+
+    /// The identification.
+    #[inline]
+    #[must_use]
+    pub const fn id(&self) -> u16 {
+        self.id
     }
 
     /// Where the payload begins. **Units:** bytes from the quoted header on.
@@ -130,6 +138,18 @@ impl Embedded {
         self.set_end(message, End::Destination, dst, port);
     }
 
+    /// Gives the datagram that the error `message` quotes another identification, as [`Self::set_src`] does the source.
+    pub fn set_id(&self, message: &mut [u8], id: u16) {
+        let Some(bytes) = message.get_mut(icmpv4::HEADER_LEN..icmpv4::HEADER_LEN + self.end()) else { return };
+        let Some(header) = Ipv4Header::from_prefix_mut(bytes) else { return };
+        let (before, checksum) = (header.id(), header.checksum());
+        header.set_id(id);
+        let change = Delta::of_u16(before, id).and(Delta::of_u16(checksum, header.checksum()));
+        if let Some(outer) = IcmpHeader::from_prefix_mut(message) {
+            outer.update_checksum(change);
+        }
+    }
+
     fn set_end(&self, message: &mut [u8], end: End, address: Ipv4Addr, port: Option<u16>) {
         let Some(bytes) = message.get_mut(icmpv4::HEADER_LEN..icmpv4::HEADER_LEN + self.end()) else { return };
         let Some(header) = Ipv4Header::from_prefix_mut(bytes) else { return };
@@ -214,6 +234,7 @@ pub fn parse_embedded(bytes: &[u8]) -> Result<Embedded, ParseError> {
         src: header.src(),
         dst: header.dst(),
         end: end as u16,
+        id: header.id(),
         l4: l4 as u8,
         protocol: header.protocol(),
         fragment,

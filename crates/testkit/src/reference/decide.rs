@@ -12,6 +12,7 @@ use super::fragments::{Fate, FragmentEntry, FragmentKey};
 use super::halves::{Choice, Flow, Half, admitted, existing};
 use super::legal::{Answer, Egress, Failure, Forward, Legal, Limiter, Received, Reply, is_answerable};
 use super::read::{Reading, Transport};
+use super::rewrite::Ids;
 use super::tables::{Effect, Origin, Room};
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat, rewrite};
@@ -225,7 +226,11 @@ impl ReferenceNat {
             entry.sessions = sessions;
             effects.push(Effect::Fragment { key, entry });
         }
-        let expected = rewrite::translated(datagram, path.source, path.destination);
+        let mut expected = rewrite::translated(datagram, path.source, path.destination);
+        if path.outcome != Outcome::Inbound && (datagram.more_fragments || egress.split.is_some()) {
+            // RFC 6864, section 5.3.1: many hosts share the source that it has now.
+            expected.identification = Some((0, Ids::Any));
+        }
         legal.forwards.push(Forward { outcome: path.outcome, expected, egress: egress.clone(), effects });
     }
 

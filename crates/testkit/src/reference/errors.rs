@@ -7,7 +7,7 @@ use portcullis_nat::verdict::DropReason;
 
 use super::legal::{Forward, Legal, Received};
 use super::read::Embedded;
-use super::rewrite::{EmbeddedEnds, translated_error};
+use super::rewrite::{EmbeddedEnds, Ids, translated_error};
 use super::tables::{Session, SessionKey};
 use super::{Outcome, ReferenceNat};
 
@@ -113,7 +113,10 @@ impl ReferenceNat {
         match self.egress(received, outer.1, side) {
             Err(failure) => self.add(&mut legal, &failure, received),
             Ok(egress) => {
-                let expected = translated_error(received.datagram, embedded, outer, translated);
+                let mut expected = translated_error(received.datagram, embedded, outer, translated);
+                if embedded.header_right && outcome != Outcome::Outbound {
+                    expected.identification = Some((embedded.at, Ids::OneOf(self.tables.originals(received.datagram, embedded))));
+                }
                 let outcome = Outcome::Error(Box::new(outcome));
                 legal.forwards.push(Forward { outcome, expected, egress, effects: Vec::new() });
             }

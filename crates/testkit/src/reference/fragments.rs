@@ -11,7 +11,7 @@ use portcullis_nat::verdict::{DropReason, Verdict};
 
 use super::legal::{Forward, Legal, Received};
 use super::read::{Datagram, Reading, Transport};
-use super::rewrite::translated;
+use super::rewrite::{Ids, translated};
 use super::tables::{Effect, SessionKey};
 use super::tcp::Direction;
 use super::{Disagreement, Outcome, ReferenceNat};
@@ -41,6 +41,8 @@ pub(super) enum Fate {
 #[derive(Clone, Debug)]
 pub(super) struct FragmentEntry {
     pub(super) fate: Fate,
+    /// The identification that its first fragment went on with.
+    pub(super) id: u16,
     /// The sessions that its first fragment used, with the direction of each.
     pub(super) sessions: Vec<(SessionKey, Direction)>,
     pub(super) born: u64,
@@ -79,7 +81,8 @@ pub(super) struct Early {
 
 impl FragmentEntry {
     pub(super) fn of_first(datagram: &Datagram, fate: Fate, born: u64, certain: bool) -> Self {
-        let mut entry = Self { fate, sessions: Vec::new(), born, order: 0, pieces: Vec::new(), whole: None, certain };
+        let mut entry =
+            Self { fate, id: datagram.id, sessions: Vec::new(), born, order: 0, pieces: Vec::new(), whole: None, certain };
         entry.pass(datagram);
         entry
     }
@@ -160,7 +163,11 @@ impl ReferenceNat {
             Err(failure) => self.add(legal, &failure, received),
             Ok(egress) => {
                 let end = |address| Endpoint { address, port: 0 };
-                let expected = translated(datagram, end(source), end(destination));
+                let mut expected = translated(datagram, end(source), end(destination));
+                expected.identification = Some((0, Ids::OneOf(vec![entry.id])));
+                if entry.id != datagram.id {
+                    expected.bytes[4..6].copy_from_slice(&entry.id.to_be_bytes());
+                }
                 let outcome = Outcome::LaterFragment(Box::new(outcome));
                 let effects = vec![Effect::LaterFragment { key: key_of(datagram) }];
                 legal.forwards.push(Forward { outcome, expected, egress, effects });
@@ -217,7 +224,7 @@ impl ReferenceNat {
                 let (clock, timeout) = (self.clock, self.fragment_timeout());
                 let mut entry = FragmentEntry::of_first(datagram, fate, clock, false);
                 if let Some(before) = self.tables.fragments.get(&key).filter(|before| clock - before.born <= timeout) {
-                    (entry.fate, entry.sessions) = (before.fate, before.sessions.clone());
+                    (entry.fate, entry.id, entry.sessions) = (before.fate, before.id, before.sessions.clone());
                 }
                 self.tables.learn(key, entry);
                 return;

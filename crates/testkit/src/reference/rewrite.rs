@@ -16,6 +16,15 @@ use crate::builder::checksum::internet;
 pub(super) struct Expected {
     pub(super) bytes: Vec<u8>,
     pub(super) either_zero: Vec<usize>,
+    /// Where an IPv4 header has an identification that the NAT chooses, and from what.
+    pub(super) identification: Option<(usize, Ids)>,
+}
+
+/// Identifications that may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ids {
+    Any,
+    OneOf(Vec<u16>),
 }
 
 impl Expected {
@@ -25,6 +34,14 @@ impl Expected {
             return Some(format!("{} bytes instead of {}", seen.len(), self.bytes.len()));
         }
         let mut wanted = self.bytes.clone();
+        if let Some((at, ids)) = &self.identification {
+            let id = word(seen, at + 4);
+            if matches!(ids, Ids::Any) || matches!(ids, Ids::OneOf(ids) if ids.contains(&id)) {
+                put(&mut wanted, at + 4, id);
+                let len = usize::from(wanted[*at] & 15) * 4;
+                finish_header(&mut wanted, *at, len);
+            }
+        }
         for &at in &self.either_zero {
             let zeros = |bytes: &[u8]| matches!(word(bytes, at), 0 | 0xFFFF);
             if zeros(&wanted) && zeros(seen) {
@@ -107,7 +124,7 @@ pub(super) fn translated(datagram: &Datagram, source: Endpoint, destination: End
         _ => {}
     }
     header(&mut bytes, at, source.address, destination.address);
-    Expected { bytes, either_zero }
+    Expected { bytes, either_zero, identification: None }
 }
 
 /// The datagram as the kernel gets it: as it was received, but for a partial checksum, which the kernel would find wrong.
@@ -163,7 +180,7 @@ pub(super) fn translated_error(
     let value = internet(&[&bytes[outer_len..]]);
     put(&mut bytes, outer_len + 2, value);
     header(&mut bytes, outer_len, outer.0, outer.1);
-    Expected { bytes, either_zero }
+    Expected { bytes, either_zero, identification: None }
 }
 
 fn embedded_transport(

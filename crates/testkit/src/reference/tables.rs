@@ -10,6 +10,7 @@ use portcullis_nat::policy::{Endpoint, Policy, Protocol};
 use portcullis_nat::view::SessionState;
 
 use super::fragments::{Early, FragmentEntry, FragmentKey};
+use super::read::{Datagram, Embedded, word};
 use super::shares::Shares;
 use super::tcp::{self, Direction};
 
@@ -113,6 +114,19 @@ impl Effect {
     }
 }
 
+/// A datagram that went on with an identification of the NAT's choice.
+#[derive(Clone, Debug)]
+pub(super) struct Renamed {
+    /// Source, destination, identification and protocol outside, or as the receiver of a hairpin sees them.
+    pub(super) outside: FragmentKey,
+    /// The same as received.
+    pub(super) inside: FragmentKey,
+    pub(super) at: u64,
+}
+
+/// How long an identification has to be unique: RFC 6864, section 4, by RFC 791's longest life of a datagram. **Units:** milliseconds.
+const DATAGRAM_LIFETIME: u64 = 120_000;
+
 /// How full something is, from what must be and what may be in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
@@ -146,6 +160,8 @@ pub(super) struct Tables {
     pub(super) mappings: HashMap<u32, Mapping>,
     pub(super) fragments: HashMap<FragmentKey, FragmentEntry>,
     pub(super) early: Vec<Early>,
+    /// The latest last.
+    pub(super) renamed: Vec<Renamed>,
     /// First fragments that have come, and datagrams that have waited, in all.
     pub(super) firsts: u64,
     pub(super) waited: u64,
@@ -275,6 +291,25 @@ impl Tables {
             self.next_mapping += 1;
         }
         self.sessions.insert(session.key(), session);
+    }
+
+    /// Takes down the identification that a datagram went on with. **Errors:** it is another's still.
+    pub(super) fn rename(&mut self, renamed: Renamed) -> Result<(), String> {
+        self.renamed.retain(|before| renamed.at - before.at <= DATAGRAM_LIFETIME);
+        let other = self.renamed.iter().find(|before| before.outside == renamed.outside && before.inside != renamed.inside);
+        if let Some(other) = other {
+            return Err(format!("{renamed:?} has the identification of {other:?}"));
+        }
+        self.renamed.push(renamed);
+        Ok(())
+    }
+
+    /// The identifications that the packet in an error may have been sent with.
+    pub(super) fn originals(&self, datagram: &Datagram, embedded: &Embedded) -> Vec<u16> {
+        let quoted = word(&datagram.bytes, embedded.at + 4);
+        let outside = (embedded.source, embedded.destination, quoted, embedded.protocol as u8);
+        let known = self.renamed.iter().filter(|renamed| renamed.outside == outside).map(|renamed| renamed.inside.2);
+        known.chain([quoted]).collect()
     }
 
     /// A first fragment takes the place of an earlier one with its name.
