@@ -139,9 +139,10 @@ impl ReferenceNat {
             Some((id, _)) => (Some(id), None),
             None => (None, self.tables.late_mapping_at(guest.protocol, guest.external)),
         };
-        // A new mapping may have the same endpoint by chance.
+        // A new mapping may have the same endpoint by chance. Whom it is for, the view shows.
         let made = half.choices.iter().find(|choice| choice.endpoint == guest.external).map(|choice| choice.effect.clone());
-        let mapping = if let Some(Effect::Create { mapping: Some(made), .. }) = made { Some(made) } else { mapping };
+        let made = if let Some(Effect::Create { mapping: Some(made), .. }) = made { Some(made) } else { None };
+        let mapping = made.map(|made| Mapping { perhaps_for: mapping.map(|mapping| mapping.scope), ..made }).or(mapping);
         let session = Session { guest: false, outbound: None, counted: false, mapping: id, variants, ..guest.clone() };
         half.choices.retain(|choice| choice.endpoint != guest.external);
         let effect = Effect::Create { session: Box::new(session), mapping };
@@ -259,7 +260,7 @@ impl ReferenceNat {
             },
             None => self.representatives(flow, shown),
         };
-        let mapping = |external| Mapping { protocol: flow.protocol, internal: flow.source, external, scope };
+        let mapping = |external| Mapping { protocol: flow.protocol, internal: flow.source, external, scope, perhaps_for: None };
         half.choices.extend(candidates.into_iter().map(|external| created(flow, external, None, Some(mapping(external)))));
     }
 

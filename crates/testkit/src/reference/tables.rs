@@ -81,6 +81,8 @@ pub(super) struct Mapping {
     pub(super) internal: Endpoint,
     pub(super) external: Endpoint,
     pub(super) scope: Option<Endpoint>,
+    /// Another scope that it may have, until the view shows it.
+    pub(super) perhaps_for: Option<Option<Endpoint>>,
 }
 
 /// What a forwarded packet does to the tables.

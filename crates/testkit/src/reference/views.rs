@@ -73,7 +73,17 @@ impl ReferenceNat {
     /// Compares all live mappings.
     ///
     /// **Errors:** a mapping that is missing or unknown, or two with one external endpoint.
-    pub fn reconcile_mappings(&self, views: &[MappingView]) -> Result<(), Disagreement> {
+    pub fn reconcile_mappings(&mut self, views: &[MappingView]) -> Result<(), Disagreement> {
+        for mapping in self.tables.mappings.values_mut() {
+            let Some(other) = mapping.perhaps_for.take() else { continue };
+            let is_shown = |view: &MappingView| {
+                (view.protocol, view.internal, view.external, view.scope)
+                    == (mapping.protocol, mapping.internal, mapping.external, other)
+            };
+            if views.iter().any(is_shown) {
+                mapping.scope = other;
+            }
+        }
         let mut externals = BTreeSet::new();
         for view in views {
             let external = (view.protocol, view.external);
