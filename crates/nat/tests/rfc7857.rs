@@ -159,7 +159,7 @@ fn rfc7857_s7_a_mapping_that_is_over_lets_nobody_in() {
 fn rfc7857_s7_an_answer_keeps_the_mapping() {
     let mut gateway = Setup::new()
         .policy(|policy| {
-            (policy.filtering_udp, policy.filtering_tcp) = (Filtering::EndpointIndependent, Filtering::EndpointIndependent)
+            (policy.filtering_udp, policy.filtering_tcp) = (Filtering::EndpointIndependent, Filtering::EndpointIndependent);
         })
         .build();
     let (udp, tcp) = (gateway.external_of(h1(), e1()), gateway.external_of_tcp(h2(), e1()));

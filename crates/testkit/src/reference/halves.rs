@@ -11,7 +11,7 @@ use portcullis_nat::view::SessionState;
 
 use super::ReferenceNat;
 use super::legal::{Answer, Failure, Reply};
-use super::tables::{Effect, Mapping, Origin, Room, Session, SessionKey, Variant, room};
+use super::tables::{Effect, Mapping, Origin, OtherScope, Room, Session, SessionKey, Variant, room};
 use super::tcp::{self, Direction};
 
 /// A packet as the tables know it. An ICMP query's identifier is the port of the end that the NAT translates; the other has zero.
@@ -142,7 +142,8 @@ impl ReferenceNat {
         // A new mapping may have the same endpoint by chance. Whom it is for, the view shows.
         let made = half.choices.iter().find(|choice| choice.endpoint == guest.external).map(|choice| choice.effect.clone());
         let made = if let Some(Effect::Create { mapping: Some(made), .. }) = made { Some(made) } else { None };
-        let mapping = made.map(|made| Mapping { perhaps_for: mapping.map(|mapping| mapping.scope), ..made }).or(mapping);
+        let mapping =
+            made.map(|made| Mapping { perhaps_for: mapping.map(|mapping| OtherScope(mapping.scope)), ..made }).or(mapping);
         let session = Session { guest: false, outbound: None, counted: false, mapping: id, variants, ..guest.clone() };
         half.choices.retain(|choice| choice.endpoint != guest.external);
         let effect = Effect::Create { session: Box::new(session), mapping };

@@ -82,8 +82,12 @@ pub(super) struct Mapping {
     pub(super) external: Endpoint,
     pub(super) scope: Option<Endpoint>,
     /// Another scope that it may have, until the view shows it.
-    pub(super) perhaps_for: Option<Option<Endpoint>>,
+    pub(super) perhaps_for: Option<OtherScope>,
 }
+
+/// A scope that may be a mapping's instead of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OtherScope(pub(super) Option<Endpoint>);
 
 /// What a forwarded packet does to the tables.
 #[derive(Clone, Debug)]
@@ -194,7 +198,7 @@ impl Tables {
         for id in ended {
             self.late_mappings.extend(self.mappings.remove(&id));
             let guests: Vec<_> = self.sessions.values().filter(|session| session.mapping == Some(id)).map(Session::key).collect();
-            guests.iter().for_each(|key| self.late_sessions.extend(self.sessions.remove(key)));
+            self.late_sessions.extend(guests.iter().filter_map(|key| self.sessions.remove(key)));
         }
     }
 

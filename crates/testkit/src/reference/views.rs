@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use portcullis_nat::policy::{Endpoint, Policy};
 use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionView};
 
-use super::tables::{Effect, Session, Unseen, Variant};
+use super::tables::{Effect, OtherScope, Session, Unseen, Variant};
 use super::{Disagreement, ReferenceNat};
 
 impl ReferenceNat {
@@ -75,7 +75,7 @@ impl ReferenceNat {
     /// **Errors:** a mapping that is missing or unknown, or two with one external endpoint.
     pub fn reconcile_mappings(&mut self, views: &[MappingView]) -> Result<(), Disagreement> {
         for mapping in self.tables.mappings.values_mut() {
-            let Some(other) = mapping.perhaps_for.take() else { continue };
+            let Some(OtherScope(other)) = mapping.perhaps_for.take() else { continue };
             let is_shown = |view: &MappingView| {
                 (view.protocol, view.internal, view.external, view.scope)
                     == (mapping.protocol, mapping.internal, mapping.external, other)
