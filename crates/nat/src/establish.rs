@@ -11,6 +11,7 @@ use portcullis_steering::{Owners, WorkerId};
 
 use crate::forward;
 use crate::policy::{Endpoint, External, Filtering, Forward, Policy, Protocol};
+use crate::ports::PortSpace;
 use crate::record::{NewSession, flag};
 use crate::state::{State, Under};
 use crate::table::MappingKey;
@@ -69,6 +70,11 @@ impl Choice {
     fn draw(&mut self) -> u64 {
         self.drawn += 1;
         self.script.pop_front().unwrap_or_else(|| self.keys.hash_one((self.me, self.drawn)))
+    }
+
+    /// Where the search for a free port begins: at an allowed port, each as likely as another. A script says it as it is.
+    fn draw_port(&mut self, space: &PortSpace) -> Option<u16> {
+        if self.script.is_empty() { space.draw((self.draw() >> 32) as u32) } else { Some(self.draw() as u16) }
     }
 }
 
@@ -144,7 +150,8 @@ impl Planner<'_, '_> {
         let slot = self.slot_for(flow)?;
         let address = self.state.address_of(slot).ok_or(DropReason::NoExternalAddress)?;
         let space = self.state.space(slot, flow.protocol);
-        let port = space.free_port(self.choice.draw() as u16).ok_or(DropReason::PortsExhausted)?;
+        let start = self.choice.draw_port(space);
+        let port = start.and_then(|start| space.free_port(start)).ok_or(DropReason::PortsExhausted)?;
         debug_assert_eq!(self.owners.of_external(address, port), self.me, "a worker allocates only what it owns");
         Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, Under::NewMapping(self.policy.mapping)))
     }

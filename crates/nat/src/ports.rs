@@ -2,7 +2,7 @@
 //!
 //! Knows port numbers and the numbers of holders, whoever they are. Called on the slow path to take and release, and for inbound packets to find a mapping
 //! without a hash. Invariant: a port is free, or taken by exactly one holder; the last free port is found. **Cost:** O(1) at any
-//! fill. Sources: RFC 6056 section 3.3.1 (random choice), RFC 6888 REQ-15.
+//! fill. Sources: RFC 6056 section 3.3.1 (a random port, and from there the next that is free), RFC 6888 REQ-15.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -11,6 +11,11 @@ use crate::policy::PortSet;
 
 const WORDS: usize = 1024;
 const SUMMARY_WORDS: usize = WORDS / 64;
+
+/// Words whose allowed ports are counted together: 1024 ports, so that the first group are those below 1024.
+const GROUP_WORDS: usize = 16;
+const GROUPS: usize = WORDS / GROUP_WORDS;
+const GROUP_PORTS: u32 = GROUP_WORDS as u32 * 64;
 
 /// What is known of 64 ports, a bit each. Side by side, since who reads one half reads the other.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -41,6 +46,8 @@ pub(crate) struct PortSpace {
     limit: u32,
     /// Fills the cache line.
     spare: [u32; 14],
+    /// Of each group of words, the allowed ports before it.
+    before: [u16; GROUPS],
     /// The holder of each port, plus one; zero for none.
     holders: [u32; WORDS * 64],
 }
@@ -53,13 +60,44 @@ impl PortSpace {
             self.words[number].allowed = allowed & owned.map_or(u64::MAX, |owned| owned[number]);
             self.summarise(number);
         }
-        self.limit = self.words.iter().map(|word| word.allowed.count_ones()).sum();
+        self.limit = 0;
+        for (group, words) in self.words.chunks_exact(GROUP_WORDS).enumerate() {
+            self.before[group] = self.limit as u16;
+            self.limit += words.iter().map(|word| word.allowed.count_ones()).sum::<u32>();
+        }
     }
 
-    /// A free port, at or after a random place. None when all are taken.
-    pub(crate) fn free_port(&self, random: u16) -> Option<u16> {
-        let word = usize::from(random) / 64;
-        let upper = self.free_in(word) & (u64::MAX << (random % 64));
+    /// An allowed port, taken or not: each is as likely as another if `random` is any number. None where there are none.
+    ///
+    /// A draw among all numbers would not do: those that are not allowed would all end at the next one that is.
+    pub(crate) fn draw(&self, random: u32) -> Option<u16> {
+        if self.limit == 0 {
+            return None;
+        }
+        Some(self.allowed_port((u64::from(random) * u64::from(self.limit) >> 32) as u32))
+    }
+
+    /// The allowed port that has so many before it, which must be fewer than there are.
+    fn allowed_port(&self, rank: u32) -> u16 {
+        let group = self.before.partition_point(|&before| u32::from(before) <= rank) - 1;
+        let mut left = rank - u32::from(self.before[group]);
+        let end = self.before.get(group + 1).map_or(self.limit, |&before| u32::from(before));
+        let mut word = group * GROUP_WORDS;
+        if end - u32::from(self.before[group]) == GROUP_PORTS {
+            return (word * 64) as u16 + left as u16;
+        }
+        while left >= self.words[word].allowed.count_ones() {
+            left -= self.words[word].allowed.count_ones();
+            word += 1;
+        }
+        let bits = (0..left).fold(self.words[word].allowed, |bits, _| bits & (bits - 1));
+        port_at(word, bits)
+    }
+
+    /// A free port, at or after `start`, round the end. None when all are taken.
+    pub(crate) fn free_port(&self, start: u16) -> Option<u16> {
+        let word = usize::from(start) / 64;
+        let upper = self.free_in(word) & (u64::MAX << (start % 64));
         if upper != 0 {
             return Some(port_at(word, upper));
         }
@@ -201,6 +239,25 @@ mod tests {
         given.push(space.free_port(7));
         assert_eq!(given, [Some(20 * 64 + 3), Some(21 * 64), Some(21 * 64 + 1), None]);
         assert_eq!(space.limit(), 3);
+    }
+
+    /// RFC 6888, REQ-15: "A CGN's port allocation scheme SHOULD make it hard for attackers to guess port numbers." What draws of all numbers
+    /// come to must be all allowed ports, each as often, wherever those lie.
+    #[test]
+    fn draws_are_spread_evenly_over_the_allowed_ports() {
+        let mut scattered = PortSet::range(1, 700);
+        for first in (2000..30_000_u16).step_by(77) {
+            scattered.insert_range(first, first + first % 50);
+        }
+        for ports in [PortSet::range(40_000, 48_191), PortSet::range(0, u16::MAX), PortSet::range(77, 77), scattered] {
+            let (space, count) = (space(&ports), ports.len());
+            let drawn: Vec<_> =
+                (0..count).map(|rank| space.draw(((u64::from(rank) << 32).div_ceil(u64::from(count))) as u32)).collect();
+            let allowed: Vec<_> = ports.ranges().flat_map(|(first, last)| first..=last).map(Some).collect();
+            assert!(drawn == allowed, "{ports:?}");
+            assert_eq!(space.draw(u32::MAX), allowed.last().copied().flatten());
+        }
+        assert_eq!(space(&PortSet::empty()).draw(7), None);
     }
 
     proptest! {

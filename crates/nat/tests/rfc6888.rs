@@ -105,3 +105,24 @@ fn rfc6888_req15_ports_are_spread_over_the_range_and_follow_no_order() {
     }
     assert!(sixteenths.iter().all(|&count| (80..180).contains(&count)), "about 125 in each sixteenth: {sixteenths:?}");
 }
+
+/// The same where the pool has a range, and where a worker has but its share of it: no port is drawn more often than its neighbours, and the
+/// next one tells nothing.
+#[test]
+fn rfc6888_req15_ports_are_spread_over_a_range_and_over_each_workers_share_of_it() {
+    for workers in [1, 2, 8] {
+        let ports = PortSet::range(40_000, 48_191);
+        let mut gateway = Setup::new().workers(workers).policy(|policy| policy.externals[0].ports = ports).build();
+        let ports: Vec<_> = (0..512_u16).map(|n| gateway.external_of(at(h1(), 3000 + n), e1()).port).collect();
+        let next = ports.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) <= 2).count();
+        assert!(next < 20, "{workers} workers: {next} of 512 ports are within 2 of the one before");
+        // How the workers' shares lie in the range is their owner function's: only what the one has is spread.
+        let all = gateway.nat.owners();
+        let own =
+            (40_000..=48_191_u16).filter(|&port| all.of_external(X1, port) == all.of_external(X1, ports[0])).collect::<Vec<_>>();
+        let sixteenth = |port: &u16| own.partition_point(|one| one < port) * 16 / own.len();
+        let mut sixteenths = [0_u32; 16];
+        ports.iter().for_each(|port| sixteenths[sixteenth(port)] += 1);
+        assert!(sixteenths.iter().all(|&count| (10..64).contains(&count)), "{workers} workers, about 32 in each: {sixteenths:?}");
+    }
+}

@@ -9,14 +9,13 @@ use std::process::{Command, Stdio};
 use portcullis_testkit::topology;
 
 /// What Portcullis violates, and why it does.
-const KNOWN: [(&str, &str); 7] = [
+const KNOWN: [(&str, &str); 6] = [
     ("4787-3a", "ports are drawn from the pool's range, whatever the internal one"),
     ("4787-4", "parity is not looked at"),
     ("4787-8", "the default is stricter than recommended; nat.filtering"),
     ("5382-3", "the same for TCP"),
     ("5382-4b", "an unsolicited SYN is dropped, and its sender is not told after 6 s"),
     ("6888-8", "a freed port can be drawn at once"),
-    ("6888-15r", "a draw outside of the pool's range ends at its first free port"),
 ];
 
 /// What the kernel is known to violate: collisions move mappings, ports are shared, no hairpinning without a rule, a short timer after a RST,
