@@ -93,6 +93,7 @@ pub const NAT: Section = Section {
         key("filtering", Some("\"address-and-port-dependent\""), FILTERINGS),
         key("filtering_tcp", None, FILTERINGS),
         key("inbound_refresh", Some("false"), "true or false"),
+        key("port_parity", Some("\"any\""), "\"any\" or \"preserve\""),
     ],
 };
 

@@ -8,7 +8,7 @@ use core::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, Timeouts};
+use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortParity, Timeouts};
 
 use crate::finding::{Doubt, Problem};
 use crate::read::{Document, Report, Table, Value};
@@ -25,6 +25,8 @@ pub struct NatRules {
     pub filtering_tcp: Filtering,
     /// Whether inbound packets keep alive a session that was let in by the filter alone.
     pub inbound_refresh: bool,
+    /// Whether UDP ports keep their parity.
+    pub port_parity: PortParity,
 }
 
 /// `[limits]`: what is allocated at start.
@@ -174,6 +176,8 @@ pub(crate) const FILTERINGS: [(&str, Filtering); 3] = [
     ("address-and-port-dependent", Filtering::AddressAndPortDependent),
 ];
 
+pub(crate) const PARITIES: [(&str, PortParity); 2] = [("any", PortParity::Any), ("preserve", PortParity::Preserve)];
+
 pub(crate) const BUSY_POLLS: [(&str, BusyPoll); 3] =
     [("adaptive", BusyPoll::Adaptive), ("always", BusyPoll::Always), ("never", BusyPoll::Never)];
 
@@ -202,7 +206,8 @@ fn read_nat(table: &Table<'_>, report: &mut Report) -> NatRules {
     let filtering_udp = table.get("filtering").and_then(|value| value.word(&FILTERINGS, report)).unwrap_or_default();
     let filtering_tcp = table.get("filtering_tcp").and_then(|value| value.word(&FILTERINGS, report)).unwrap_or(filtering_udp);
     let inbound_refresh = table.get("inbound_refresh").and_then(|value| value.boolean(report)).unwrap_or_default();
-    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh }
+    let port_parity = table.get("port_parity").and_then(|value| value.word(&PARITIES, report)).unwrap_or_default();
+    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh, port_parity }
 }
 
 /// Idle times of flows. The least is chosen: the sweep's lateness must stay small beside it. The most is chosen well below what

@@ -91,6 +91,7 @@ impl Config {
             filtering_udp: self.nat.filtering_udp,
             filtering_tcp: self.nat.filtering_tcp,
             inbound_refresh: self.nat.inbound_refresh,
+            port_parity: self.nat.port_parity,
             timeouts: self.timeouts,
             icmp_errors: self.icmp,
         }

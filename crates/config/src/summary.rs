@@ -6,7 +6,7 @@
 use core::fmt::Write as _;
 
 use humantime::format_duration;
-use portcullis_nat::policy::Side;
+use portcullis_nat::policy::{PortParity, Side};
 
 use crate::Config;
 use crate::check::port_set;
@@ -41,7 +41,8 @@ impl Config {
         let (udp, tcp) = (word_of(&FILTERINGS, &nat.filtering_udp), word_of(&FILTERINGS, &nat.filtering_tcp));
         let filtering = if udp == tcp { udp.to_owned() } else { format!("{udp}, of TCP {tcp}") };
         let refresh = if nat.inbound_refresh { "; inbound packets refresh" } else { "" };
-        format!("mapping {}, filtering {filtering}{refresh}", word_of(&MAPPINGS, &nat.mapping))
+        let parity = if nat.port_parity == PortParity::Preserve { "; UDP ports keep their parity" } else { "" };
+        format!("mapping {}, filtering {filtering}{refresh}{parity}", word_of(&MAPPINGS, &nat.mapping))
     }
 
     fn timeouts_line(&self) -> String {

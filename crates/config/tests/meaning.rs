@@ -10,7 +10,7 @@ use portcullis_config::{
     AddressRange, BusyPoll, Config, ConfigError, HostAddresses, LogLevel, PoolEntry, PortRange, SlotSource, SystemInterface,
     Warning,
 };
-use portcullis_nat::policy::{Endpoint, External, Filtering, MappingBehaviour, Protocol, Side, Timeouts};
+use portcullis_nat::policy::{Endpoint, External, Filtering, MappingBehaviour, PortParity, Protocol, Side, Timeouts};
 
 const INTERFACES: &str = r#"
 [[interface]]
@@ -61,6 +61,7 @@ fn the_least_file_has_the_defaults_of_the_rfcs() {
     assert_eq!((config.nat.filtering_udp, config.nat.filtering_tcp), Default::default());
     assert_eq!(config.nat.filtering_tcp, Filtering::AddressAndPortDependent);
     assert!(!config.nat.inbound_refresh);
+    assert_eq!(config.nat.port_parity, PortParity::Any);
     assert_eq!(config.pools[0].ports, None);
     assert_eq!(config.interfaces[0].side, Side::Inside);
     assert!(config.interfaces[0].prefixes.is_empty() && config.interfaces[0].queues.is_none());
@@ -83,6 +84,7 @@ mapping = "address-dependent"
 filtering = "endpoint-independent"
 filtering_tcp = "address-dependent"
 inbound_refresh = true
+port_parity = "preserve"
 [timeouts]
 udp = "2min 30s"
 fragment = "1500ms"
@@ -124,6 +126,10 @@ level = "debug"
     assert_eq!(config.nat.filtering_udp, Filtering::EndpointIndependent);
     assert_eq!(config.nat.filtering_tcp, Filtering::AddressDependent);
     assert!(config.nat.inbound_refresh);
+    assert_eq!(
+        (config.nat.port_parity, config.policy(&HostAddresses::default()).port_parity),
+        (PortParity::Preserve, PortParity::Preserve)
+    );
     assert_eq!(config.timeouts.udp, Duration::from_secs(150));
     assert_eq!(config.timeouts.fragment, Duration::from_millis(1500));
     let limits = config.limits;

@@ -11,7 +11,7 @@ use portcullis_steering::{Owners, WorkerId};
 
 use crate::forward;
 use crate::policy::{Endpoint, External, Filtering, Forward, Policy, Protocol};
-use crate::ports::PortSpace;
+use crate::ports::{PortSpace, Wish};
 use crate::record::{NewSession, flag};
 use crate::state::{State, Under};
 use crate::table::MappingKey;
@@ -73,8 +73,8 @@ impl Choice {
     }
 
     /// Where the search for a free port begins: at an allowed port, each as likely as another. A script says it as it is.
-    fn draw_port(&mut self, space: &PortSpace) -> Option<u16> {
-        if self.script.is_empty() { space.draw((self.draw() >> 32) as u32) } else { Some(self.draw() as u16) }
+    fn draw_port(&mut self, space: &PortSpace, wish: Wish) -> Option<u16> {
+        if self.script.is_empty() { space.draw((self.draw() >> 32) as u32, wish) } else { Some(self.draw() as u16) }
     }
 }
 
@@ -150,8 +150,9 @@ impl Planner<'_, '_> {
         let slot = self.slot_for(flow)?;
         let address = self.state.address_of(slot).ok_or(DropReason::NoExternalAddress)?;
         let space = self.state.space(slot, flow.protocol);
-        let start = self.choice.draw_port(space);
-        let port = start.and_then(|start| space.free_port(start)).ok_or(DropReason::PortsExhausted)?;
+        let wish = Wish::of(flow.protocol, flow.ours.port, self.policy.port_parity);
+        let start = self.choice.draw_port(space, wish);
+        let port = start.and_then(|start| space.free_port(start, wish)).ok_or(DropReason::PortsExhausted)?;
         debug_assert_eq!(self.owners.of_external(address, port), self.me, "a worker allocates only what it owns");
         Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, Under::NewMapping(self.policy.mapping)))
     }

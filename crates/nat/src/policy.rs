@@ -102,6 +102,16 @@ pub enum Filtering {
     AddressAndPortDependent,
 }
 
+/// Whether a UDP mapping's external port is even where the internal one is (RFC 4787, section 4.2.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PortParity {
+    /// It may be either (RFC 7857, section 8, lets a NAT do so).
+    #[default]
+    Any,
+    /// It is, as long as such a port is free (REQ-4).
+    Preserve,
+}
+
 /// Idle times after which a session ends. At most [`crate::time::Tick::HORIZON`] each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -269,6 +279,8 @@ pub struct Policy {
     pub filtering_tcp: Filtering,
     /// Whether inbound packets keep a session alive that was let in by the filter alone (RFC 7857, section 7: off by default).
     pub inbound_refresh: bool,
+    /// Whether UDP ports keep their parity.
+    pub port_parity: PortParity,
     /// The idle timeouts.
     pub timeouts: Timeouts,
     /// The gateway's own ICMP errors.

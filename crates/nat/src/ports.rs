@@ -2,12 +2,14 @@
 //!
 //! Knows port numbers and the numbers of holders, whoever they are. Called on the slow path to take and release, and for inbound packets to find a mapping
 //! without a hash. Invariant: a port is free, or taken by exactly one holder; the last free port is found. **Cost:** O(1) at any
-//! fill. Sources: RFC 6056 section 3.3.1 (a random port, and from there the next that is free), RFC 6888 REQ-15.
+//! fill. Sources: RFC 6056 section 3.3.1 (a random port, and from there the next that is free), RFC 6888 REQ-15, RFC 4787 REQ-3a and REQ-4.
+
+use core::ops::Range;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::ahead;
-use crate::policy::PortSet;
+use crate::policy::{PortParity, PortSet, Protocol};
 
 const WORDS: usize = 1024;
 const SUMMARY_WORDS: usize = WORDS / 64;
@@ -16,6 +18,83 @@ const SUMMARY_WORDS: usize = WORDS / 64;
 const GROUP_WORDS: usize = 16;
 const GROUPS: usize = WORDS / GROUP_WORDS;
 const GROUP_PORTS: u32 = GROUP_WORDS as u32 * 64;
+
+/// Which port a new mapping should have: any that is free where none is like that. First its parity is given up, then its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    class: Class,
+    parity: Option<Parity>,
+}
+
+/// The side of 1024 that a port is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Any,
+    Below1024,
+    From1024,
+}
+
+/// Whether a port is even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parity {
+    Even,
+    Odd,
+}
+
+impl Wish {
+    /// Any port.
+    #[cfg(test)]
+    pub(crate) const ANY: Self = Self { class: Class::Any, parity: None };
+
+    /// The wish of an internal port. Of an ICMP query, whose identifier is no port, any.
+    ///
+    /// RFC 4787, REQ-3 a): "If the host's source port was in the range 0-1023, it is RECOMMENDED the NAT's source port be in the same
+    /// range. If the host's source port was in the range 1024-65535, it is RECOMMENDED that the NAT's source port be in that range." So it is
+    /// of TCP too. REQ-4: "It is RECOMMENDED that a NAT have a "Port parity preservation" behavior of "Yes"." That is for UDP only, which
+    /// has protocols that count on it, and an option (RFC 7857, section 8).
+    pub(crate) const fn of(protocol: Protocol, internal: u16, parity: PortParity) -> Self {
+        let class = match protocol {
+            Protocol::Icmp => Class::Any,
+            Protocol::Tcp | Protocol::Udp if internal < 1024 => Class::Below1024,
+            Protocol::Tcp | Protocol::Udp => Class::From1024,
+        };
+        let parity = match (protocol, parity) {
+            (Protocol::Udp, PortParity::Preserve) if internal % 2 == 0 => Some(Parity::Even),
+            (Protocol::Udp, PortParity::Preserve) => Some(Parity::Odd),
+            _ => None,
+        };
+        Self { class, parity }
+    }
+
+    /// The wish, and what is left of it where no port is like that.
+    fn and_less(self) -> [Self; 4] {
+        let Self { class, parity } = self;
+        [self, Self { class, parity: None }, Self { class: Class::Any, parity }, Self { class: Class::Any, parity: None }]
+    }
+
+    /// Of the bits of a word, those of ports with the parity.
+    const fn mask(self) -> u64 {
+        match self.parity {
+            None => u64::MAX,
+            Some(Parity::Even) => EVEN,
+            Some(Parity::Odd) => !EVEN,
+        }
+    }
+}
+
+impl Class {
+    /// The groups of words with its ports.
+    const fn groups(self) -> Range<usize> {
+        match self {
+            Self::Any => 0..GROUPS,
+            Self::Below1024 => 0..1,
+            Self::From1024 => 1..GROUPS,
+        }
+    }
+}
+
+/// The bits of even ports in a word.
+const EVEN: u64 = u64::MAX / 3;
 
 /// What is known of 64 ports, a bit each. Side by side, since who reads one half reads the other.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -38,8 +117,8 @@ impl Word {
 #[repr(C, align(64))]
 pub(crate) struct PortSpace {
     words: [Word; WORDS],
-    /// One bit for each word that has an allowed port that is not taken.
-    summary: [u64; SUMMARY_WORDS],
+    /// One bit for each word that has an allowed port that is not taken, the even ports apart from the odd ones.
+    summary: [[u64; 2]; SUMMARY_WORDS],
     /// Ports that are taken.
     used: u32,
     /// Ports that are allowed.
@@ -67,23 +146,28 @@ impl PortSpace {
         }
     }
 
-    /// An allowed port, taken or not: each is as likely as another if `random` is any number. None where there are none.
+    /// An allowed port of the wished class, taken or not: each is as likely as another if `random` is any number. Of any class where that
+    /// has none, and none where there are none at all.
     ///
     /// A draw among all numbers would not do: those that are not allowed would all end at the next one that is.
-    pub(crate) fn draw(&self, random: u32) -> Option<u16> {
-        if self.limit == 0 {
-            return None;
-        }
-        Some(self.allowed_port((u64::from(random) * u64::from(self.limit) >> 32) as u32))
+    pub(crate) fn draw(&self, random: u32, wish: Wish) -> Option<u16> {
+        let ranks = |groups: Range<usize>| self.before(groups.start)..self.before(groups.end);
+        let ranks = [wish.class, Class::Any].map(|class| ranks(class.groups())).into_iter().find(|ranks| !ranks.is_empty())?;
+        let count = u64::from(ranks.end - ranks.start);
+        Some(self.allowed_port(ranks.start + (u64::from(random) * count >> 32) as u32))
+    }
+
+    /// How many allowed ports are before a group.
+    fn before(&self, group: usize) -> u32 {
+        self.before.get(group).map_or(self.limit, |&before| u32::from(before))
     }
 
     /// The allowed port that has so many before it, which must be fewer than there are.
     fn allowed_port(&self, rank: u32) -> u16 {
         let group = self.before.partition_point(|&before| u32::from(before) <= rank) - 1;
-        let mut left = rank - u32::from(self.before[group]);
-        let end = self.before.get(group + 1).map_or(self.limit, |&before| u32::from(before));
+        let mut left = rank - self.before(group);
         let mut word = group * GROUP_WORDS;
-        if end - u32::from(self.before[group]) == GROUP_PORTS {
+        if self.before(group + 1) - self.before(group) == GROUP_PORTS {
             return (word * 64) as u16 + left as u16;
         }
         while left >= self.words[word].allowed.count_ones() {
@@ -94,15 +178,24 @@ impl PortSpace {
         port_at(word, bits)
     }
 
-    /// A free port, at or after `start`, round the end. None when all are taken.
-    pub(crate) fn free_port(&self, start: u16) -> Option<u16> {
+    /// A free port, at or after `start`, round the end: one that is as wished, or else any. None when all are taken.
+    pub(crate) fn free_port(&self, start: u16, wish: Wish) -> Option<u16> {
+        wish.and_less().into_iter().find_map(|wish| self.free_port_like(start, wish))
+    }
+
+    fn free_port_like(&self, start: u16, wish: Wish) -> Option<u16> {
+        let groups = wish.class.groups();
+        let words = groups.start * GROUP_WORDS..groups.end * GROUP_WORDS;
         let word = usize::from(start) / 64;
-        let upper = self.free_in(word) & (u64::MAX << (start % 64));
-        if upper != 0 {
-            return Some(port_at(word, upper));
+        if words.contains(&word) {
+            let upper = self.free_in(word) & wish.mask() & (u64::MAX << (start % 64));
+            if upper != 0 {
+                return Some(port_at(word, upper));
+            }
         }
-        let next = self.next_word_with_free(word)?;
-        Some(port_at(next, self.free_in(next)))
+        let behind = (word + 1).clamp(words.start, words.end);
+        let next = self.word_with_free(behind..words.end, wish).or_else(|| self.word_with_free(words.start..behind, wish))?;
+        Some(port_at(next, self.free_in(next) & wish.mask()))
     }
 
     /// Gives `port` to `holder`. **Panics** in debug builds when it is taken.
@@ -156,7 +249,7 @@ impl PortSpace {
 
     /// Whether any port is free.
     pub(crate) fn has_free(&self) -> bool {
-        self.summary.iter().any(|&word| word != 0)
+        self.summary.as_flattened().iter().any(|&word| word != 0)
     }
 
     fn is_taken(&self, port: u16) -> bool {
@@ -168,24 +261,29 @@ impl PortSpace {
     }
 
     fn summarise(&mut self, word: usize) {
-        let bit = 1 << (word % 64);
-        if self.free_in(word) == 0 {
-            self.summary[word / 64] &= !bit;
-        } else {
-            self.summary[word / 64] |= bit;
+        let (free, bit) = (self.free_in(word), 1 << (word % 64));
+        for (summary, free) in self.summary[word / 64].iter_mut().zip([free & EVEN, free & !EVEN]) {
+            *summary = if free == 0 { *summary & !bit } else { *summary | bit };
         }
     }
 
-    /// The next word after `word`, around the end and back to itself, that has a free port.
-    fn next_word_with_free(&self, word: usize) -> Option<usize> {
-        let start = (word + 1) % WORDS;
-        let first = self.summary[start / 64] & (u64::MAX << (start % 64));
-        if first != 0 {
-            return Some(start / 64 * 64 + first.trailing_zeros() as usize);
-        }
-        (1..=SUMMARY_WORDS).find_map(|step| {
-            let at = (start / 64 + step) % SUMMARY_WORDS;
-            let bits = self.summary[at];
+    /// The first of those words that has a free port with the wished parity.
+    fn word_with_free(&self, words: Range<usize>, wish: Wish) -> Option<usize> {
+        let last = words.end.checked_sub(1).filter(|_| !words.is_empty())?;
+        let first = words.start;
+        (first / 64..=last / 64).find_map(|at| {
+            let [even, odd] = self.summary[at];
+            let mut bits = match wish.parity {
+                None => even | odd,
+                Some(Parity::Even) => even,
+                Some(Parity::Odd) => odd,
+            };
+            if at == first / 64 {
+                bits &= u64::MAX << (first % 64);
+            }
+            if at == last / 64 {
+                bits &= u64::MAX >> (63 - last % 64);
+            }
             (bits != 0).then(|| at * 64 + bits.trailing_zeros() as usize)
         })
     }
@@ -213,15 +311,15 @@ mod tests {
         let mut space = space(&PortSet::range(1000, 3000));
         let mut given = BTreeSet::new();
         for step in 0..2001_u32 {
-            let port = space.free_port((step.wrapping_mul(40_503) >> 3) as u16).expect("a free port");
+            let port = space.free_port((step.wrapping_mul(40_503) >> 3) as u16, Wish::ANY).expect("a free port");
             space.take(port, step);
             assert!(given.insert(port), "port {port} was given twice");
         }
-        assert_eq!(space.free_port(5), None);
+        assert_eq!(space.free_port(5, Wish::ANY), None);
         assert_eq!((space.used(), space.limit(), space.has_free()), (2001, 2001, false));
         assert_eq!(given, (1000..=3000).collect());
         space.release(1777);
-        assert_eq!(space.free_port(60_000), Some(1777));
+        assert_eq!(space.free_port(60_000, Wish::ANY), Some(1777));
     }
 
     #[test]
@@ -232,11 +330,11 @@ mod tests {
         space.allow(&PortSet::range(0, 21 * 64 + 1), Some(&owned));
         let mut given: Vec<_> = (0..3)
             .map(|step| {
-                let port = space.free_port(7);
+                let port = space.free_port(7, Wish::ANY);
                 port.inspect(|&port| space.take(port, step))
             })
             .collect();
-        given.push(space.free_port(7));
+        given.push(space.free_port(7, Wish::ANY));
         assert_eq!(given, [Some(20 * 64 + 3), Some(21 * 64), Some(21 * 64 + 1), None]);
         assert_eq!(space.limit(), 3);
     }
@@ -252,19 +350,45 @@ mod tests {
         for ports in [PortSet::range(40_000, 48_191), PortSet::range(0, u16::MAX), PortSet::range(77, 77), scattered] {
             let (space, count) = (space(&ports), ports.len());
             let drawn: Vec<_> =
-                (0..count).map(|rank| space.draw(((u64::from(rank) << 32).div_ceil(u64::from(count))) as u32)).collect();
+                (0..count).map(|rank| space.draw(((u64::from(rank) << 32).div_ceil(u64::from(count))) as u32, Wish::ANY)).collect();
             let allowed: Vec<_> = ports.ranges().flat_map(|(first, last)| first..=last).map(Some).collect();
             assert!(drawn == allowed, "{ports:?}");
-            assert_eq!(space.draw(u32::MAX), allowed.last().copied().flatten());
+            assert_eq!(space.draw(u32::MAX, Wish::ANY), allowed.last().copied().flatten());
         }
-        assert_eq!(space(&PortSet::empty()).draw(7), None);
+        assert_eq!(space(&PortSet::empty()).draw(7, Wish::ANY), None);
+    }
+
+    #[test]
+    fn draws_are_of_the_wished_class_where_it_has_ports() {
+        let low = Wish::of(Protocol::Tcp, 22, PortParity::Any);
+        let high = Wish::of(Protocol::Udp, 1024, PortParity::Any);
+        let (both, above) = (space(&PortSet::range(1000, 1100)), space(&PortSet::range(3000, 3001)));
+        for (space, wish, ports) in [(&both, low, 1000..1024), (&both, high, 1024..1101), (&above, low, 3000..3002)] {
+            let drawn: BTreeSet<_> = (0..=255).map(|number| space.draw(number << 24, wish).expect("a port")).collect();
+            assert_eq!(drawn, ports.collect(), "{wish:?}");
+        }
+    }
+
+    fn wish() -> impl Strategy<Value = Wish> {
+        let class = prop_oneof![Just(Class::Any), Just(Class::Below1024), Just(Class::From1024)];
+        let parity = prop_oneof![Just(None), Just(Some(Parity::Even)), Just(Some(Parity::Odd))];
+        (class, parity).prop_map(|(class, parity)| Wish { class, parity })
+    }
+
+    /// The same port by port.
+    fn expected(free: &BTreeSet<u16>, start: u16, wish: Wish) -> Option<u16> {
+        let has_class = |port: &u16| wish.class == Class::Any || (*port < 1024) == (wish.class == Class::Below1024);
+        let has_parity = |port: &u16| wish.parity.is_none_or(|parity| (port % 2 == 0) == (parity == Parity::Even));
+        let round = || free.range(start..).chain(free.range(..start)).copied();
+        let both = round().find(|port| has_class(port) && has_parity(port));
+        both.or_else(|| round().find(has_class)).or_else(|| round().find(has_parity)).or_else(|| round().next())
     }
 
     proptest! {
         #[test]
         fn it_agrees_with_a_set(
-            ranges in proptest::collection::vec((0_u16..600, 0_u16..100), 0..4),
-            steps in proptest::collection::vec((any::<bool>(), any::<u16>()), 0..300)
+            ranges in proptest::collection::vec((0_u16..1100, 0_u16..100), 0..4),
+            steps in proptest::collection::vec((any::<bool>(), any::<u16>(), wish()), 0..300)
         ) {
             let mut ports = PortSet::empty();
             for (first, length) in ranges {
@@ -275,11 +399,10 @@ mod tests {
             let mut space = space(&ports);
             let mut free: BTreeSet<u16> = (0..=u16::MAX).filter(|&port| ports.contains(port)).collect();
             let mut taken = Vec::new();
-            for (take, random) in steps {
+            for (take, random, wish) in steps {
                 if take {
-                    let expected = free.range(random..).next().or_else(|| free.first()).copied();
-                    let found = space.free_port(random);
-                    prop_assert_eq!(found.is_some(), expected.is_some());
+                    let found = space.free_port(random, wish);
+                    prop_assert_eq!(found, expected(&free, random, wish));
                     if let Some(port) = found {
                         prop_assert!(free.remove(&port));
                         space.take(port, u32::from(random));

@@ -1,13 +1,12 @@
 //! RFC 4787, "NAT Behavioral Requirements for Unicast UDP": its requirements, each with a test that quotes it.
 //!
-//! Not claimed: REQ-3a and REQ-4 (recommended: port range and parity, which RFC 7857, section 8, lets a NAT leave out), REQ-7 (equal
-//! prefixes on both sides). REQ-14 is in `fragments.rs`, REQ-9 between workers in `workers.rs`.
+//! Not claimed: REQ-7 (equal prefixes on both sides). REQ-14 is in `fragments.rs`, REQ-9 between workers in `workers.rs`.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use portcullis_nat::counters::Counter;
-use portcullis_nat::policy::{Filtering, PortSet};
+use portcullis_nat::policy::{Filtering, PortParity, PortSet};
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_testkit::builder::PacketBuilder;
 
@@ -67,6 +66,55 @@ fn rfc4787_req3_no_two_internal_endpoints_share_an_external_one() {
     let one_more = gateway.inside(&udp(at(h1(), 9999), e2()));
     one_more.answered(INSIDE, 3, 13);
     assert_eq!(gateway.dropped(DropReason::PortsExhausted), 1);
+}
+
+/// "REQ-3 a) If the host's source port was in the range 0-1023, it is RECOMMENDED the NAT's source port be in the same range. If the host's
+/// source port was in the range 1024-65535, it is RECOMMENDED that the NAT's source port be in that range." Where the pool has both, and as
+/// long as such a port is free.
+#[test]
+fn rfc4787_req3a_ports_stay_on_their_side_of_1024() {
+    for workers in [1, 2] {
+        let mut gateway =
+            Setup::new().workers(workers).policy(|policy| policy.externals[0].ports = PortSet::range(1, 65_535)).build();
+        for number in 0..100 {
+            for (port, low) in [(number, true), (1023 - number, true), (1024 + number, false), (65_535 - number, false)] {
+                let (udp, tcp) = (gateway.external_of(at(h1(), port), e1()), gateway.external_of_tcp(at(h1(), port), e1()));
+                assert_eq!([udp.port < 1024, tcp.port < 1024], [low, low], "{port} became {udp:?} and {tcp:?}");
+            }
+        }
+    }
+}
+
+/// The same where the pool has no port of the one side, or no more: a port of the other is better than none (RFC 6888, REQ-13).
+#[test]
+fn rfc4787_req3a_the_other_side_is_taken_where_there_is_no_port_left() {
+    let ports = PortSet::range(1020, 1027);
+    let mut gateway = Setup::new().policy(|policy| policy.externals[0].ports = ports).build();
+    let mut given = |from: u16| (0..4).map(|n| gateway.external_of(at(h1(), from + n), e1()).port).collect::<BTreeSet<_>>();
+    assert_eq!(given(100), (1020..1024).collect());
+    assert_eq!(given(200), (1024..1028).collect());
+    let mut gateway = Setup::new().build();
+    assert!(gateway.external_of(at(h1(), 123), e1()).port >= 1024, "the usual ports begin at 1024");
+}
+
+/// "REQ-4: It is RECOMMENDED that a NAT have a "Port parity preservation" behavior of "Yes"." As an option: RFC 7857, section 8.
+#[test]
+fn rfc4787_req4_parity_is_kept_where_it_is_wished_and_a_port_is_free() {
+    let rows = [(PortParity::Preserve, 1), (PortParity::Preserve, 2), (PortParity::Any, 1)];
+    for (parity, workers) in rows {
+        let mut gateway = Setup::new().workers(workers).policy(|policy| policy.port_parity = parity).build();
+        let kept = (0..100).filter(|n| gateway.external_of(at(h1(), 3000 + n), e1()).port % 2 == n % 2).count();
+        assert_eq!(kept == 100, parity == PortParity::Preserve, "{kept} of 100 with {workers} workers");
+    }
+    let (ports, parity) = (PortSet::range(2000, 2007), PortParity::Preserve);
+    let mut gateway = Setup::new()
+        .policy(|policy| {
+            policy.externals[0].ports = ports;
+            policy.port_parity = parity;
+        })
+        .build();
+    let given: Vec<_> = (0..8).map(|n| gateway.external_of(at(h1(), 3000 + 2 * n), e1()).port).collect();
+    assert!(given[..4].iter().all(|port| port % 2 == 0) && given[4..].iter().all(|port| port % 2 == 1), "{given:?}");
 }
 
 /// "REQ-5: A NAT UDP mapping timer MUST NOT expire in less than two minutes", "c) A default value of five minutes or more for the NAT

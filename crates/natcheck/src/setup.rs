@@ -59,6 +59,8 @@ pub(crate) struct Setup {
     pub(crate) addresses: usize,
     /// The ports that mappings may take on each; none for the NAT's own choice.
     pub(crate) ports: Option<(u16, u16)>,
+    /// Ports that are even stay even, and odd ones odd.
+    pub(crate) parity: bool,
     /// Filtering of UDP and of TCP; none for the NAT's own default.
     pub(crate) filtering: Option<(Filtering, Filtering)>,
     /// Idle times; none for the NAT's own defaults.
@@ -76,6 +78,7 @@ pub(crate) const DEFAULT: Setup = Setup {
     name: "default",
     addresses: 4,
     ports: None,
+    parity: false,
     filtering: None,
     timers: None,
     mtu: (1500, 1500),
@@ -96,6 +99,8 @@ pub(crate) const TIGHT: Setup = Setup { name: "tight", addresses: 2, ports: Some
 pub(crate) const TIGHT_6888: Setup = Setup { name: "tight-6888", exhausted_code: Some(1), ..TIGHT };
 /// A range of ports, as an administrator gives it who keeps others for himself.
 pub(crate) const RANGED: Setup = Setup { name: "ranged", ports: Some((40_000, 48_191)), ..DEFAULT };
+/// All ports, and what RFC 4787 wants kept of the internal one.
+pub(crate) const KEPT: Setup = Setup { name: "kept", ports: Some((1, 65_535)), parity: true, ..DEFAULT };
 /// An outside wire that is narrower than the inside.
 pub(crate) const NARROW: Setup = Setup { name: "narrow", mtu: (1500, 1400), ..DEFAULT };
 /// An inside wire that is narrower than the outside.
@@ -111,10 +116,11 @@ pub(crate) const QUICK_TIGHT: Setup = Setup { name: "quick-tight", addresses: 2,
 pub(crate) const SILENT: Setup = Setup { name: "silent", silent: true, ..DEFAULT };
 
 /// All of them, in the order in which they are run.
-pub(crate) const ALL: [&Setup; 14] = [
+pub(crate) const ALL: [&Setup; 15] = [
     &DEFAULT,
     &FLOODED,
     &RANGED,
+    &KEPT,
     &OPEN,
     &STRICT,
     &MIXED,
@@ -136,6 +142,6 @@ impl Setup {
 
     /// How many external endpoints of a protocol there are, where the setup says.
     pub(crate) fn endpoints(&self) -> Option<usize> {
-        self.ports.map(|(first, last)| self.addresses * usize::from(last - first + 1))
+        self.ports.map(|(first, last)| self.addresses * (usize::from(last - first) + 1))
     }
 }

@@ -9,9 +9,7 @@ use std::process::{Command, Stdio};
 use portcullis_testkit::topology;
 
 /// What Portcullis violates, and why it does.
-const KNOWN: [(&str, &str); 6] = [
-    ("4787-3a", "ports are drawn from the pool's range, whatever the internal one"),
-    ("4787-4", "parity is not looked at"),
+const KNOWN: [(&str, &str); 4] = [
     ("4787-8", "the default is stricter than recommended; nat.filtering"),
     ("5382-3", "the same for TCP"),
     ("5382-4b", "an unsolicited SYN is dropped, and its sender is not told after 6 s"),

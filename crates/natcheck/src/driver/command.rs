@@ -70,6 +70,7 @@ fn variables(setup: &Setup, own_wires: bool) -> Vec<(&'static str, String)> {
         ("NATCHECK_ROUTER", plan::ROUTER.to_string()),
         ("NATCHECK_POOL", setup.pool().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         ("NATCHECK_PORTS", setup.ports.map(|_| format!("{first}-{last}")).unwrap_or_default()),
+        ("NATCHECK_PORT_PARITY", if setup.parity { "1" } else { "" }.to_owned()),
         (
             "NATCHECK_FORWARDS",
             format!(

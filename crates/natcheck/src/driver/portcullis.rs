@@ -94,8 +94,14 @@ fn toml(setup: &Setup, workers: u32, socket: &Path) -> String {
             plan::SERVER
         );
     }
+    if setup.parity || setup.filtering.is_some() {
+        text.push_str("\n[nat]\n");
+    }
+    if setup.parity {
+        text.push_str("port_parity = \"preserve\"\n");
+    }
     if let Some((udp, tcp)) = setup.filtering {
-        let _ = writeln!(text, "\n[nat]\nfiltering = \"{}\"\nfiltering_tcp = \"{}\"", udp.word(), tcp.word());
+        let _ = writeln!(text, "filtering = \"{}\"\nfiltering_tcp = \"{}\"", udp.word(), tcp.word());
     }
     if let Some(timers) = setup.timers {
         let times = [

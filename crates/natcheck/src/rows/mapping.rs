@@ -12,7 +12,7 @@ use portcullis_nat::policy::Endpoint;
 use crate::bench::{Bench, COMES, STAYS_AWAY, Transport};
 use crate::datagram::UDP;
 use crate::row::{Check, Level, Row, require, violated};
-use crate::setup::{DEFAULT, Filtering, MIXED, OPEN, RANGED, STRICT};
+use crate::setup::{DEFAULT, Filtering, KEPT, MIXED, OPEN, RANGED, STRICT};
 use crate::wire::Side;
 
 use Level::{May, Must, Rec, Should};
@@ -25,8 +25,9 @@ pub(super) const ROWS: &[Row] = &[
     }),
     Row::new("4787-2", Rec, "RFC 4787, REQ-2", "Paired pooling: one external address for all of a host's ports", paired_udp),
     Row::new("4787-3", Must, "RFC 4787, REQ-3", "No port overloading", |bench| overloading(bench, Udp)),
-    Row::new("4787-3a", Rec, "RFC 4787, REQ-3a", "Ports 0-1023 stay there, others stay above", ranges),
-    Row::new("4787-4", Rec, "RFC 4787, REQ-4", "Port parity is preserved", parity),
+    Row::new("4787-3a", Rec, "RFC 4787, REQ-3a", "Ports 0-1023 stay there, others stay above (all in the pool)", ranges)
+        .with(&KEPT),
+    Row::new("4787-4", Rec, "RFC 4787, REQ-4", "Port parity is preserved, where it can be set so", parity).with(&KEPT),
     Row::never(
         "4787-7",
         Must,

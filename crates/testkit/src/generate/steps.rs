@@ -300,7 +300,7 @@ pub fn trim() -> impl Strategy<Value = Trim> {
 }
 
 fn send() -> impl Strategy<Value = Step> {
-    let port = prop_oneof![7 => Just(80_u16), 7 => Just(1000), 7 => Just(1001), 1 => Just(0)];
+    let port = prop_oneof![6 => Just(80_u16), 6 => Just(1000), 6 => Just(1001), 4 => 5000_u16..5002, 1 => Just(0)];
     (sender(), port, target(), kind(), trim()).prop_map(|(sender, port, target, kind, trim)| Step::Send {
         sender,
         port,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use portcullis_nat::policy::{
     DeviceId, Endpoint, External, Filtering, Forward, IcmpErrors, Interface, InterfaceId, Mac, MappingBehaviour, Network, Policy,
-    PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
+    PortParity, PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
 };
 use proptest::prelude::*;
 
@@ -57,6 +57,8 @@ pub fn mac_of(address: Ipv4Addr) -> Mac {
 pub struct SlotPlan {
     /// How many ports from [`FIRST_PORT`] on; zero for the wide range from 1024 on.
     pub ports: u16,
+    /// How many ports below 1024 besides.
+    pub low: u16,
     /// Whether it is the box's own too.
     pub shared: bool,
 }
@@ -77,6 +79,8 @@ pub struct Plan {
     pub filtering_tcp: Filtering,
     /// RFC 7857, section 7.
     pub inbound_refresh: bool,
+    /// Whether UDP ports keep their parity.
+    pub parity: bool,
     /// Whether the timeouts are short instead of the RFCs'.
     pub short_timeouts: bool,
     /// Whether the gateway answers at all.
@@ -144,6 +148,7 @@ impl Plan {
             filtering_udp: self.filtering_udp,
             filtering_tcp: self.filtering_tcp,
             inbound_refresh: self.inbound_refresh,
+            port_parity: if self.parity { PortParity::Preserve } else { PortParity::Any },
             timeouts,
             icmp_errors: IcmpErrors { rate, burst, exhausted_code: self.exhausted_code },
         }
@@ -216,6 +221,9 @@ fn external(number: usize, slot: &SlotPlan) -> External {
         0 => PortSet::range(1024, 65_535),
         count => PortSet::range(FIRST_PORT, FIRST_PORT + count - 1),
     };
+    if slot.low > 0 {
+        ports.insert_range(1024 - slot.low, 1023);
+    }
     for forward in forwards().iter().filter(|forward| forward.external == number) {
         ports.remove_range(forward.first, forward.last);
     }
@@ -246,7 +254,8 @@ fn mapping() -> impl Strategy<Value = MappingBehaviour> {
 
 fn slots() -> impl Strategy<Value = Vec<SlotPlan>> {
     let ports = prop_oneof![4 => 1_u16..=4, 2 => Just(12), 1 => Just(0)];
-    let slot = (ports, prop::bool::weighted(0.3)).prop_map(|(ports, shared)| SlotPlan { ports, shared });
+    let low = prop_oneof![2 => Just(0_u16), 1 => 1_u16..=3];
+    let slot = (ports, low, prop::bool::weighted(0.3)).prop_map(|(ports, low, shared)| SlotPlan { ports, low, shared });
     prop::collection::vec(slot, 1..=3)
 }
 
@@ -268,7 +277,7 @@ fn rare_bits() -> impl Strategy<Value = u8> {
 pub fn plan() -> impl Strategy<Value = Plan> {
     let capacity = prop_oneof![3 => Just((64_u32, 64_u32, 64_u32)), 1 => (1_u32..6, 1_u32..8, 1_u32..4)];
     let rules = (slots(), any::<[bool; 3]>(), mapping(), filtering(), filtering(), any::<bool>(), prop::bool::weighted(0.8));
-    let answers = (prop::bool::weighted(0.85), prop_oneof![Just(13_u8), Just(1_u8)]);
+    let answers = (prop::bool::weighted(0.85), prop_oneof![Just(13_u8), Just(1_u8)], any::<bool>());
     let links = (any::<bool>(), prop::bool::weighted(0.9), any::<bool>(), [mtu(), mtu(), mtu(), mtu()], prop::option::of(mtu()));
     let rest = (capacity, start(), rare_bits(), prop_oneof![6 => Just(0_u8), 1 => any::<u8>()]);
     (rules, answers, links, rest).prop_map(|(rules, answers, links, rest)| Plan {
@@ -278,6 +287,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         filtering_udp: rules.3,
         filtering_tcp: rules.4,
         inbound_refresh: rules.5,
+        parity: answers.2,
         short_timeouts: rules.6,
         answers: answers.0,
         exhausted_code: answers.1,
@@ -296,7 +306,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
 impl Default for Plan {
     /// A plain world: two addresses of four ports, all forwards, the default behaviours, everything up and resolved.
     fn default() -> Self {
-        let slot = SlotPlan { ports: 4, shared: false };
+        let slot = SlotPlan { ports: 4, low: 0, shared: false };
         Self {
             slots: vec![slot.clone(), slot],
             forwards: [true; 3],
@@ -304,6 +314,7 @@ impl Default for Plan {
             filtering_udp: Filtering::default(),
             filtering_tcp: Filtering::default(),
             inbound_refresh: false,
+            parity: false,
             short_timeouts: true,
             answers: true,
             exhausted_code: 13,

@@ -15,11 +15,31 @@ pub(super) struct Shares {
     of_addresses: HashMap<Ipv4Addr, Share>,
 }
 
-/// How many of an address's ports each worker has.
+/// How many of an address's ports of each kind each worker has.
 #[derive(Clone, Debug)]
 struct Share {
     ports: PortSet,
-    counts: HashMap<WorkerId, usize>,
+    counts: HashMap<(WorkerId, PortKind), usize>,
+}
+
+/// What RFC 4787 wants kept of a port, as far as it can be: whether it is below 1024 (REQ-3a), and whether it is odd (REQ-4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PortKind {
+    pub(super) low: bool,
+    pub(super) odd: bool,
+}
+
+impl PortKind {
+    pub(super) const ALL: [Self; 4] = [
+        Self { low: false, odd: false },
+        Self { low: false, odd: true },
+        Self { low: true, odd: false },
+        Self { low: true, odd: true },
+    ];
+
+    pub(super) fn of(port: u16) -> Self {
+        Self { low: port < 1024, odd: port % 2 == 1 }
+    }
 }
 
 impl Shares {
@@ -42,12 +62,9 @@ impl Shares {
 
     fn share(&self, address: Ipv4Addr, ports: &PortSet) -> Share {
         let mut counts = HashMap::new();
-        if self.owners.workers() == 1 {
-            counts.insert(WorkerId(0), ports.len() as usize);
-        } else {
-            for port in ports.ranges().flat_map(|(first, last)| first..=last) {
-                *counts.entry(self.owners.of_external(address, port)).or_insert(0) += 1;
-            }
+        let owner = |port| if self.owners.workers() == 1 { WorkerId(0) } else { self.owners.of_external(address, port) };
+        for port in ports.ranges().flat_map(|(first, last)| first..=last) {
+            *counts.entry((owner(port), PortKind::of(port))).or_insert(0) += 1;
         }
         Share { ports: ports.clone(), counts }
     }
@@ -59,8 +76,13 @@ impl Shares {
 
     /// How many ports of an external address mappings of an internal one may have.
     pub(super) fn ports(&self, internal: Ipv4Addr, external: Ipv4Addr) -> usize {
+        PortKind::ALL.into_iter().map(|kind| self.ports_of_kind(internal, external, kind)).sum()
+    }
+
+    /// How many of those are of one kind.
+    pub(super) fn ports_of_kind(&self, internal: Ipv4Addr, external: Ipv4Addr, kind: PortKind) -> usize {
         let share = self.of_addresses.get(&external);
-        share.and_then(|share| share.counts.get(&self.owners.of_subscriber(internal))).copied().unwrap_or(0)
+        share.and_then(|share| share.counts.get(&(self.owners.of_subscriber(internal), kind))).copied().unwrap_or(0)
     }
 
     /// Whether no external address has a port for an internal one.

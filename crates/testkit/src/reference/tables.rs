@@ -6,12 +6,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
-use portcullis_nat::policy::{Endpoint, Policy, Protocol};
+use portcullis_nat::policy::{Endpoint, External, Policy, PortParity, Protocol};
 use portcullis_nat::view::SessionState;
 
 use super::fragments::{Early, FragmentEntry, FragmentKey};
 use super::read::{Datagram, Embedded, word};
-use super::shares::Shares;
+use super::shares::{PortKind, Shares};
 use super::tcp::{self, Direction};
 
 /// Where a session came from.
@@ -359,8 +359,35 @@ impl Tables {
         }
         match self.paired(internal.address) {
             Some(paired) if paired != external.address => Some(format!("{} is paired with {paired}", internal.address)),
-            _ => None,
+            _ => self.better_kind(slot, shares, policy.port_parity, (protocol, internal, external)),
         }
+    }
+
+    /// Says which ports a new mapping should have had one of, if any is surely free and more like the internal one (RFC 4787, REQ-3a and
+    /// REQ-4).
+    fn better_kind(
+        &self,
+        slot: &External,
+        shares: &Shares,
+        parity: PortParity,
+        (protocol, internal, external): (Protocol, Endpoint, Endpoint),
+    ) -> Option<String> {
+        let wanted = PortKind::of(internal.port);
+        let lacks = |kind: PortKind| match protocol {
+            Protocol::Icmp => (false, false),
+            Protocol::Tcp => (kind.low != wanted.low, false),
+            Protocol::Udp => (kind.low != wanted.low, parity == PortParity::Preserve && kind.odd != wanted.odd),
+        };
+        let given = lacks(PortKind::of(external.port));
+        let better = PortKind::ALL.into_iter().filter(|&kind| lacks(kind) < given);
+        let mut free = better.filter(|&kind| {
+            let has =
+                |m: &Mapping| (m.protocol, m.external.address, PortKind::of(m.external.port)) == (protocol, external.address, kind);
+            let of = |m: &&Mapping| has(m) && slot.ports.contains(m.external.port) && shares.is_for(internal.address, m.external);
+            let (live, late) = (self.mappings.values().filter(of).count(), self.late_mappings.iter().filter(of).count());
+            room(live, late, shares.ports_of_kind(internal.address, external.address, kind)) == Room::Free
+        });
+        free.next().map(|kind| format!("for port {} one of {kind:?} is free", internal.port))
     }
 
     /// The external address of an internal one that has mappings (RFC 4787, REQ-2).
@@ -372,7 +399,7 @@ impl Tables {
     pub(super) fn port_room(&self, policy: &Policy, shares: &Shares, protocol: Protocol, internal: Ipv4Addr) -> Room {
         let address_room = |address: Ipv4Addr| {
             let slots = policy.externals.iter().filter(|slot| slot.address == Some(address));
-            let free = |slot: &portcullis_nat::policy::External| {
+            let free = |slot: &External| {
                 let is_at = |m: &Mapping| m.protocol == protocol && m.external.address == address;
                 let of = |m: &&Mapping| is_at(m) && slot.ports.contains(m.external.port) && shares.is_for(internal, m.external);
                 let late = self.late_mappings.iter().filter(of).map(|m| m.external.port).collect::<BTreeSet<_>>();
