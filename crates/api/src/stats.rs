@@ -91,6 +91,9 @@ pub struct PortUse {
     pub protocol: Protocol,
     /// Ports taken by mappings.
     pub used: u64,
+    /// Ports that rest, since their mappings ended not long ago.
+    #[serde(default)]
+    pub resting: u64,
     /// Ports that mappings may take.
     pub limit: u64,
 }
@@ -318,6 +321,7 @@ mod tests {
                 address: Ipv4Addr::new(203, 0, 113, 10),
                 protocol: Protocol::Udp,
                 used: 1,
+                resting: 2,
                 limit: 64512,
             }],
             counters: vec![named("held_packets")],

@@ -94,6 +94,8 @@ pub const NAT: Section = Section {
         key("filtering_tcp", None, FILTERINGS),
         key("inbound_refresh", Some("false"), "true or false"),
         key("port_parity", Some("\"any\""), "\"any\" or \"preserve\""),
+        key("port_hold", None, "a duration in quotes from 0s to 1h, such as \"120s\""),
+        key("port_hold_most", Some("32768"), "a whole number from 1 to 65536"),
     ],
 };
 

@@ -8,7 +8,9 @@ use core::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortParity, Timeouts};
+use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts};
+
+use portcullis_nat::REST_MOST;
 
 use crate::finding::{Doubt, Problem};
 use crate::read::{Document, Report, Table, Value};
@@ -27,6 +29,8 @@ pub struct NatRules {
     pub inbound_refresh: bool,
     /// Whether UDP ports keep their parity.
     pub port_parity: PortParity,
+    /// How long ports rest: where the file does not say, as the filter of UDP wants.
+    pub port_hold: PortHold,
 }
 
 /// `[limits]`: what is allocated at start.
@@ -207,7 +211,19 @@ fn read_nat(table: &Table<'_>, report: &mut Report) -> NatRules {
     let filtering_tcp = table.get("filtering_tcp").and_then(|value| value.word(&FILTERINGS, report)).unwrap_or(filtering_udp);
     let inbound_refresh = table.get("inbound_refresh").and_then(|value| value.boolean(report)).unwrap_or_default();
     let port_parity = table.get("port_parity").and_then(|value| value.word(&PARITIES, report)).unwrap_or_default();
-    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh, port_parity }
+    let port_hold = read_port_hold(table, filtering_udp, report);
+    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh, port_parity, port_hold }
+}
+
+/// "Once an external port is deallocated, it SHOULD NOT be reallocated to a new mapping until at least 120 seconds have passed": RFC 6888, REQ-8.
+const PORT_HOLD: Duration = Duration::from_secs(120);
+
+/// REQ-8 C excepts ports whose filter lets only those in that were sent to: whoever had them before is not heard.
+fn read_port_hold(table: &Table<'_>, filtering: Filtering, report: &mut Report) -> PortHold {
+    let wanted = if filtering == Filtering::EndpointIndependent { PORT_HOLD } else { Duration::ZERO };
+    let time = table.get("port_hold").and_then(|value| value.duration(Duration::ZERO..=REST_MOST, report)).unwrap_or(wanted);
+    let most = table.get("port_hold_most").and_then(|value| value.integer(1..=65_536, report));
+    PortHold { time, most: most.unwrap_or(PortHold::default().most) }
 }
 
 /// Idle times of flows. The least is chosen: the sweep's lateness must stay small beside it. The most is chosen well below what

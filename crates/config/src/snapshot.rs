@@ -92,6 +92,7 @@ impl Config {
             filtering_tcp: self.nat.filtering_tcp,
             inbound_refresh: self.nat.inbound_refresh,
             port_parity: self.nat.port_parity,
+            port_hold: self.nat.port_hold,
             timeouts: self.timeouts,
             icmp_errors: self.icmp,
         }

@@ -42,7 +42,12 @@ impl Config {
         let filtering = if udp == tcp { udp.to_owned() } else { format!("{udp}, of TCP {tcp}") };
         let refresh = if nat.inbound_refresh { "; inbound packets refresh" } else { "" };
         let parity = if nat.port_parity == PortParity::Preserve { "; UDP ports keep their parity" } else { "" };
-        format!("mapping {}, filtering {filtering}{refresh}{parity}", word_of(&MAPPINGS, &nat.mapping))
+        let hold = nat.port_hold;
+        let hold = match hold.time.is_zero() {
+            true => String::new(),
+            false => format!("; freed ports rest {}, {} at most", format_duration(hold.time), hold.most),
+        };
+        format!("mapping {}, filtering {filtering}{refresh}{parity}{hold}", word_of(&MAPPINGS, &nat.mapping))
     }
 
     fn timeouts_line(&self) -> String {

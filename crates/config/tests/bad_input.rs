@@ -92,7 +92,7 @@ fn unknown_names_are_reported_with_those_that_exist() {
             "",
             "[nat]\n<<colour>> = 1",
             "nat.colour",
-            &["unknown key `colour`\n", "legal: mapping, filtering, filtering_tcp, inbound_refresh, port_parity"],
+            &["unknown key `colour`\n", "legal: mapping, filtering, filtering_tcp, inbound_refresh, port_parity, port_hold"],
         ),
         ("", "[log]\n<<level.x>> = 1", "log.level", &["found a table", "\"info\""]),
     ]);
@@ -128,6 +128,7 @@ fn wrong_types_are_reported_with_the_one_that_is_wanted() {
         ),
         ("", "[limits]\nmappings = <<1.5>>", "limits.mappings", &["found a number with a fraction"]),
         ("", "[nat]\ninbound_refresh = <<\"no\">>", "nat.inbound_refresh", &["legal: true or false"]),
+        ("", "[nat]\nport_hold = <<\"61min\">>", "nat.port_hold", &["legal: durations from 0s to 1h"]),
         ("", "[nat]\nport_parity = <<\"even\">>", "nat.port_parity", &["legal: \"any\", \"preserve\""]),
         ("", "<<[[log]]>>", "log", &["found a list", "one table, headed [log]"]),
     ]);

@@ -10,7 +10,7 @@ use portcullis_config::{
     AddressRange, BusyPoll, Config, ConfigError, HostAddresses, LogLevel, PoolEntry, PortRange, SlotSource, SystemInterface,
     Warning,
 };
-use portcullis_nat::policy::{Endpoint, External, Filtering, MappingBehaviour, PortParity, Protocol, Side, Timeouts};
+use portcullis_nat::policy::{Endpoint, External, Filtering, MappingBehaviour, PortHold, PortParity, Protocol, Side, Timeouts};
 
 const INTERFACES: &str = r#"
 [[interface]]
@@ -61,7 +61,7 @@ fn the_least_file_has_the_defaults_of_the_rfcs() {
     assert_eq!((config.nat.filtering_udp, config.nat.filtering_tcp), Default::default());
     assert_eq!(config.nat.filtering_tcp, Filtering::AddressAndPortDependent);
     assert!(!config.nat.inbound_refresh);
-    assert_eq!(config.nat.port_parity, PortParity::Any);
+    assert_eq!((config.nat.port_parity, config.nat.port_hold), (PortParity::Any, PortHold::default()));
     assert_eq!(config.pools[0].ports, None);
     assert_eq!(config.interfaces[0].side, Side::Inside);
     assert!(config.interfaces[0].prefixes.is_empty() && config.interfaces[0].queues.is_none());
@@ -85,6 +85,8 @@ filtering = "endpoint-independent"
 filtering_tcp = "address-dependent"
 inbound_refresh = true
 port_parity = "preserve"
+port_hold = "3min"
+port_hold_most = 500
 [timeouts]
 udp = "2min 30s"
 fragment = "1500ms"
@@ -130,6 +132,7 @@ level = "debug"
         (config.nat.port_parity, config.policy(&HostAddresses::default()).port_parity),
         (PortParity::Preserve, PortParity::Preserve)
     );
+    assert_eq!(config.nat.port_hold, PortHold { time: Duration::from_secs(180), most: 500 });
     assert_eq!(config.timeouts.udp, Duration::from_secs(150));
     assert_eq!(config.timeouts.fragment, Duration::from_millis(1500));
     let limits = config.limits;
@@ -146,6 +149,25 @@ level = "debug"
 fn tcp_is_filtered_as_udp_where_the_file_does_not_say() {
     let config = config(&format!("{}[nat]\nfiltering = \"address-dependent\"", pool("\"192.0.2.1\"", "")));
     assert_eq!(config.nat.filtering_tcp, Filtering::AddressDependent);
+}
+
+/// RFC 6888, REQ-8: "until at least 120 seconds have passed", and its exceptions.
+#[test]
+fn ports_rest_where_the_filter_lets_strangers_in_and_the_file_does_not_say() {
+    let rows = [
+        ("", 0),
+        ("filtering = \"address-dependent\"", 0),
+        ("filtering_tcp = \"endpoint-independent\"", 0),
+        ("filtering = \"endpoint-independent\"", 120),
+        ("filtering = \"endpoint-independent\"\nport_hold = \"0s\"", 0),
+        ("port_hold = \"30s\"", 30),
+    ];
+    for (lines, seconds) in rows {
+        let config = config(&format!("{}[nat]\n{lines}", pool("\"192.0.2.1\"", "")));
+        let hold = config.policy(&HostAddresses::default()).port_hold;
+        assert_eq!((hold.time, hold.most), (Duration::from_secs(seconds), 32_768), "{lines}");
+        assert_eq!(config.summary().iter().any(|line| line.contains("freed ports rest")), seconds > 0, "{lines}");
+    }
 }
 
 #[test]

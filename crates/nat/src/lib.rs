@@ -58,5 +58,6 @@ pub mod view;
 pub use arena::{Capacity, TooSmall};
 pub use nat::{Nat, Seeds};
 pub use packet::Packet;
+pub use ports::REST_MOST;
 pub use record::LAYOUT_VERSION;
 pub use sweep::SWEEP_ROUND;

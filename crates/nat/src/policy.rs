@@ -112,6 +112,23 @@ pub enum PortParity {
     Preserve,
 }
 
+/// How long a UDP port or an ICMP identifier rests after its mapping has ended (RFC 6888, REQ-8). Of TCP, whose sessions are tracked, none
+/// does (exception A).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortHold {
+    /// For so long it is not given again, at most [`crate::REST_MOST`]. Zero: it is free at once.
+    pub time: Duration,
+    /// Ports of one address and protocol that rest at most, all workers' together; beyond, the one that rests longest is free.
+    pub most: u32,
+}
+
+impl Default for PortHold {
+    /// No port rests: that is for filters that let strangers in.
+    fn default() -> Self {
+        Self { time: Duration::ZERO, most: 32_768 }
+    }
+}
+
 /// Idle times after which a session ends. At most [`crate::time::Tick::HORIZON`] each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -281,6 +298,8 @@ pub struct Policy {
     pub inbound_refresh: bool,
     /// Whether UDP ports keep their parity.
     pub port_parity: PortParity,
+    /// How long ports rest.
+    pub port_hold: PortHold,
     /// The idle timeouts.
     pub timeouts: Timeouts,
     /// The gateway's own ICMP errors.

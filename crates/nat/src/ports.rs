@@ -1,6 +1,6 @@
 //! The ports of one external address for one protocol: which are free, and who has each of the others.
 //!
-//! Knows port numbers and the numbers of holders, whoever they are. Called on the slow path to take and release, and for inbound packets to find a mapping
+//! Knows port numbers and the numbers of holders, whoever they are; ports that rest are in `ports/rest.rs`. Called on the slow path to take and release, and for inbound packets to find a mapping
 //! without a hash. Invariant: a port is free, or taken by exactly one holder; the last free port is found. **Cost:** O(1) at any
 //! fill. Sources: RFC 6056 section 3.3.1 (a random port, and from there the next that is free), RFC 6888 REQ-15, RFC 4787 REQ-3a and REQ-4.
 
@@ -10,6 +10,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::ahead;
 use crate::policy::{PortParity, PortSet, Protocol};
+
+mod rest;
+
+pub use rest::REST_MOST;
+pub(crate) use rest::Rest;
 
 const WORDS: usize = 1024;
 const SUMMARY_WORDS: usize = WORDS / 64;
@@ -102,7 +107,7 @@ const EVEN: u64 = u64::MAX / 3;
 struct Word {
     /// Ports that mappings may take by policy, of this worker's.
     allowed: u64,
-    /// Ports that a mapping has.
+    /// Ports that a mapping has, or that rest.
     taken: u64,
 }
 
@@ -119,15 +124,19 @@ pub(crate) struct PortSpace {
     words: [Word; WORDS],
     /// One bit for each word that has an allowed port that is not taken, the even ports apart from the odd ones.
     summary: [[u64; 2]; SUMMARY_WORDS],
-    /// Ports that are taken.
+    /// Ports that mappings have.
     used: u32,
     /// Ports that are allowed.
     limit: u32,
+    /// Ports that rest, and those that do so for the longest and the shortest time; see `rest.rs`.
+    resting: u32,
+    rests_longest: u32,
+    rests_shortest: u32,
     /// Fills the cache line.
-    spare: [u32; 14],
+    spare: [u32; 11],
     /// Of each group of words, the allowed ports before it.
     before: [u16; GROUPS],
-    /// The holder of each port, plus one; zero for none.
+    /// The holder of each port, plus one; zero for none. Of a port that rests, what `rest.rs` says.
     holders: [u32; WORDS * 64],
 }
 
@@ -201,6 +210,7 @@ impl PortSpace {
     /// Gives `port` to `holder`. **Panics** in debug builds when it is taken.
     pub(crate) fn take(&mut self, port: u16, holder: u32) {
         let word = usize::from(port) / 64;
+        debug_assert!(holder < rest::RESTS - 1, "{holder} is no holder");
         debug_assert!(!self.is_taken(port), "port {port} is taken");
         self.words[word].taken |= 1 << (port % 64);
         self.used += 1;
@@ -227,7 +237,8 @@ impl PortSpace {
     /// Who has `port`. **Cost:** one load.
     #[inline]
     pub(crate) fn holder(&self, port: u16) -> Option<u32> {
-        self.holders[usize::from(port)].checked_sub(1)
+        let holder = self.holders[usize::from(port)];
+        if holder < rest::RESTS { holder.checked_sub(1) } else { None }
     }
 
     /// Has what [`PortSpace::take`] and [`PortSpace::release`] write fetched.

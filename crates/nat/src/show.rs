@@ -36,7 +36,8 @@ impl Nat<'_> {
             let Some(address) = slot.address else { continue };
             for protocol in Protocol::ALL {
                 let space = self.state.space(number as u16, protocol);
-                uses.push(PortUse { address, protocol, used: space.used(), limit: space.limit() });
+                let (used, resting, limit) = (space.used(), space.resting(), space.limit());
+                uses.push(PortUse { address, protocol, used, resting, limit });
             }
         }
         uses

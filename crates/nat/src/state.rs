@@ -20,7 +20,7 @@ use crate::due::Due;
 use crate::externals::Outer;
 use crate::index::Index;
 use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeouts};
-use crate::ports::PortSpace;
+use crate::ports::{PortSpace, Rest};
 use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::Slab;
 use crate::sweep::Step;
@@ -90,6 +90,12 @@ pub(crate) struct State<'m> {
     /// Of each protocol, the shortest of them.
     pub(crate) shortest: [u32; Protocol::ALL.len()],
     pub(crate) due: Due<'m>,
+    /// Of each protocol, how ports rest.
+    rests: [Rest; Protocol::ALL.len()],
+    /// Ports that rest, in all spaces.
+    resting: u32,
+    /// The space whose resting ports are looked at next.
+    wakes: usize,
     /// Sessions under forwards.
     forwarded: u32,
     /// Guests, also those whose mapping is gone.
@@ -125,6 +131,9 @@ impl<'m> State<'m> {
             timers: [0; Kind::COUNT],
             shortest: [0; Protocol::ALL.len()],
             due: Due::new(arenas.due),
+            rests: Default::default(),
+            resting: 0,
+            wakes: 0,
             forwarded: 0,
             guests: 0,
         })
@@ -153,6 +162,9 @@ impl<'m> State<'m> {
             let of_protocol = SessionState::ALL.map(|state| self.timers[Kind::new(protocol, state).number()]);
             self.shortest[protocol.index()] = of_protocol.into_iter().min().unwrap_or_default();
         }
+        let rest = Rest::new(policy.port_hold.time, policy.port_hold.most.div_ceil(u32::from(owners.workers())));
+        // RFC 6888, REQ-8 A: a NAT that tracks TCP sessions may give their ports again at once.
+        self.rests = Protocol::ALL.map(|protocol| if protocol == Protocol::Tcp { Rest::default() } else { rest });
         if self.slots.iter().any(|slot| slot.unswept == Generation::COUNT - 1) {
             // One more change, and sessions that the sweep has not met would come to life again.
             self.sweep(0, &Step::ALL, now, adjacencies, counters);
@@ -337,7 +349,7 @@ impl<'m> State<'m> {
 
     fn unless_ended(&mut self, number: u32, now: Tick, counters: &mut Counters) -> Option<u32> {
         if self.expires_in(self.sessions.records.get(number), now) == 0 {
-            self.end_session(number, counters);
+            self.end_session(number, now, counters);
             return None;
         }
         Some(number)
@@ -442,14 +454,20 @@ impl<'m> State<'m> {
     }
 
     /// Ends a session, and its mapping when it was the last one under it but for guests.
-    pub(crate) fn end_session(&mut self, number: u32, counters: &mut Counters) {
+    pub(crate) fn end_session(&mut self, number: u32, now: Tick, counters: &mut Counters) {
         let session = self.sessions.records.get(number);
         let hashes = (self.sessions.hashes(session), self.mappings.hash_of_sole(session));
-        self.end_hashed(number, hashes, counters);
+        self.end_hashed(number, hashes, now, counters);
     }
 
     /// The same, for whoever has the hashes of the session, and of the mapping that it stands for.
-    pub(crate) fn end_hashed(&mut self, number: u32, (hashes, of_mapping): (Hashes, Option<u64>), counters: &mut Counters) {
+    pub(crate) fn end_hashed(
+        &mut self,
+        number: u32,
+        (hashes, of_mapping): (Hashes, Option<u64>),
+        now: Tick,
+        counters: &mut Counters,
+    ) {
         let session = self.sessions.remove(number, &hashes);
         counters.count(Counter::SessionsRemoved);
         if session.kind.is_guest() {
@@ -462,7 +480,7 @@ impl<'m> State<'m> {
         }
         if session.sole().is_some() {
             self.mappings.remove_sole(number, of_mapping);
-            self.end_mapping(&session, counters);
+            self.end_mapping(&session, now, counters);
             return;
         }
         let Some(Holder::Mapping(number)) = self.holder_for(&session) else {
@@ -476,7 +494,7 @@ impl<'m> State<'m> {
         mapping.sessions -= 1;
         if mapping.sessions == 0 {
             self.mappings.remove(number);
-            self.end_mapping(&session, counters);
+            self.end_mapping(&session, now, counters);
         }
     }
 
@@ -486,8 +504,14 @@ impl<'m> State<'m> {
     }
 
     /// Gives back what the mapping of a session had, which was the last one under it.
-    fn end_mapping(&mut self, session: &Session, counters: &mut Counters) {
-        self.space_mut(session.slot, session.kind.protocol()).release(session.external_port.get());
+    fn end_mapping(&mut self, session: &Session, now: Tick, counters: &mut Counters) {
+        let (protocol, port) = (session.kind.protocol(), session.external_port.get());
+        let (rest, space) = (self.rests[protocol.index()], self.space_mut(session.slot, protocol));
+        if rest.is_none() {
+            space.release(port);
+        } else if space.release_to_rest(port, rest, now) {
+            self.resting += 1;
+        }
         let internal = session.internal().address.to_bits();
         if let Some(subscriber) = self.subscribers.get_mut(&internal) {
             subscriber.mappings -= 1;
@@ -496,6 +520,20 @@ impl<'m> State<'m> {
             }
         }
         counters.count(Counter::MappingsRemoved);
+    }
+
+    /// Frees ports that have rested: at most so many of the next spaces and ports. **Cost:** nothing where none rests.
+    pub(crate) fn wake_ports(&mut self, (spaces, mut ports): (usize, u32), now: Tick) {
+        for _ in 0..spaces.min(self.ports.len()) {
+            if self.resting == 0 || ports == 0 {
+                return;
+            }
+            self.wakes = (self.wakes + 1) % self.ports.len();
+            let rest = self.rests[self.wakes % Protocol::ALL.len()];
+            let freed = self.ports[self.wakes].end_rests(rest, now, ports);
+            self.resting -= freed;
+            ports -= freed;
+        }
     }
 
     fn forget_remote(&mut self, key: (u32, u32)) {

@@ -24,6 +24,10 @@ const SWEEP_MOST: u32 = 4096;
 /// to look at one. What is over and waits for the sweep has ended for look-ups, and has its port still.
 const SWEEP_ENDS: u32 = 128;
 
+/// Address-and-protocol pairs, and ports of them, that a step looks at for each millisecond since the last, for ports that have rested. All
+/// that there may be (`config::ADDRESSES_MOST`) take a fifth of a second.
+const SWEEP_RESTS: (usize, u32) = (64, SWEEP_ENDS);
+
 /// Milliseconds that a step makes up for at most: what sleeps for longer sweeps later, rather than pause. Chosen, not measured.
 const SWEEP_ARREARS: u32 = 4;
 
@@ -87,6 +91,10 @@ impl Nat<'_> {
         } else if records == 0 {
             self.finish_round(now);
         }
+        if elapsed > 0 {
+            let (spaces, ports) = SWEEP_RESTS;
+            self.state.wake_ports((spaces * elapsed as usize, ports * elapsed), now);
+        }
         self.fragments.expire(now);
         self.paths.refresh(now, &mut self.adjacencies);
     }
@@ -98,6 +106,7 @@ impl Nat<'_> {
             self.sweep.cursor = 0;
             self.sweep_records(&Step::ALL, now);
         }
+        self.state.wake_ports((usize::MAX, u32::MAX), now);
         self.fragments.expire_all(now);
     }
 
@@ -189,7 +198,7 @@ impl State<'_> {
             }
             self.look_again(number, left);
         }
-        self.end_sessions(&numbers[..over], counters);
+        self.end_sessions(&numbers[..over], now, counters);
         over as u32
     }
 
@@ -209,7 +218,7 @@ impl State<'_> {
     }
 
     /// Ends sessions. What it takes to do so is fetched for all of them first.
-    fn end_sessions(&mut self, numbers: &[u32], counters: &mut Counters) {
+    fn end_sessions(&mut self, numbers: &[u32], now: Tick, counters: &mut Counters) {
         let mut hashes = [(Hashes::default(), None); TOGETHER];
         for (&number, (of_session, of_mapping)) in numbers.iter().zip(&mut hashes) {
             let session = self.sessions.records.get(number);
@@ -224,7 +233,7 @@ impl State<'_> {
             self.touch_subscriber(self.sessions.records.get(number).internal().address);
         }
         for (&number, hashes) in numbers.iter().zip(hashes) {
-            self.end_hashed(number, hashes, counters);
+            self.end_hashed(number, hashes, now, counters);
         }
     }
 }

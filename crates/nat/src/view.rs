@@ -98,6 +98,8 @@ pub struct PortUse {
     pub protocol: Protocol,
     /// Ports taken by mappings.
     pub used: u32,
+    /// Ports that rest, since their mappings ended not long ago.
+    pub resting: u32,
     /// Ports that mappings may take.
     pub limit: u32,
 }

@@ -1,17 +1,17 @@
 //! RFC 6888, "Common Requirements for Carrier-Grade NATs": those that a gateway without limits, logs and PCP can hold, each quoted.
 //!
-//! Not claimed: REQ-4 to REQ-6 (limits, destinations without translation), REQ-8 (rest of freed ports), REQ-9 (PCP), REQ-10, REQ-11C,
+//! Not claimed: REQ-4 to REQ-6 (limits, destinations without translation), REQ-9 (PCP), REQ-10, REQ-11C,
 //! REQ-12 and REQ-14 (management and logs).
 
 use std::collections::BTreeSet;
 
-use portcullis_nat::policy::PortSet;
+use portcullis_nat::policy::{Filtering, PortHold, PortSet};
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_testkit::builder::{PacketBuilder, Query, SYN};
 
 mod common;
 
-use common::{INSIDE, OUTSIDE, Setup, X1, X2, X3, at, e1, external, h1, h2};
+use common::{INSIDE, OUTSIDE, Setup, X1, X2, X3, at, e1, external, h1, h2, idle, seconds};
 
 /// "REQ-2: A CGN MUST have a default "IP address pooling" behavior of "Paired"", of all protocols together.
 #[test]
@@ -45,6 +45,79 @@ fn rfc6888_req3_a_pool_needs_not_be_contiguous() {
     }
     assert_eq!(used.len(), 30, "each of the 30 external endpoints is used");
     assert_eq!(used.iter().map(|external| external.address).collect::<BTreeSet<_>>(), BTreeSet::from([X1, X2, X3]));
+}
+
+fn with_hold(time: u64, most: u32, ports: PortSet) -> Setup {
+    Setup::new().policy(|policy| {
+        policy.filtering_udp = Filtering::EndpointIndependent;
+        policy.filtering_tcp = Filtering::EndpointIndependent;
+        policy.externals[0].ports = ports;
+        policy.port_hold = PortHold { time: idle(time), most };
+    })
+}
+
+/// "REQ-8: Once an external port is deallocated, it SHOULD NOT be reallocated to a new mapping until at least 120 seconds have passed". Until
+/// then whoever finds no other is told so (REQ-11).
+#[test]
+fn rfc6888_req8_a_freed_port_rests_for_two_minutes() {
+    let mut gateway = with_hold(120, 100, PortSet::range(5000, 5000)).build();
+    gateway.external_of(h1(), e1());
+    gateway.inside(&PacketBuilder::query(h1().address, e1().address, Query::Echo, 9)).forwarded();
+    gateway.wait(seconds(300) + 1);
+    gateway
+        .outside(&PacketBuilder::udp(e1(), portcullis_nat::policy::Endpoint { address: X1, port: 5000 }))
+        .is_dropped(DropReason::NoMapping);
+    let refused = PacketBuilder::udp(h2(), e1());
+    // The sweep takes up to four seconds to take it back.
+    for _ in 0..119 {
+        gateway.inside(&refused).answered(INSIDE, 3, 13);
+        gateway.wait(seconds(1));
+    }
+    gateway.wait(seconds(7));
+    assert_eq!(gateway.external_of(h2(), e1()).port, 5000);
+    gateway.inside(&PacketBuilder::query(h2().address, e1().address, Query::Echo, 9)).forwarded();
+}
+
+/// REQ-8 A excepts TCP, if its sessions are tracked. And a hold of no time is none, which is the default.
+#[test]
+fn rfc6888_req8_tcp_ports_and_those_without_hold_do_not_rest() {
+    let mut gateway = with_hold(120, 100, PortSet::range(5000, 5000)).build();
+    gateway.external_of_tcp(h1(), e1());
+    gateway.wait(seconds(245));
+    gateway.external_of_tcp(h2(), e1());
+    let mut gateway = with_hold(0, 100, PortSet::range(5000, 5000)).build();
+    gateway.external_of(h1(), e1());
+    gateway.wait(seconds(305));
+    gateway.external_of(h2(), e1());
+}
+
+/// REQ-8 wants the time and the number of such ports to be configurable: beyond the number, the first that came back is free again. A reload
+/// that wants none to rest frees them.
+#[test]
+fn rfc6888_req8_time_and_number_are_configurable() {
+    let mut gateway = with_hold(60, 2, PortSet::range(5000, 5003)).build();
+    let mut open = |n: u16| {
+        gateway.wait(seconds(10));
+        gateway.external_of(at(h1(), 3000 + n), e1()).port
+    };
+    let first = [0, 1, 2, 3].map(&mut open);
+    gateway.wait(seconds(305));
+    let mut again = [gateway.external_of(at(h2(), 1), e1()).port, gateway.external_of(at(h2(), 2), e1()).port];
+    again.sort_unstable();
+    let mut oldest = [first[0], first[1]];
+    oldest.sort_unstable();
+    assert_eq!(again, oldest);
+    gateway.inside(&PacketBuilder::udp(at(h2(), 3), e1())).answered(INSIDE, 3, 13);
+    gateway.wait(seconds(61));
+    gateway.external_of(at(h2(), 3), e1());
+
+    let mut gateway = with_hold(120, 100, PortSet::range(5000, 5000)).build();
+    gateway.external_of(h1(), e1());
+    gateway.wait(seconds(305));
+    gateway.inside(&PacketBuilder::udp(h2(), e1())).answered(INSIDE, 3, 13);
+    gateway.adopt(|policy| policy.port_hold.time = idle(0));
+    gateway.wait(seconds(1));
+    gateway.external_of(h2(), e1());
 }
 
 /// "REQ-11: When a CGN is unable to create a dynamic mapping due to resource constraints [...]: A. it MUST drop the original packet; B. it

@@ -306,7 +306,9 @@ impl<'m> Fleet<'m> {
         let mut uses: Vec<PortUse> = Vec::new();
         for one in self.nats.iter().flat_map(Nat::port_use) {
             match uses.iter_mut().find(|all| (all.address, all.protocol) == (one.address, one.protocol)) {
-                Some(all) => (all.used, all.limit) = (all.used + one.used, all.limit + one.limit),
+                Some(all) => {
+                    (all.used, all.resting, all.limit) = (all.used + one.used, all.resting + one.resting, all.limit + one.limit);
+                }
                 None => uses.push(one),
             }
         }

@@ -117,6 +117,9 @@ impl Page {
         for each in stats.ports.iter().filter(|each| all || self.shows(&[each.used])) {
             let name = format!("{} ports of {} (pool {})", each.protocol, each.address, each.pool);
             rows.push(share(&name, each.used, each.limit));
+            if each.resting > 0 {
+                rows.push(share(&format!("{name}, resting"), each.resting, each.limit));
+            }
         }
         rows.push(share("frames of packet memory", frames.total.saturating_sub(frames.pool), frames.total));
         self.table("In use", &["what", "used", "limit", ""], &[1, 2, 3], rows);
@@ -347,6 +350,7 @@ mod tests {
                 address: [203, 0, 113, 10].into(),
                 protocol: api::Protocol::Tcp,
                 used: 12,
+                resting: 0,
                 limit: 64512,
             }],
             counters: vec![

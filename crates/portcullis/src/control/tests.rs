@@ -128,7 +128,7 @@ pub(crate) fn publish(worker: &mut WorkerDoors, now: Tick) {
     };
     worker.counters.burst(4, 1000);
     worker.counters.publish(now, &report);
-    let uses = Protocol::ALL.map(|protocol| PortUse { address: EXTERNAL, protocol, used: 5, limit: 64512 });
+    let uses = Protocol::ALL.map(|protocol| PortUse { address: EXTERNAL, protocol, used: 5, resting: 1, limit: 64512 });
     worker.counters.publish_ports(now, &uses);
 }
 

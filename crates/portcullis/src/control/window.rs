@@ -224,15 +224,16 @@ impl Window {
             external.map_or_else(String::new, |external| external.pool.clone())
         };
         // Each worker has its own ports of every address.
-        let mut sums = BTreeMap::<_, (u64, u64)>::new();
+        let mut sums = BTreeMap::<_, (u64, u64, u64)>::new();
         for each in self.workers.iter().flat_map(|worker| worker.counters.port_use()) {
-            let (used, limit) = sums.entry((each.address, each.protocol)).or_default();
+            let (used, resting, limit) = sums.entry((each.address, each.protocol)).or_default();
             *used += u64::from(each.used);
+            *resting += u64::from(each.resting);
             *limit += u64::from(each.limit);
         }
-        let port_use = |((address, protocol), (used, limit))| {
+        let port_use = |((address, protocol), (used, resting, limit))| {
             let (pool, protocol) = (pool(address), convert::protocol(protocol));
-            api::PortUse { pool, address, protocol, used, limit }
+            api::PortUse { pool, address, protocol, used, resting, limit }
         };
         sums.into_iter().map(port_use).collect()
     }

@@ -34,7 +34,7 @@ const COUNTS: usize = Counter::ALL.len();
 const DROPS: usize = DropReason::ALL.len();
 /// Words of the board before the queues'.
 const FIXED: usize = COUNTS + DROPS + 6 + WorkerFigures::WORDS + FrameFigures::WORDS;
-const WORDS_OF_A_PORT_USE: usize = 2;
+const WORDS_OF_A_PORT_USE: usize = 3;
 
 /// How much a worker has to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -428,13 +428,15 @@ fn port_use_to_words(port_use: &PortUse) -> [u64; WORDS_OF_A_PORT_USE] {
     [
         u64::from(port_use.address.to_bits()) << 32 | port_use.protocol as u64,
         u64::from(port_use.used) << 32 | u64::from(port_use.limit),
+        u64::from(port_use.resting),
     ]
 }
 
 /// None for the empty words after the last.
-fn port_use_from_words(&[who, how]: &[u64; WORDS_OF_A_PORT_USE]) -> Option<PortUse> {
+fn port_use_from_words(&[who, how, resting]: &[u64; WORDS_OF_A_PORT_USE]) -> Option<PortUse> {
     let protocol = Protocol::from_number(who as u8)?;
-    Some(PortUse { address: ((who >> 32) as u32).into(), protocol, used: (how >> 32) as u32, limit: how as u32 })
+    let (address, used, limit) = (((who >> 32) as u32).into(), (how >> 32) as u32, how as u32);
+    Some(PortUse { address, protocol, used, resting: resting as u32, limit })
 }
 
 #[cfg(test)]
@@ -492,7 +494,13 @@ mod tests {
     fn port_use_travels_and_goes_away_again() {
         model(|| {
             let (mut writer, reader) = door(shape());
-            let one = |protocol, used| PortUse { address: Ipv4Addr::new(203, 0, 113, 255), protocol, used, limit: 64512 };
+            let one = |protocol, used| PortUse {
+                address: Ipv4Addr::new(203, 0, 113, 255),
+                protocol,
+                used,
+                resting: used / 2,
+                limit: 64512,
+            };
             let uses = [one(Protocol::Icmp, 0), one(Protocol::Tcp, u32::MAX), one(Protocol::Udp, 1)];
             assert_eq!(reader.port_use(), []);
             writer.publish_ports(Tick(0), &uses);

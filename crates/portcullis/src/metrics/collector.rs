@@ -106,17 +106,18 @@ impl Page {
     fn ports(&mut self, uses: &[api::PortUse]) {
         let addresses: std::collections::BTreeSet<_> = uses.iter().map(|each| each.address).collect();
         let by_address = addresses.len() <= ADDRESSES_SHOWN;
-        let mut sums = BTreeMap::<_, (u64, u64)>::new();
+        let mut sums = BTreeMap::<_, (u64, u64, u64)>::new();
         for each in uses {
             let address = by_address.then(|| each.address.to_string());
             let sum = sums.entry((each.pool.as_str(), address, each.protocol.name())).or_default();
-            *sum = (sum.0 + each.used, sum.1 + each.limit);
+            *sum = (sum.0 + each.used, sum.1 + each.resting, sum.2 + each.limit);
         }
-        for ((pool, address, protocol), (used, limit)) in &sums {
+        for ((pool, address, protocol), (used, resting, limit)) in &sums {
             let mut labels = vec![("pool", *pool)];
             labels.extend(address.iter().map(|address| ("address", address.as_str())));
             labels.push(("protocol", *protocol));
             self.gauge(names::PORTS, &labels, *used as f64);
+            self.gauge(names::PORTS_RESTING, &labels, *resting as f64);
             self.gauge(names::PORTS_LIMIT, &labels, *limit as f64);
         }
     }

@@ -42,6 +42,7 @@ names! {
     SUBSCRIBERS = "subscribers": "Internal addresses with mappings.",
     FRAGMENTS = "fragmented_packets_followed": "Fragmented packets whose later fragments are followed.",
     PORTS = "ports_in_use": "External ports taken by mappings; by address where the pools are small.",
+    PORTS_RESTING = "ports_resting": "External ports whose mappings ended not long ago, and that are not given yet; by address where the pools are small.",
     PORTS_LIMIT = "ports_limit": "External ports that mappings may take; by address where the pools are small.",
     INTERFACE_UP = "interface_up": "Whether frames can be sent through the interface: 1 or 0.",
     INTERFACE_INFO = "interface_info": "What the interface was granted, as labels; the value is always 1.",

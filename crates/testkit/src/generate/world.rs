@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use portcullis_nat::policy::{
     DeviceId, Endpoint, External, Filtering, Forward, IcmpErrors, Interface, InterfaceId, Mac, MappingBehaviour, Network, Policy,
-    PortParity, PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
+    PortHold, PortParity, PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
 };
 use proptest::prelude::*;
 
@@ -81,6 +81,8 @@ pub struct Plan {
     pub inbound_refresh: bool,
     /// Whether UDP ports keep their parity.
     pub parity: bool,
+    /// How long ports rest. **Units:** seconds.
+    pub hold: u64,
     /// Whether the timeouts are short instead of the RFCs'.
     pub short_timeouts: bool,
     /// Whether the gateway answers at all.
@@ -149,6 +151,7 @@ impl Plan {
             filtering_tcp: self.filtering_tcp,
             inbound_refresh: self.inbound_refresh,
             port_parity: if self.parity { PortParity::Preserve } else { PortParity::Any },
+            port_hold: PortHold { time: Duration::from_secs(self.hold), ..PortHold::default() },
             timeouts,
             icmp_errors: IcmpErrors { rate, burst, exhausted_code: self.exhausted_code },
         }
@@ -277,7 +280,12 @@ fn rare_bits() -> impl Strategy<Value = u8> {
 pub fn plan() -> impl Strategy<Value = Plan> {
     let capacity = prop_oneof![3 => Just((64_u32, 64_u32, 64_u32)), 1 => (1_u32..6, 1_u32..8, 1_u32..4)];
     let rules = (slots(), any::<[bool; 3]>(), mapping(), filtering(), filtering(), any::<bool>(), prop::bool::weighted(0.8));
-    let answers = (prop::bool::weighted(0.85), prop_oneof![Just(13_u8), Just(1_u8)], any::<bool>());
+    let answers = (
+        prop::bool::weighted(0.85),
+        prop_oneof![Just(13_u8), Just(1_u8)],
+        any::<bool>(),
+        prop_oneof![2 => Just(0_u64), 1 => Just(5), 1 => Just(30)],
+    );
     let links = (any::<bool>(), prop::bool::weighted(0.9), any::<bool>(), [mtu(), mtu(), mtu(), mtu()], prop::option::of(mtu()));
     let rest = (capacity, start(), rare_bits(), prop_oneof![6 => Just(0_u8), 1 => any::<u8>()]);
     (rules, answers, links, rest).prop_map(|(rules, answers, links, rest)| Plan {
@@ -288,6 +296,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         filtering_tcp: rules.4,
         inbound_refresh: rules.5,
         parity: answers.2,
+        hold: answers.3,
         short_timeouts: rules.6,
         answers: answers.0,
         exhausted_code: answers.1,
@@ -315,6 +324,7 @@ impl Default for Plan {
             filtering_tcp: Filtering::default(),
             inbound_refresh: false,
             parity: false,
+            hold: 0,
             short_timeouts: true,
             answers: true,
             exhausted_code: 13,

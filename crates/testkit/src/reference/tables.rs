@@ -1,7 +1,7 @@
 //! What the reference NAT remembers: mappings, sessions, fragments; who may have which external endpoint; what has ended.
 //!
 //! Knows no packets. Time is a number of milliseconds that never wraps. What ended by time stays in the *late* lists until the NAT
-//! has swept: its ports and records may be in use there still, and only that. Invariant: a mapping has a live session.
+//! has swept: its ports and records may be in use there still, and only that. Ports that rest are kept beside. Invariant: a mapping has a live session.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -160,6 +160,20 @@ pub(super) struct Unseen {
     pub(super) certain: bool,
 }
 
+/// A port whose mapping has ended, and that is not to be given again for a while (RFC 6888, REQ-8).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resting {
+    protocol: Protocol,
+    external: Endpoint,
+    /// When its mapping ended: it rests from then on, or from when the NAT met that.
+    ended: u64,
+    /// A moment at which the NAT had met it.
+    met: Option<u64>,
+}
+
+/// How much longer than its time a port may rest: the NAT needs not count in milliseconds.
+const REST_LATENESS: u64 = 1000;
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
     pub(super) sessions: HashMap<SessionKey, Session>,
@@ -173,6 +187,8 @@ pub(super) struct Tables {
     pub(super) waited: u64,
     pub(super) late_sessions: Vec<Session>,
     pub(super) late_mappings: Vec<Mapping>,
+    pub(super) resting: Vec<Resting>,
+    now: u64,
     /// Sessions that were made with nothing shown of them. The view decides.
     pub(super) unseen: Vec<Unseen>,
     next_mapping: u32,
@@ -181,9 +197,17 @@ pub(super) struct Tables {
 impl Tables {
     /// Ends what was idle too long by `now`.
     pub(super) fn expire(&mut self, now: u64, policy: &Policy) {
+        self.now = now;
         self.retire(|session| session.is_live(now, policy));
         // What its own time has ended is nobody's guest.
         self.late_sessions.iter_mut().for_each(|late| late.guest &= late.is_live(now, policy));
+    }
+
+    /// Whether a port must not be given again yet. RFC 6888, REQ-8 A: those of TCP may, since its sessions are tracked.
+    fn rests(&self, policy: &Policy, protocol: Protocol, external: Endpoint) -> bool {
+        let time = policy.port_hold.time.as_millis() as u64;
+        let is = |port: &&Resting| (port.protocol, port.external) == (protocol, external);
+        time > 0 && self.resting.iter().filter(is).any(|port| self.now < port.ended + time)
     }
 
     /// Ends the sessions that `keep` does not want, and the mappings that have none left then.
@@ -196,7 +220,12 @@ impl Tables {
         let used: BTreeSet<_> = hosts.filter_map(|session| session.mapping).collect();
         let ended: Vec<_> = self.mappings.keys().copied().filter(|id| !used.contains(id)).collect();
         for id in ended {
-            self.late_mappings.extend(self.mappings.remove(&id));
+            let Some(mapping) = self.mappings.remove(&id) else { continue };
+            if mapping.protocol != Protocol::Tcp {
+                let Mapping { protocol, external, .. } = mapping;
+                self.resting.push(Resting { protocol, external, ended: self.now, met: None });
+            }
+            self.late_mappings.push(mapping);
             let guests: Vec<_> = self.sessions.values().filter(|session| session.mapping == Some(id)).map(Session::key).collect();
             self.late_sessions.extend(guests.iter().filter_map(|key| self.sessions.remove(key)));
         }
@@ -225,6 +254,11 @@ impl Tables {
         });
         self.late_sessions = late;
         self.late_mappings.clear();
+        let time = policy.port_hold.time.as_millis() as u64;
+        for port in &mut self.resting {
+            port.met.get_or_insert(now);
+        }
+        self.resting.retain(|port| port.met.is_none_or(|met| time > 0 && now < met + time + REST_LATENESS));
     }
 
     pub(super) fn by_external(&self, protocol: Protocol, external: Endpoint, remote: Endpoint) -> Option<&Session> {
@@ -292,6 +326,7 @@ impl Tables {
         }
         if let Some(mapping) = mapping {
             self.late_mappings.retain(|late| (late.protocol, late.external) != (mapping.protocol, mapping.external));
+            self.resting.retain(|port| (port.protocol, port.external) != (mapping.protocol, mapping.external));
             session.mapping = Some(self.next_mapping);
             self.mappings.insert(self.next_mapping, mapping);
             self.next_mapping += 1;
@@ -357,9 +392,14 @@ impl Tables {
         if let Some((_, other)) = self.mapping_at(protocol, external) {
             return Some(format!("it is in use by {other:?}"));
         }
+        // Until the sweep it may still be the one's who had it.
+        let mut late = self.late_mappings.iter().map(|m| (m.protocol, m.internal, m.external));
+        if self.rests(policy, protocol, external) && !late.any(|late| late == (protocol, internal, external)) {
+            return Some(format!("port {} rests", external.port));
+        }
         match self.paired(internal.address) {
             Some(paired) if paired != external.address => Some(format!("{} is paired with {paired}", internal.address)),
-            _ => self.better_kind(slot, shares, policy.port_parity, (protocol, internal, external)),
+            _ => self.better_kind(slot, policy, shares, (protocol, internal, external)),
         }
     }
 
@@ -368,24 +408,22 @@ impl Tables {
     fn better_kind(
         &self,
         slot: &External,
+        policy: &Policy,
         shares: &Shares,
-        parity: PortParity,
         (protocol, internal, external): (Protocol, Endpoint, Endpoint),
     ) -> Option<String> {
         let wanted = PortKind::of(internal.port);
         let lacks = |kind: PortKind| match protocol {
             Protocol::Icmp => (false, false),
             Protocol::Tcp => (kind.low != wanted.low, false),
-            Protocol::Udp => (kind.low != wanted.low, parity == PortParity::Preserve && kind.odd != wanted.odd),
+            Protocol::Udp => (kind.low != wanted.low, policy.port_parity == PortParity::Preserve && kind.odd != wanted.odd),
         };
         let given = lacks(PortKind::of(external.port));
         let better = PortKind::ALL.into_iter().filter(|&kind| lacks(kind) < given);
         let mut free = better.filter(|&kind| {
-            let has =
-                |m: &Mapping| (m.protocol, m.external.address, PortKind::of(m.external.port)) == (protocol, external.address, kind);
-            let of = |m: &&Mapping| has(m) && slot.ports.contains(m.external.port) && shares.is_for(internal.address, m.external);
-            let (live, late) = (self.mappings.values().filter(of).count(), self.late_mappings.iter().filter(of).count());
-            room(live, late, shares.ports_of_kind(internal.address, external.address, kind)) == Room::Free
+            let of = |port| PortKind::of(port) == kind && slot.ports.contains(port);
+            let count = shares.ports_of_kind(internal.address, external.address, kind);
+            self.room_among(policy, shares, (protocol, internal.address, external.address), count, of) == Room::Free
         });
         free.next().map(|kind| format!("for port {} one of {kind:?} is free", internal.port))
     }
@@ -400,10 +438,8 @@ impl Tables {
         let address_room = |address: Ipv4Addr| {
             let slots = policy.externals.iter().filter(|slot| slot.address == Some(address));
             let free = |slot: &External| {
-                let is_at = |m: &Mapping| m.protocol == protocol && m.external.address == address;
-                let of = |m: &&Mapping| is_at(m) && slot.ports.contains(m.external.port) && shares.is_for(internal, m.external);
-                let late = self.late_mappings.iter().filter(of).map(|m| m.external.port).collect::<BTreeSet<_>>();
-                room(self.mappings.values().filter(of).count(), late.len(), shares.ports(internal, address))
+                let (of, count) = (|port| slot.ports.contains(port), shares.ports(internal, address));
+                self.room_among(policy, shares, (protocol, internal, address), count, of)
             };
             slots.map(free).next().unwrap_or(Room::Full)
         };
@@ -419,6 +455,30 @@ impl Tables {
         };
         let bound = self.bound_elsewhere(internal).into_iter().any(|address| address_room(address) != Room::Free);
         if best == Room::Free && self.paired(internal).is_none() && bound { Room::Perhaps } else { best }
+    }
+
+    /// The room among `count` ports of an external address that an internal one may have, which are those that `of` says.
+    fn room_among(
+        &self,
+        policy: &Policy,
+        shares: &Shares,
+        (protocol, internal, address): (Protocol, Ipv4Addr, Ipv4Addr),
+        count: usize,
+        of: impl Fn(u16) -> bool,
+    ) -> Room {
+        let is_one = |(of_protocol, external): &(Protocol, Endpoint)| {
+            (*of_protocol, external.address) == (protocol, address) && of(external.port) && shares.is_for(internal, *external)
+        };
+        let live = self.mappings.values().map(|m| (m.protocol, m.external)).filter(is_one).map(|one| one.1.port);
+        let rests = |port: &&Resting| port.met.is_some() && self.rests(policy, port.protocol, port.external);
+        let (rest, rested): (Vec<_>, Vec<_>) = self.resting.iter().partition(rests);
+        let ports = |ports: Vec<&Resting>| -> Vec<u16> {
+            ports.into_iter().map(|port| (port.protocol, port.external)).filter(is_one).map(|one| one.1.port).collect()
+        };
+        let taken: BTreeSet<_> = live.chain(ports(rest)).collect();
+        let late = self.late_mappings.iter().map(|m| (m.protocol, m.external)).filter(is_one).map(|one| one.1.port);
+        let perhaps: BTreeSet<_> = late.chain(ports(rested)).filter(|port| !taken.contains(port)).collect();
+        room(taken.len(), perhaps.len(), count)
     }
 
     /// External addresses that the NAT may hold an internal address to besides the pairing: by what it has not swept, or by a forward.
