@@ -113,6 +113,6 @@ mod tests {
             let arenas = Arenas::cut(&mut memory[shift..end], &capacity).expect("enough memory");
             assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.ports.len(), arenas.due.len()), (21, 10, 6, 2));
         }
-        assert!(Arenas::cut(&mut memory[..capacity.bytes() - LINE], &capacity).is_err());
+        assert!(Arenas::cut(&mut memory[..capacity.bytes() - LINE - 1], &capacity).is_err());
     }
 }
