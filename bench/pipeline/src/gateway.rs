@@ -138,7 +138,8 @@ impl Plan {
         };
         if let Some(timeout) = self.timeout {
             let timeouts = &mut policy.timeouts;
-            (timeouts.udp, timeouts.tcp_established, timeouts.tcp_transitory) = (timeout, timeout, timeout);
+            (timeouts.udp, timeouts.tcp_established) = (timeout, timeout);
+            (timeouts.tcp_opening, timeouts.tcp_closing) = (timeout, timeout);
         }
         policy
     }

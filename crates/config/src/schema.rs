@@ -108,6 +108,8 @@ pub const TIMEOUTS: Section = Section {
         key("udp", Some("\"300s\""), FLOW_TIME),
         key("tcp_established", Some("\"7440s\""), FLOW_TIME),
         key("tcp_transitory", Some("\"240s\""), FLOW_TIME),
+        key("tcp_opening", None, FLOW_TIME),
+        key("tcp_closing", None, FLOW_TIME),
         key("icmp", Some("\"60s\""), FLOW_TIME),
         key("fragment", Some("\"15s\""), "a duration in quotes from 1s to 120s, such as \"15s\""),
     ],

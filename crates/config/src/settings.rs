@@ -240,6 +240,9 @@ const UDP_REQUIRED: Required = (120, "RFC 4787, REQ-5,");
 const TCP_ESTABLISHED_REQUIRED: Required = (7440, "RFC 5382, REQ-5,");
 /// "The value of the \"transitory connection idle-timeout\" MUST NOT be less than 4 minutes".
 const TCP_TRANSITORY_REQUIRED: Required = (240, "RFC 5382, REQ-5,");
+/// RFC 7857, section 2.1: where 4 minutes for a partially open connection are thought excessive, "a NAT MAY allow the configured timeout to be
+/// less than 4 minutes".
+const OPENING_REQUIRED: Required = (0, "");
 /// "An ICMP Query session timer MUST NOT expire in less than 60 seconds".
 const ICMP_REQUIRED: Required = (60, "RFC 5508, REQ-2,");
 
@@ -254,10 +257,12 @@ fn read_timeouts(table: &Table<'_>, report: &mut Report) -> Timeouts {
         }
         found
     };
+    let transitory = flow("tcp_transitory", TCP_TRANSITORY_REQUIRED, default.tcp_closing);
     Timeouts {
         udp: flow("udp", UDP_REQUIRED, default.udp),
         tcp_established: flow("tcp_established", TCP_ESTABLISHED_REQUIRED, default.tcp_established),
-        tcp_transitory: flow("tcp_transitory", TCP_TRANSITORY_REQUIRED, default.tcp_transitory),
+        tcp_opening: flow("tcp_opening", OPENING_REQUIRED, transitory),
+        tcp_closing: flow("tcp_closing", TCP_TRANSITORY_REQUIRED, transitory),
         icmp: flow("icmp", ICMP_REQUIRED, default.icmp),
         fragment: table.get("fragment").and_then(|value| value.duration(FRAGMENT_TIME, report)).unwrap_or(default.fragment),
     }

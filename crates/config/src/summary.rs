@@ -55,7 +55,8 @@ impl Config {
         let times = [
             ("udp", times.udp),
             ("tcp established", times.tcp_established),
-            ("tcp transitory", times.tcp_transitory),
+            ("tcp opening", times.tcp_opening),
+            ("tcp closing", times.tcp_closing),
             ("icmp", times.icmp),
             ("fragment", times.fragment),
         ];

@@ -181,6 +181,7 @@ fn times_below_an_rfc_are_legal_and_warned_of() {
         ("udp", "119s", "2m that RFC 4787, REQ-5, requires"),
         ("tcp_established", "7439s", "2h 4m that RFC 5382, REQ-5, requires"),
         ("tcp_transitory", "239s", "4m that RFC 5382, REQ-5, requires"),
+        ("tcp_closing", "239s", "4m that RFC 5382, REQ-5, requires"),
         ("icmp", "59s", "1m that RFC 5508, REQ-2, requires"),
     ] {
         let (_, warnings) = parse(&format!("{}[timeouts]\n{key} = \"{time}\"", pool("\"192.0.2.1\"", "")));
@@ -189,8 +190,24 @@ fn times_below_an_rfc_are_legal_and_warned_of() {
         let shown = warnings[0].to_string();
         assert!(shown.starts_with("test.toml:14:") && shown.contains("warning: ") && shown.contains(rfc), "{shown}");
     }
-    let (_, warnings) = parse(&format!("{}[timeouts]\nudp = \"120s\"\nfragment = \"1s\"", pool("\"192.0.2.1\"", "")));
+    let (_, warnings) =
+        parse(&format!("{}[timeouts]\nudp = \"120s\"\ntcp_opening = \"10s\"\nfragment = \"1s\"", pool("\"192.0.2.1\"", "")));
     assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn one_key_sets_both_transitory_times_and_each_has_its_own() {
+    let rows = [
+        ("", (240, 240)),
+        ("tcp_transitory = \"300s\"", (300, 300)),
+        ("tcp_opening = \"30s\"", (30, 240)),
+        ("tcp_closing = \"5min\"", (240, 300)),
+        ("tcp_transitory = \"6min\"\ntcp_opening = \"30s\"", (30, 360)),
+    ];
+    for (lines, (opening, closing)) in rows {
+        let times = config(&format!("{}[timeouts]\n{lines}", pool("\"192.0.2.1\"", ""))).timeouts;
+        assert_eq!((times.tcp_opening.as_secs(), times.tcp_closing.as_secs()), (opening, closing), "{lines}");
+    }
 }
 
 #[test]
@@ -359,7 +376,7 @@ fn the_summary_says_what_an_operator_looks_for() {
             "pool pool11: 1 address (interface:eth0), 64512 ports per protocol (1024-65535, less the host's own on an address of the box)",
             "forward tcp interface:eth0:8080 -> 10.0.0.1:80",
             "mapping endpoint-independent, filtering address-and-port-dependent",
-            "timeouts: udp 5m, tcp established 2h 4m, tcp transitory 4m, icmp 1m, fragment 15s",
+            "timeouts: udp 5m, tcp established 2h 4m, tcp opening 4m, tcp closing 4m, icmp 1m, fragment 15s",
             "limits: 262144 mappings, 524288 sessions, 4096 fragmented packets, 32768 frames",
             "workers: as many as queues and cores allow, on cores of the gateway's choice, busy polling adaptive, bursts of 64",
             "metrics: http://127.0.0.1:9464/metrics; control: /run/portcullis/control.sock",

@@ -136,8 +136,10 @@ pub struct Timeouts {
     pub udp: Duration,
     /// TCP in the established state (RFC 5382, REQ-5: at least 2 h 4 min).
     pub tcp_established: Duration,
-    /// TCP that opens, or closes, or was reset (RFC 5382, REQ-5: at least 4 min).
-    pub tcp_transitory: Duration,
+    /// TCP that opens (RFC 5382, REQ-5: at least 4 min; RFC 7857, section 2.1, allows less).
+    pub tcp_opening: Duration,
+    /// TCP that was closed by both sides, or reset (RFC 5382, REQ-5: at least 4 min).
+    pub tcp_closing: Duration,
     /// ICMP queries (RFC 5508, REQ-2: at least 60 s).
     pub icmp: Duration,
     /// Fragments that wait for, or follow, their first (RFC 791 suggests 15 s).
@@ -149,7 +151,8 @@ impl Default for Timeouts {
         Self {
             udp: Duration::from_secs(300),
             tcp_established: Duration::from_secs(7440),
-            tcp_transitory: Duration::from_secs(240),
+            tcp_opening: Duration::from_secs(240),
+            tcp_closing: Duration::from_secs(240),
             icmp: Duration::from_secs(60),
             fragment: Duration::from_secs(15),
         }

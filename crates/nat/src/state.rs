@@ -107,7 +107,9 @@ fn timeout_of(timeouts: &Timeouts, protocol: Protocol, state: SessionState) -> D
     match state {
         // RFC 6146, section 3.5.2.2: half-closed connections keep the timeout of established ones.
         SessionState::Established | SessionState::FinSent | SessionState::FinReceived => timeouts.tcp_established,
-        SessionState::SynSent | SessionState::SynReceived | SessionState::Closing | SessionState::Reset => timeouts.tcp_transitory,
+        // RFC 7857, section 2.1: "a NAT SHOULD provide different configurable parameters for configuring the open and closing idle timeouts".
+        SessionState::SynSent | SessionState::SynReceived => timeouts.tcp_opening,
+        SessionState::Closing | SessionState::Reset => timeouts.tcp_closing,
         SessionState::Unreplied | SessionState::Replied if protocol == Protocol::Udp => timeouts.udp,
         SessionState::Unreplied | SessionState::Replied => timeouts.icmp,
     }

@@ -117,7 +117,7 @@ fn a_remote_that_the_server_already_speaks_to_under_a_mapping_conflicts() {
 /// What a look-up no longer finds is in no one's way until the sweep comes.
 #[test]
 fn a_session_that_has_ended_is_no_conflict() {
-    let mut gateway = with(|policy| policy.timeouts.tcp_transitory = idle(240));
+    let mut gateway = with(|policy| policy.timeouts.tcp_opening = idle(240));
     let server = endpoint("10.0.0.5:8080");
     gateway.external_of_tcp(server, e1());
     gateway.adopt(|policy| policy.forwards = vec![forward(Protocol::Tcp, 80, 80, &["10.0.0.5:8080"])]);

@@ -12,7 +12,7 @@ use portcullis_testkit::builder::{ACK, FIN, PSH, PacketBuilder, Query, RST, SYN,
 
 mod common;
 
-use common::{Gateway, INSIDE, OUTSIDE, Seen, Setup, X1, X2, at, e1, e2, external, h1, h2, seconds};
+use common::{Gateway, INSIDE, OUTSIDE, Seen, Setup, X1, X2, at, e1, e2, external, h1, h2, idle, seconds};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -55,6 +55,31 @@ fn rfc7857_s2_each_edge_of_the_state_machine_leads_to_its_timer() {
         run(&mut gateway, external, packets);
         let session = gateway.sessions()[0];
         assert_eq!((session.state, session.expires_in), (state, lasts + 1), "{packets:?}");
+        gateway.wait(lasts);
+        assert_eq!(gateway.sessions().len(), 1, "{packets:?} lasts");
+        gateway.wait(1);
+        assert_eq!(gateway.sessions().len(), 0, "{packets:?} ends");
+    }
+}
+
+/// Section 2.1: "a NAT SHOULD provide different configurable parameters for configuring the open and closing idle timeouts."
+#[test]
+fn rfc7857_s2_1_opening_and_closing_have_times_of_their_own() {
+    let rows: [(&[Step], u32); 6] = [
+        (&[], seconds(60)),
+        (&[Out(SYN)], seconds(60)),
+        (&[In(SYN | ACK)], seconds(7440)),
+        (&[In(SYN | ACK), In(FIN | ACK), Out(FIN | ACK)], seconds(100)),
+        (&[In(SYN | ACK), Out(RST)], seconds(100)),
+        (&[In(SYN | ACK), Out(RST), Out(SYN)], seconds(60)),
+    ];
+    for (packets, lasts) in rows {
+        let mut gateway = Setup::new()
+            .policy(|policy| (policy.timeouts.tcp_opening, policy.timeouts.tcp_closing) = (idle(60), idle(100)))
+            .build();
+        let external = gateway.external_of_tcp(h1(), e1());
+        run(&mut gateway, external, packets);
+        assert_eq!(gateway.sessions()[0].expires_in, lasts + 1, "{packets:?}");
         gateway.wait(lasts);
         assert_eq!(gateway.sessions().len(), 1, "{packets:?} lasts");
         gateway.wait(1);

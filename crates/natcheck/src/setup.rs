@@ -36,8 +36,10 @@ pub(crate) struct Timers {
     pub(crate) udp: Duration,
     /// TCP, established.
     pub(crate) established: Duration,
-    /// TCP, opening or closing.
-    pub(crate) transitory: Duration,
+    /// TCP, opening.
+    pub(crate) opening: Duration,
+    /// TCP, closing, or reset.
+    pub(crate) closing: Duration,
     /// ICMP queries.
     pub(crate) icmp: Duration,
 }
@@ -46,9 +48,20 @@ pub(crate) struct Timers {
 pub(crate) const SHORT: Timers = Timers {
     udp: Duration::from_secs(4),
     established: Duration::from_secs(7),
-    transitory: Duration::from_secs(4),
+    opening: Duration::from_secs(4),
+    closing: Duration::from_secs(4),
     icmp: Duration::from_secs(3),
 };
+
+/// The same where closing takes longer than opening.
+pub(crate) const APART: Timers = Timers { closing: Duration::from_secs(7), ..SHORT };
+
+impl Timers {
+    /// The one time for opening and closing, where they are not apart.
+    pub(crate) fn transitory(self) -> Option<Duration> {
+        (self.opening == self.closing).then_some(self.opening)
+    }
+}
 
 /// A setup. Every one has the forwards of [`crate::plan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +120,9 @@ pub(crate) const NARROW: Setup = Setup { name: "narrow", mtu: (1500, 1400), ..DE
 pub(crate) const NARROW_INSIDE: Setup = Setup { name: "narrow-inside", mtu: (1400, 1500), ..DEFAULT };
 /// Times that can be waited for.
 pub(crate) const QUICK: Setup = Setup { name: "quick", timers: Some(SHORT), ..DEFAULT };
-/// The same, and anyone may send.
+/// Where opening and closing have times of their own.
+pub(crate) const QUICK_APART: Setup = Setup { name: "quick-apart", timers: Some(APART), ..DEFAULT };
+/// As the first of them, and anyone may send.
 pub(crate) const QUICK_OPEN: Setup =
     Setup { name: "quick-open", filtering: Some((Filtering::Endpoint, Filtering::Endpoint)), ..QUICK };
 /// The same with few ports.
@@ -116,7 +131,7 @@ pub(crate) const QUICK_TIGHT: Setup = Setup { name: "quick-tight", addresses: 2,
 pub(crate) const SILENT: Setup = Setup { name: "silent", silent: true, ..DEFAULT };
 
 /// All of them, in the order in which they are run.
-pub(crate) const ALL: [&Setup; 15] = [
+pub(crate) const ALL: [&Setup; 16] = [
     &DEFAULT,
     &FLOODED,
     &RANGED,
@@ -129,6 +144,7 @@ pub(crate) const ALL: [&Setup; 15] = [
     &NARROW,
     &NARROW_INSIDE,
     &QUICK,
+    &QUICK_APART,
     &QUICK_OPEN,
     &QUICK_TIGHT,
     &SILENT,

@@ -213,7 +213,7 @@ fn no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep() {
     hold("no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep", 100, STEPS, |bench, step| {
         bench.step(step)?;
         let times = bench.policy.timeouts;
-        let longest = times.udp.max(times.tcp_established).max(times.tcp_transitory).max(times.icmp);
+        let longest = times.udp.max(times.tcp_established).max(times.tcp_opening).max(times.tcp_closing).max(times.icmp);
         // Another step's traffic goes on from here: a copy of the world would be needed to look further than once.
         if bench.outcomes.len() < STEPS / 2 {
             return Ok(());

@@ -10,7 +10,7 @@ use portcullis_lab::program::Program;
 
 use super::{INSIDE, OUTSIDE, Running, Started};
 use crate::plan;
-use crate::setup::Setup;
+use crate::setup::{Setup, Timers};
 
 /// How long a command may take: an appliance may have to restart.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -87,7 +87,9 @@ fn variables(setup: &Setup, own_wires: bool) -> Vec<(&'static str, String)> {
         ("NATCHECK_FILTERING_TCP", filtering.1.to_owned()),
         ("NATCHECK_UDP_TIMEOUT", seconds(timers.map(|timers| timers.udp))),
         ("NATCHECK_TCP_ESTABLISHED_TIMEOUT", seconds(timers.map(|timers| timers.established))),
-        ("NATCHECK_TCP_TRANSITORY_TIMEOUT", seconds(timers.map(|timers| timers.transitory))),
+        ("NATCHECK_TCP_TRANSITORY_TIMEOUT", seconds(timers.and_then(Timers::transitory))),
+        ("NATCHECK_TCP_OPENING_TIMEOUT", seconds(timers.map(|timers| timers.opening))),
+        ("NATCHECK_TCP_CLOSING_TIMEOUT", seconds(timers.map(|timers| timers.closing))),
         ("NATCHECK_ICMP_TIMEOUT", seconds(timers.map(|timers| timers.icmp))),
         ("NATCHECK_INSIDE_MTU", setup.mtu.0.to_string()),
         ("NATCHECK_OUTSIDE_MTU", setup.mtu.1.to_string()),

@@ -107,7 +107,8 @@ fn toml(setup: &Setup, workers: u32, socket: &Path) -> String {
         let times = [
             ("udp", timers.udp),
             ("tcp_established", timers.established),
-            ("tcp_transitory", timers.transitory),
+            ("tcp_opening", timers.opening),
+            ("tcp_closing", timers.closing),
             ("icmp", timers.icmp),
         ];
         text.push_str("\n[timeouts]\n");

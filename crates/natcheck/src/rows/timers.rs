@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portcullis_lab::builder::{ACK, PacketBuilder, RST};
+use portcullis_lab::builder::{ACK, FIN, PacketBuilder, RST};
 use portcullis_nat::policy::Endpoint;
 
 use super::load::Fill;
 use crate::bench::{Bench, COMES, STAYS_AWAY, Transport};
 use crate::row::{Check, Level, Row, Trouble, require, violated};
-use crate::setup::{QUICK, QUICK_OPEN, QUICK_TIGHT, SHORT};
+use crate::setup::{APART, QUICK, QUICK_APART, QUICK_OPEN, QUICK_TIGHT, SHORT};
 use crate::wire::Side;
 
 use Level::{May, Must, Rec, Should};
@@ -70,13 +70,9 @@ pub(super) const ROWS: &[Row] = &[
         "The TCP state machine of figure 1, edge by edge",
         "its edges are seen in 5382-2, 5382-5 and 7857-2.2 only",
     ),
-    Row::never(
-        "7857-2.1",
-        Should,
-        "RFC 7857, section 2.1",
-        "Separate times to open and to close",
-        "no setup names two transitory times",
-    ),
+    Row::new("7857-2.1", Should, "RFC 7857, section 2.1", "Separate times to open and to close", opening_apart_from_closing)
+        .with(&QUICK_APART)
+        .waiting(),
     Row::new("7857-2.2w", Should, "RFC 7857, section 2.2", "State waits for 4 min after a RST", |bench| {
         lives(bench, &[3, 11, 61, 239], after_a_reset)
     })
@@ -217,23 +213,53 @@ fn tcp_times(bench: &Bench) -> Check {
     };
     let (opening, opened) = (idle(bench, Tcp)?, idle(bench, Tcp)?);
     let (mut early, mut late) = (open(bench)?, open(bench)?);
-    Bench::sleep_until(start, SHORT.transitory.saturating_sub(EARLY));
-    require!(opening()?, "with the transitory timer set to {:?}, a SYN's mapping is gone {EARLY:?} early", SHORT.transitory);
+    Bench::sleep_until(start, SHORT.opening.saturating_sub(EARLY));
+    require!(opening()?, "with the transitory timer set to {:?}, a SYN's mapping is gone {EARLY:?} early", SHORT.opening);
     Bench::sleep_until(start, SHORT.established.saturating_sub(EARLY));
     require!(
         early.remote_is_heard()?,
         "with the established timer set to {:?}, a connection is gone {EARLY:?} early",
         SHORT.established
     );
-    Bench::sleep_until(start, SHORT.transitory + LATENESS);
-    require!(!opened()?, "with the transitory timer set to {:?}, a SYN's mapping lives {LATENESS:?} longer", SHORT.transitory);
+    Bench::sleep_until(start, SHORT.opening + LATENESS);
+    require!(!opened()?, "with the transitory timer set to {:?}, a SYN's mapping lives {LATENESS:?} longer", SHORT.opening);
     Bench::sleep_until(start, SHORT.established + LATENESS);
     require!(
         !late.remote_is_heard()?,
         "with the established timer set to {:?}, a connection lives {LATENESS:?} longer",
         SHORT.established
     );
-    Ok(format!("with the timers set to {:?} and {:?}", SHORT.established, SHORT.transitory))
+    Ok(format!("with the timers set to {:?} and {:?}", SHORT.established, SHORT.opening))
+}
+
+/// A closed connection is there shortly before its time, and a SYN's mapping is gone by then. What is gone takes three seconds to show.
+fn opening_apart_from_closing(bench: &Bench) -> Check {
+    let start = Instant::now();
+    let opening = idle(bench, Tcp)?;
+    let closed = || -> Check<_> {
+        let mut connection = bench.connect(bench.endpoint(), bench.remote())?;
+        connection.host_sends(FIN | ACK, &[])?;
+        connection.remote_sends(FIN | ACK, &[])?;
+        connection.host_sends(ACK, &[])?;
+        Ok(connection)
+    };
+    let (mut early, mut late) = (closed()?, closed()?);
+    Bench::sleep_until(start, APART.closing.saturating_sub(EARLY));
+    require!(
+        early.remote_is_heard()?,
+        "with the closing timer set to {:?} and the opening one to {:?}, a closed connection is gone {EARLY:?} before the former",
+        APART.closing,
+        APART.opening
+    );
+    Bench::sleep_until(start, APART.opening + LATENESS);
+    require!(!opening()?, "with the opening timer set to {:?}, a SYN's mapping lives {LATENESS:?} longer", APART.opening);
+    Bench::sleep_until(start, APART.closing + LATENESS);
+    require!(
+        !late.remote_is_heard()?,
+        "with the closing timer set to {:?}, a closed connection lives {LATENESS:?} longer",
+        APART.closing
+    );
+    Ok(format!("with the timers set to {:?} and {:?}", APART.opening, APART.closing))
 }
 
 fn error_refreshes_nothing(bench: &Bench) -> Check {
@@ -296,7 +322,7 @@ fn refusals_refresh_nothing(bench: &Bench) -> Check {
     let (udp, tcp) = (bench.open(Udp, udp_host, bench.remote())?, bench.open(Tcp, tcp_host, bench.remote())?);
     let stranger = bench.remote();
     let start = Instant::now();
-    while start.elapsed() < SHORT.udp.max(SHORT.transitory) + LATENESS {
+    while start.elapsed() < SHORT.udp.max(SHORT.opening) + LATENESS {
         thread::sleep(Duration::from_millis(400));
         if let Some(came) = bench.enters(Udp, stranger, udp, STAYS_AWAY)? {
             bench.send(Side::Inside, &PacketBuilder::icmp_error(udp_host.address, came.source(), 3, 3, &came.0))?;

@@ -184,7 +184,8 @@ impl Wait {
         let time = match timeout {
             Timeout::Udp => times.udp,
             Timeout::Established => times.tcp_established,
-            Timeout::Transitory => times.tcp_transitory,
+            Timeout::Opening => times.tcp_opening,
+            Timeout::Closing => times.tcp_closing,
             Timeout::Icmp => times.icmp,
             Timeout::Fragment => times.fragment,
         };
@@ -199,8 +200,10 @@ pub enum Timeout {
     Udp,
     /// TCP established.
     Established,
-    /// TCP transitory.
-    Transitory,
+    /// TCP that opens.
+    Opening,
+    /// TCP that closes.
+    Closing,
     /// ICMP queries.
     Icmp,
     /// Fragments.
@@ -322,7 +325,8 @@ fn wait() -> impl Strategy<Value = Wait> {
     let timeout = prop_oneof![
         Just(Timeout::Udp),
         Just(Timeout::Established),
-        Just(Timeout::Transitory),
+        Just(Timeout::Opening),
+        Just(Timeout::Closing),
         Just(Timeout::Icmp),
         Just(Timeout::Fragment)
     ];

@@ -135,7 +135,8 @@ impl Plan {
             Timeouts {
                 udp: seconds(20),
                 tcp_established: seconds(60),
-                tcp_transitory: seconds(10),
+                tcp_opening: seconds(8),
+                tcp_closing: seconds(10),
                 icmp: seconds(5),
                 fragment: seconds(3),
             }

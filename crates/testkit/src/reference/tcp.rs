@@ -91,7 +91,8 @@ fn restarted(otherwise: SessionState, direction: Direction, flags: u8) -> Vec<Se
 pub(super) fn timeout(state: SessionState, timeouts: &Timeouts) -> u64 {
     let time = match state {
         SessionState::Established | SessionState::FinSent | SessionState::FinReceived => timeouts.tcp_established,
-        _ => timeouts.tcp_transitory,
+        SessionState::SynSent | SessionState::SynReceived => timeouts.tcp_opening,
+        _ => timeouts.tcp_closing,
     };
     time.as_millis() as u64
 }
@@ -128,6 +129,15 @@ mod tests {
         ];
         for (state, direction, flags, expected) in edges {
             assert_eq!(successors(state, direction, flags)[0], expected, "{state:?} {direction:?} {flags:#04x}");
+        }
+    }
+
+    #[test]
+    fn opening_and_closing_have_times_of_their_own() {
+        let seconds = std::time::Duration::from_secs;
+        let timeouts = Timeouts { tcp_opening: seconds(1), tcp_closing: seconds(2), ..Timeouts::default() };
+        for (state, time) in [(SynSent, 1000), (SynReceived, 1000), (Closing, 2000), (Reset, 2000), (Established, 7_440_000)] {
+            assert_eq!(timeout(state, &timeouts), time, "{state:?}");
         }
     }
 
