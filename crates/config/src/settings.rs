@@ -8,9 +8,8 @@ use core::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts};
-
 use portcullis_nat::REST_MOST;
+use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts};
 
 use crate::finding::{Doubt, Problem};
 use crate::read::{Document, Report, Table, Value};

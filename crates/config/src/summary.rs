@@ -43,9 +43,10 @@ impl Config {
         let refresh = if nat.inbound_refresh { "; inbound packets refresh" } else { "" };
         let parity = if nat.port_parity == PortParity::Preserve { "; UDP ports keep their parity" } else { "" };
         let hold = nat.port_hold;
-        let hold = match hold.time.is_zero() {
-            true => String::new(),
-            false => format!("; freed ports rest {}, {} at most", format_duration(hold.time), hold.most),
+        let hold = if hold.time.is_zero() {
+            String::new()
+        } else {
+            format!("; freed ports rest {}, {} at most", format_duration(hold.time), hold.most)
         };
         format!("mapping {}, filtering {filtering}{refresh}{parity}{hold}", word_of(&MAPPINGS, &nat.mapping))
     }

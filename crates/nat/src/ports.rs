@@ -64,7 +64,7 @@ impl Wish {
             Protocol::Tcp | Protocol::Udp => Class::From1024,
         };
         let parity = match (protocol, parity) {
-            (Protocol::Udp, PortParity::Preserve) if internal % 2 == 0 => Some(Parity::Even),
+            (Protocol::Udp, PortParity::Preserve) if internal.is_multiple_of(2) => Some(Parity::Even),
             (Protocol::Udp, PortParity::Preserve) => Some(Parity::Odd),
             _ => None,
         };
@@ -163,7 +163,7 @@ impl PortSpace {
         let ranks = |groups: Range<usize>| self.before(groups.start)..self.before(groups.end);
         let ranks = [wish.class, Class::Any].map(|class| ranks(class.groups())).into_iter().find(|ranks| !ranks.is_empty())?;
         let count = u64::from(ranks.end - ranks.start);
-        Some(self.allowed_port(ranks.start + (u64::from(random) * count >> 32) as u32))
+        Some(self.allowed_port(ranks.start + ((u64::from(random) * count) >> 32) as u32))
     }
 
     /// How many allowed ports are before a group.
@@ -389,7 +389,7 @@ mod tests {
     /// The same port by port.
     fn expected(free: &BTreeSet<u16>, start: u16, wish: Wish) -> Option<u16> {
         let has_class = |port: &u16| wish.class == Class::Any || (*port < 1024) == (wish.class == Class::Below1024);
-        let has_parity = |port: &u16| wish.parity.is_none_or(|parity| (port % 2 == 0) == (parity == Parity::Even));
+        let has_parity = |port: &u16| wish.parity.is_none_or(|parity| port.is_multiple_of(2) == (parity == Parity::Even));
         let round = || free.range(start..).chain(free.range(..start)).copied();
         let both = round().find(|port| has_class(port) && has_parity(port));
         both.or_else(|| round().find(has_class)).or_else(|| round().find(has_parity)).or_else(|| round().next())

@@ -114,7 +114,7 @@ fn rfc4787_req4_parity_is_kept_where_it_is_wished_and_a_port_is_free() {
         })
         .build();
     let given: Vec<_> = (0..8).map(|n| gateway.external_of(at(h1(), 3000 + 2 * n), e1()).port).collect();
-    assert!(given[..4].iter().all(|port| port % 2 == 0) && given[4..].iter().all(|port| port % 2 == 1), "{given:?}");
+    assert!(given[..4].iter().all(|port| port.is_multiple_of(2)) && given[4..].iter().all(|port| port % 2 == 1), "{given:?}");
 }
 
 /// "REQ-5: A NAT UDP mapping timer MUST NOT expire in less than two minutes", "c) A default value of five minutes or more for the NAT

@@ -195,7 +195,9 @@ fn rfc6888_req15_ports_are_spread_over_a_range_and_over_each_workers_share_of_it
             (40_000..=48_191_u16).filter(|&port| all.of_external(X1, port) == all.of_external(X1, ports[0])).collect::<Vec<_>>();
         let sixteenth = |port: &u16| own.partition_point(|one| one < port) * 16 / own.len();
         let mut sixteenths = [0_u32; 16];
-        ports.iter().for_each(|port| sixteenths[sixteenth(port)] += 1);
+        for port in &ports {
+            sixteenths[sixteenth(port)] += 1;
+        }
         assert!(sixteenths.iter().all(|&count| (10..64).contains(&count)), "{workers} workers, about 32 in each: {sixteenths:?}");
     }
 }
