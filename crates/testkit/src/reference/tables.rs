@@ -394,11 +394,13 @@ impl Tables {
         }
         // Until the sweep it may still be the one's who had it.
         let mut late = self.late_mappings.iter().map(|m| (m.protocol, m.internal, m.external));
-        if self.rests(policy, protocol, external) && !late.any(|late| late == (protocol, internal, external)) {
+        let is_late = late.any(|late| late == (protocol, internal, external));
+        if !is_late && self.rests(policy, protocol, external) {
             return Some(format!("port {} rests", external.port));
         }
         match self.paired(internal.address) {
             Some(paired) if paired != external.address => Some(format!("{} is paired with {paired}", internal.address)),
+            _ if is_late => None,
             _ => self.better_kind(slot, policy, shares, (protocol, internal, external)),
         }
     }
