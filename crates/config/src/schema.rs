@@ -137,6 +137,7 @@ pub const ICMP: Section = Section {
         key("rate", Some("1000"), "a whole number from 0 to 1000000"),
         key("burst", Some("50"), "a whole number from 1 to 100000"),
         key("exhausted_code", Some("13"), "13 or 1"),
+        key("unsolicited_syn", Some("\"answer\""), "\"answer\" or \"silent\""),
     ],
 };
 

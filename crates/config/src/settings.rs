@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portcullis_nat::REST_MOST;
-use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts};
+use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts, UnsolicitedSyn};
 
 use crate::finding::{Doubt, Problem};
 use crate::read::{Document, Report, Table, Value};
@@ -291,6 +291,8 @@ fn read_frames(value: &Value<'_>, report: &mut Report) -> Option<u32> {
     found.is_power_of_two().then_some(found)
 }
 
+const UNSOLICITED_SYNS: [(&str, UnsolicitedSyn); 2] = [("answer", UnsolicitedSyn::Answered), ("silent", UnsolicitedSyn::Silent)];
+
 /// RFC 5508, REQ-8 ("Communication administratively prohibited"), and RFC 6888, REQ-11B ("host unreachable").
 const EXHAUSTED_CODES: [u8; 2] = [13, 1];
 
@@ -299,7 +301,8 @@ fn read_icmp(table: &Table<'_>, report: &mut Report) -> IcmpErrors {
     let rate = table.get("rate").and_then(|value| value.integer(0..=1_000_000, report)).unwrap_or(default.rate);
     let burst = table.get("burst").and_then(|value| value.integer(1..=100_000, report)).unwrap_or(default.burst);
     let code = table.get("exhausted_code").and_then(|value| read_code(&value, report)).unwrap_or(default.exhausted_code);
-    IcmpErrors { rate, burst, exhausted_code: code }
+    let unsolicited_syn = table.get("unsolicited_syn").and_then(|value| value.word(&UNSOLICITED_SYNS, report)).unwrap_or_default();
+    IcmpErrors { rate, burst, exhausted_code: code, unsolicited_syn }
 }
 
 fn read_code(value: &Value<'_>, report: &mut Report) -> Option<u8> {

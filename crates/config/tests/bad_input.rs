@@ -389,6 +389,7 @@ fn settings_are_words_and_numbers_in_their_ranges() {
         ("", "[limits]\nframes = <<5000>>", "limits.frames", &["5000 is not a power of two", "4096 and 8192"]),
         ("", "[limits]\nframes = <<2048>>", "limits.frames", &["from 4096 to 1048576"]),
         ("", "[icmp]\nexhausted_code = <<3>>", "icmp.exhausted_code", &["legal: 13, 1"]),
+        ("", "[icmp]\nunsolicited_syn = <<\"reset\">>", "icmp.unsolicited_syn", &["legal: \"answer\", \"silent\""]),
         ("", "[icmp]\nburst = <<0>>", "icmp.burst", &["from 1 to 100000"]),
         ("", "[worker]\ncount = <<0>>", "worker.count", &["from 1 to 64"]),
         ("", "[worker]\ncount = <<\"all\">>", "worker.count", &["`all` is none of the words", "legal: \"auto\""]),

@@ -10,7 +10,9 @@ use portcullis_config::{
     AddressRange, BusyPoll, Config, ConfigError, HostAddresses, LogLevel, PoolEntry, PortRange, SlotSource, SystemInterface,
     Warning,
 };
-use portcullis_nat::policy::{Endpoint, External, Filtering, MappingBehaviour, PortHold, PortParity, Protocol, Side, Timeouts};
+use portcullis_nat::policy::{
+    Endpoint, External, Filtering, MappingBehaviour, PortHold, PortParity, Protocol, Side, Timeouts, UnsolicitedSyn,
+};
 
 const INTERFACES: &str = r#"
 [[interface]]
@@ -99,6 +101,7 @@ frames = 8192
 rate = 0
 burst = 1
 exhausted_code = 1
+unsolicited_syn = "silent"
 [worker]
 cores = [3]
 busy_poll = "never"
@@ -138,6 +141,7 @@ level = "debug"
     let limits = config.limits;
     assert_eq!((limits.mappings, limits.sessions, limits.fragments, limits.frames), (1000, 4096, 16, 8192));
     assert_eq!((config.icmp.rate, config.icmp.burst, config.icmp.exhausted_code), (0, 1, 1));
+    assert_eq!(config.icmp.unsolicited_syn, UnsolicitedSyn::Silent);
     assert_eq!((config.worker.count, config.worker.cores.as_slice(), config.worker.burst), (Some(1), [3].as_slice(), 32));
     assert_eq!(config.worker.busy_poll, BusyPoll::Never);
     assert_eq!(config.metrics.listen.unwrap().to_string(), "[::1]:9000");

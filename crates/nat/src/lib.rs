@@ -52,6 +52,7 @@ mod tcp;
 pub mod time;
 mod translate;
 mod translate_error;
+mod unsolicited;
 pub mod verdict;
 pub mod view;
 

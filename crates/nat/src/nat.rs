@@ -32,6 +32,7 @@ use crate::refusal::{Answer, Refusal};
 use crate::state::State;
 use crate::sweep::Sweep;
 use crate::time::Tick;
+use crate::unsolicited::Unsolicited;
 use crate::verdict::{DropReason, Errand, HandOffCause, Verdict};
 
 /// How often a packet may be handed over: to the worker that puts its fragments in order, to the sender's owner, to the receiver's,
@@ -60,7 +61,8 @@ pub struct Nat<'m> {
     pub(crate) owners: Owners,
     pub(crate) me: WorkerId,
     pub(crate) counters: Counters,
-    icmp_errors: TokenBucket,
+    pub(crate) icmp_errors: TokenBucket,
+    pub(crate) unsolicited: Unsolicited,
     pub(crate) sweep: Sweep,
 }
 
@@ -98,6 +100,7 @@ impl<'m> Nat<'m> {
             me,
             counters: Counters::default(),
             icmp_errors: TokenBucket::new(0, 0, now),
+            unsolicited: Unsolicited::new(),
             sweep: Sweep::new(now),
         })
     }
@@ -110,6 +113,7 @@ impl<'m> Nat<'m> {
         self.adjacencies.forget();
         if self.state.adopt(&policy, (&self.owners, self.me), now, &self.adjacencies, &mut self.counters) {
             self.fragments.clear();
+            self.unsolicited.clear();
         }
         self.settled = Settled::new(&self.state.timers);
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);

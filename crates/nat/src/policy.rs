@@ -159,7 +159,17 @@ impl Default for Timeouts {
     }
 }
 
-/// How many ICMP errors the gateway itself sends (RFC 1812, section 4.3.2.8).
+/// What the sender of a SYN from outside gets that no mapping lets in (RFC 5382, REQ-4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnsolicitedSyn {
+    /// Port Unreachable, six seconds later, if no SYN from inside has followed.
+    #[default]
+    Answered,
+    /// Nothing (REQ-4a).
+    Silent,
+}
+
+/// How many ICMP errors the gateway itself sends (RFC 1812, section 4.3.2.8), and which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcmpErrors {
     /// Errors a second, for each worker. Zero sends none.
@@ -169,11 +179,13 @@ pub struct IcmpErrors {
     /// The code of the Destination Unreachable that tells a sender that ports or tables are exhausted: 13 (RFC 5508, REQ-8) or
     /// 1 (RFC 6888, REQ-11B).
     pub exhausted_code: u8,
+    /// What an unsolicited SYN's sender gets.
+    pub unsolicited_syn: UnsolicitedSyn,
 }
 
 impl Default for IcmpErrors {
     fn default() -> Self {
-        Self { rate: 1000, burst: 50, exhausted_code: 13 }
+        Self { rate: 1000, burst: 50, exhausted_code: 13, unsolicited_syn: UnsolicitedSyn::default() }
     }
 }
 

@@ -86,7 +86,10 @@ impl Nat<'_> {
         let (external, remote) = tuple.inbound();
         let chosen = match self.choose_inbound(tuple, external, remote, slot, now) {
             Ok(chosen) => chosen,
-            Err(reason) => return Err(self.unclaimed(reason, Some(slot))),
+            Err(reason) => {
+                let refusal = self.unclaimed(reason, Some(slot));
+                return Err(self.refuse_inbound(packet, arrival, tuple, refusal, now));
+            }
         };
         leave::check_ttl(packet.frame(), &arrival.layout)?;
         let internal = self.internal_of(&chosen);

@@ -1,18 +1,16 @@
 //! RFC 5382, "NAT Behavioral Requirements for TCP": its requirements, each with a test that quotes it.
-//!
-//! Not claimed: the ICMP Port Unreachable that REQ-4 recommends six seconds after a SYN that was not asked for; the NAT stays silent,
-//! which REQ-4a asks of one whose policy is not to answer.
 
 use std::collections::BTreeSet;
 
-use portcullis_nat::policy::{Endpoint, Filtering, PortSet};
+use portcullis_nat::counters::Counter;
+use portcullis_nat::policy::{Endpoint, External, Filtering, PortSet, Protocol, UnsolicitedSyn};
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_nat::view::SessionState;
 use portcullis_testkit::builder::{ACK, FIN, PSH, PacketBuilder, SYN};
 
 mod common;
 
-use common::{Gateway, INSIDE, Setup, X1, at, e1, e2, h1, h2, idle, seconds};
+use common::{Gateway, INSIDE, OUTSIDE, Setup, X1, X2, at, e1, e2, external, forward, h1, h2, idle, seconds};
 
 fn tcp(from: Endpoint, to: Endpoint, flags: u8) -> PacketBuilder {
     PacketBuilder::tcp(from, to, flags)
@@ -110,6 +108,104 @@ fn rfc5382_req4_an_unsolicited_syn_is_dropped_silently_and_hinders_nothing() {
     assert_eq!(gateway.external_of_tcp(h1(), e1()), external);
     gateway.outside(&tcp(e1(), external, SYN)).delivered();
     gateway.outside(&tcp(e1(), at(external, 1), SYN)).is_dropped(DropReason::NoMapping);
+}
+
+/// "Otherwise, the NAT SHOULD send an ICMP Port Unreachable error (Type 3, Code 3) for the original SYN, unless REQ-4a applies." Whether a
+/// mapping's filter stopped it or nobody has the endpoint.
+#[test]
+fn rfc5382_req4_the_sender_of_an_unsolicited_syn_is_told_after_six_seconds() {
+    for workers in [1, 8] {
+        let mut gateway = Setup::new().workers(workers).build();
+        let open = gateway.external_of_tcp(h1(), e2());
+        for (to, reason) in [(open, DropReason::Filtered), (at(open, 1), DropReason::NoMapping)] {
+            let syn = tcp(e1(), to, SYN).options(&[7, 4, 5, 0]).tcp_options(&[2, 4, 5, 0xB4]).ttl(9);
+            gateway.outside(&syn).is_dropped(reason);
+            gateway.wait(seconds(6));
+            assert!(gateway.answers_due().is_empty(), "not for at least six seconds");
+            gateway.wait(500);
+            let [answer] = &gateway.answers_due()[..] else { panic!("one answer") };
+            let seen = answer.answered(OUTSIDE, 3, 3);
+            assert_eq!((seen.source.address, seen.destination.address), (X1, e1().address), "from the address that was asked for");
+            assert_eq!(seen.to, [6, 0, 0, 0, 0, 9], "back to where the SYN came from");
+            // The Internet header as received, and eight bytes: ports and sequence number.
+            let header = 24;
+            assert_eq!(seen.segment[8..], syn.datagram()[..header + 8]);
+            gateway.wait(seconds(60));
+            assert!(gateway.answers_due().is_empty(), "once");
+        }
+        assert_eq!(gateway.count(Counter::IcmpErrorsSent), 2);
+    }
+}
+
+/// "If during this interval the NAT receives and translates an outbound SYN for the connection the NAT MUST silently drop the original
+/// unsolicited inbound SYN packet."
+#[test]
+fn rfc5382_req4_who_is_called_back_is_told_nothing() {
+    let mut gateway = Setup::new().workers(3).build();
+    let external = gateway.external_of_tcp(h1(), e2());
+    gateway.outside(&tcp(e1(), external, SYN)).is_dropped(DropReason::Filtered);
+    gateway.wait(seconds(6));
+    assert_eq!(gateway.external_of_tcp(h1(), e1()), external);
+    gateway.wait(seconds(60));
+    assert!(gateway.answers_due().is_empty());
+}
+
+/// "REQ-4 a) The NAT MUST silently drop the original SYN packet if sending a response violates the security policy of the NAT."
+#[test]
+fn rfc5382_req4a_an_unsolicited_syn_is_dropped_silently_where_the_policy_says_so() {
+    let silences: [fn(&mut portcullis_nat::policy::Policy); 3] = [
+        |policy| policy.icmp_errors.unsolicited_syn = UnsolicitedSyn::Silent,
+        |policy| policy.icmp_errors.rate = 0,
+        // A session that opens could be over, and nobody would know that it was there.
+        |policy| policy.timeouts.tcp_transitory = idle(6),
+    ];
+    for silence in silences {
+        let mut gateway = Setup::new().policy(silence).build();
+        let external = gateway.external_of_tcp(h1(), e2());
+        gateway.outside(&tcp(e1(), external, SYN)).is_dropped(DropReason::Filtered);
+        gateway.wait(seconds(10));
+        assert!(gateway.answers_due().is_empty());
+    }
+}
+
+/// What is no SYN, what is no sender to tell, what came to the box's own, and what is let in by now.
+#[test]
+fn rfc5382_req4_nobody_else_is_told() {
+    let mut gateway = Setup::new().build();
+    let open = gateway.external_of_tcp(h1(), e2());
+    gateway.adopt(|policy| policy.externals.push(External { shared_with_host: true, ..external(X2) }));
+    let nobody = at(open, 1);
+    gateway.outside(&tcp(e1(), open, ACK)).is_dropped(DropReason::Filtered);
+    gateway.outside(&tcp(e1(), nobody, SYN | ACK)).is_dropped(DropReason::NoMapping);
+    gateway.outside(&PacketBuilder::udp(e1(), nobody)).is_dropped(DropReason::NoMapping);
+    let on_the_box = Endpoint { address: X2, port: 22 };
+    assert_eq!(gateway.outside(&tcp(e1(), on_the_box, SYN)).verdict, Verdict::Punt);
+    gateway.outside(&tcp(e1(), at(open, 80), SYN)).is_dropped(DropReason::NoMapping);
+    gateway.adopt(|policy| policy.forwards.push(forward(Protocol::Tcp, 80, 80, &["10.0.0.3:80"])));
+    gateway.wait(seconds(10));
+    assert!(gateway.answers_due().is_empty());
+    // Nor anybody when the address has gone.
+    gateway.outside(&tcp(e1(), nobody, SYN)).is_dropped(DropReason::NoMapping);
+    gateway.adopt(|policy| policy.externals[0].address = None);
+    gateway.adopt(|policy| policy.externals[0].address = Some(X1));
+    gateway.wait(seconds(10));
+    assert!(gateway.answers_due().is_empty());
+}
+
+/// A flood takes room from those that come after it, of these answers only; and the limit of the gateway's own errors holds.
+#[test]
+fn rfc5382_req4_a_flood_of_syns_is_answered_within_bounds() {
+    let mut gateway = Setup::new().policy(|policy| (policy.icmp_errors.rate, policy.icmp_errors.burst) = (1, 50)).build();
+    let open = gateway.external_of_tcp(h1(), e2());
+    for _again in 0..2 {
+        for port in 1000..2000 {
+            gateway.outside(&tcp(at(e1(), port), open, SYN)).is_dropped(DropReason::Filtered);
+        }
+    }
+    gateway.wait(seconds(6) + 500);
+    assert_eq!(gateway.answers_due().len(), 50);
+    assert_eq!(gateway.count(Counter::IcmpErrorsLimited), 256 - 50, "more are not held, and none twice");
+    gateway.inside(&tcp(h1(), e1(), SYN)).forwarded();
 }
 
 /// "REQ-5: [...] the value of the "established connection idle-timeout" MUST NOT be less than 2 hours 4 minutes. The value of the

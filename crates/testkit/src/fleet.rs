@@ -49,6 +49,9 @@ impl Done {
 /// Frames that a worker takes from a queue at once, at most.
 const MOST_AT_ONCE: usize = 6;
 
+/// The memory of a frame that a NAT writes itself. **Units:** bytes.
+const FRAME: usize = 2048;
+
 /// The workers' NATs.
 pub struct Fleet<'m> {
     nats: Vec<Nat<'m>>,
@@ -219,6 +222,20 @@ impl<'m> Fleet<'m> {
     /// A bounded step of every worker's sweep. Gives the fragments that have waited in vain.
     pub fn expire(&mut self, now: Tick) -> Vec<Done> {
         self.each(|nat| nat.expire(now))
+    }
+
+    /// The ICMP errors that are due by themselves, with the devices that they leave by.
+    pub fn answers_due(&mut self, now: Tick) -> Vec<(DeviceId, Vec<u8>)> {
+        let mut answers = Vec::new();
+        for nat in &mut self.nats {
+            while nat.is_answer_due(now) {
+                let mut memory = vec![0; FRAME];
+                let Some((len, device)) = nat.answer_due(&mut memory, now) else { break };
+                memory.truncate(len);
+                answers.push((device, memory));
+            }
+        }
+        answers
     }
 
     /// Every worker's whole sweep. Gives the fragments that have waited in vain.

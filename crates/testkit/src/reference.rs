@@ -25,6 +25,7 @@ mod rewrite;
 mod shares;
 mod tables;
 mod tcp;
+mod unsolicited;
 mod views;
 
 use decide::Shown;
@@ -32,6 +33,7 @@ use legal::{Legal, Limiter, Received};
 use read::Transport;
 use shares::Shares;
 use tables::{Tables, Unseen};
+use unsolicited::Unsolicited;
 
 /// What became of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +99,7 @@ pub struct ReferenceNat {
     limiter: Limiter,
     shares: Shares,
     tables: Tables,
+    unsolicited: Vec<Unsolicited>,
     /// Whether the packet being judged has waited before.
     again: bool,
     tick: Tick,
@@ -108,7 +111,8 @@ impl ReferenceNat {
     /// An oracle that remembers nothing, at the moment `start`.
     pub fn new(policy: Arc<Policy>, network: Arc<Network>, limits: Limits, start: Tick) -> Self {
         let (limiter, shares) = (limiter(&policy), Shares::new(Owners::single(), &policy));
-        Self { policy, network, limits, limiter, shares, tables: Tables::default(), again: false, tick: start, clock: 0 }
+        let (tables, unsolicited) = (Tables::default(), Vec::new());
+        Self { policy, network, limits, limiter, shares, tables, unsolicited, again: false, tick: start, clock: 0 }
     }
 
     /// The same for many workers, each of which gives only ports that it owns.
@@ -132,6 +136,7 @@ impl ReferenceNat {
         if before.any(|address| !addresses.contains(&address)) {
             self.tables.fragments.values_mut().for_each(|entry| entry.certain = false);
             self.tables.early.iter_mut().for_each(|early| early.over = true);
+            self.doubt_unsolicited();
         }
         self.shares.adopt(&policy);
         self.policy = policy;
@@ -227,6 +232,7 @@ impl ReferenceNat {
                 }
                 self.tables.commit(effects, self.clock, self.policy.inbound_refresh);
                 self.note_fragment(&reading, id, &outcome);
+                self.note_unsolicited(&reading, input, id, &outcome);
                 Ok(outcome)
             }
             Err(why) => Err(explained(device, input, self.clock, verdict, output, &legal, &why)),

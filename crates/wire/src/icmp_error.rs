@@ -81,11 +81,12 @@ pub fn may_answer_with_error(frame: &[u8], layout: &Layout) -> bool {
 /// the datagram quoted as fits. Returns the new length of the frame, or none if the buffer has no room for the least that an error
 /// has to quote; the packet is then as it was.
 ///
-/// The packet has to be as it was received, for its sender to know it.
+/// The packet has to be as it was received, for its sender to know it. It may be cut behind its first eight bytes of payload: the buffer
+/// then has to end with the room for what is there.
 #[must_use]
 pub fn build_error(buffer: &mut [u8], layout: &Layout, error: &ErrorMessage) -> Option<usize> {
     let l3 = layout.l3();
-    let sender = layout.ipv4(buffer)?.src();
+    let sender = Ipv4Header::from_prefix(buffer.get(l3..)?)?.src();
     let header_len = layout.l4() - l3;
     let room = buffer.len().checked_sub(l3 + HEADERS_LEN)?;
     let quoted = layout.datagram_len().min(MAX_ERROR_LEN - HEADERS_LEN).min(room);
@@ -160,6 +161,18 @@ mod tests {
         assert_eq!(build_error(&mut buffer[..14 + 28 + 27], &layout, &error), None);
         assert_eq!(buffer, before);
         assert_eq!(build_error(&mut buffer[..14 + 28 + 128], &layout, &error), Some(14 + 28 + 128));
+    }
+
+    #[test]
+    fn of_a_packet_that_was_cut_what_is_there_is_quoted() {
+        let (whole, layout) = received(100, 0);
+        let there = layout.l4() + 8;
+        let mut buffer = [&whole[..there], &[0xEE; HEADERS_LEN]].concat();
+        let error = ErrorMessage::unreachable(icmpv4::PORT_UNREACHABLE, US, 64);
+        assert_eq!(build_error(&mut buffer, &layout, &error), Some(buffer.len()));
+        let answer = parse(&buffer).expect("a packet");
+        assert_eq!(answer.payload(&buffer)[8..], whole[14..there]);
+        assert!(icmpv4::checksum_ok(answer.payload(&buffer)));
     }
 
     #[test]

@@ -350,6 +350,12 @@ impl Gateway<'_> {
         }
     }
 
+    /// The ICMP errors that are due now, by themselves.
+    pub(crate) fn answers_due(&mut self) -> Vec<Out> {
+        let out = |(device, frame): (_, Vec<u8>)| Out { verdict: Verdict::Transmit(device), frame, was_right: true };
+        self.nat.answers_due(self.now).into_iter().map(out).collect()
+    }
+
     /// Lets time pass without any sweep.
     pub(crate) fn skip(&mut self, milliseconds: u32) {
         self.now = self.now.after(milliseconds);

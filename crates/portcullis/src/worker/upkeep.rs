@@ -46,6 +46,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
     pub(super) fn upkeep(&mut self, now: Tick) {
         self.nat.expire(now);
         self.give_up_fragments(now);
+        self.answer_due(now);
         for (interface, address) in self.nat.used_next_hops() {
             let _ = self.doors.events.send(Event::NeighbourUsed { interface, address });
         }
@@ -58,6 +59,19 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         self.doors.commands.serve(&self.nat, now);
         if self.doors.counters.is_due(now) {
             self.publish(now);
+        }
+    }
+
+    /// Sends the ICMP errors that have waited for their time, as long as there are frames for them.
+    fn answer_due(&mut self, now: Tick) {
+        while self.nat.is_answer_due(now) {
+            let Some(mut frame) = self.pool.pop() else { return };
+            let Some((len, device)) = self.nat.answer_due(frame.buffer(), now) else {
+                self.pool.push(frame);
+                return;
+            };
+            frame.set_packet_len(len);
+            self.dispose(frame, Verdict::Transmit(device), None, now);
         }
     }
 

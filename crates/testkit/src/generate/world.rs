@@ -154,7 +154,7 @@ impl Plan {
             port_parity: if self.parity { PortParity::Preserve } else { PortParity::Any },
             port_hold: PortHold { time: Duration::from_secs(self.hold), ..PortHold::default() },
             timeouts,
-            icmp_errors: IcmpErrors { rate, burst, exhausted_code: self.exhausted_code },
+            icmp_errors: IcmpErrors { rate, burst, exhausted_code: self.exhausted_code, ..IcmpErrors::default() },
         }
     }
 

@@ -79,6 +79,8 @@ pub(crate) struct Bench<'m> {
     pub(crate) records: Vec<Record>,
     pub(crate) outcomes: Vec<(Outcome, Verdict)>,
     pub(crate) log: Option<Vec<String>>,
+    /// ICMP errors that came by themselves.
+    pub(crate) told: u64,
     /// Frames that are on their way or wait, by number.
     inputs: BTreeMap<u64, Received>,
     /// Frames that have waited or do.
@@ -111,6 +113,7 @@ impl<'m> Bench<'m> {
             records: Vec::new(),
             outcomes: Vec::new(),
             log: None,
+            told: 0,
             inputs: BTreeMap::new(),
             waited: BTreeSet::new(),
             fresh: 1000,
@@ -166,7 +169,12 @@ impl<'m> Bench<'m> {
         let given_up = self.nat.expire(self.now);
         self.give_up(&given_up)?;
         self.reference.swept_fragments();
-        Ok(())
+        let answers = self.nat.answers_due(self.now);
+        self.told += answers.len() as u64;
+        for (device, answer) in &answers {
+            self.note(|| format!("  told {}: {}", device.0, describe(answer)));
+        }
+        self.reference.observe_due(&answers).map_err(|disagreement| disagreement.to_string())
     }
 
     /// A step, as a check of its own.

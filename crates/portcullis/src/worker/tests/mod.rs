@@ -14,7 +14,7 @@ use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::DropReason;
 use portcullis_nat::{Capacity, Seeds};
 use portcullis_steering::{Owners, WorkerId};
-use portcullis_testkit::builder::{PacketBuilder, verify};
+use portcullis_testkit::builder::{PacketBuilder, SYN, verify};
 use portcullis_testkit::memory_wire::{FarEnd, MemoryFrame, MemoryPort, RingSizes, Slab, pair};
 
 use super::*;
@@ -175,6 +175,29 @@ impl Bench {
 
 fn outbound(port: u16) -> PacketBuilder {
     PacketBuilder::udp(Endpoint { address: CLIENT, port }, Endpoint { address: SERVER, port: 53 }).mac(CLIENT_MAC, INSIDE_MAC)
+}
+
+#[test]
+fn the_sender_of_an_unsolicited_syn_is_told_when_its_time_has_come() {
+    let mut bench = Bench::new(policy(false), network(true));
+    bench.round();
+    let (remote, nobody) = (Endpoint { address: SERVER, port: 4000 }, Endpoint { address: EXTERNAL, port: 5000 });
+    assert!(bench.outside.inject(&PacketBuilder::tcp(remote, nobody, SYN).mac(SERVER_MAC, OUTSIDE_MAC).build()));
+    bench.wait(1);
+    for _second in 0..6 {
+        bench.wait(1000);
+        assert!(bench.outside.read().is_none());
+    }
+    bench.wait(200);
+    bench.round();
+    let told = bench.outside.read().expect("an ICMP error");
+    verify(&told).expect("right checksums");
+    let layout = portcullis_wire::packet::parse(&told).expect("a packet");
+    let header = layout.ipv4(&told).expect("a header");
+    assert_eq!((header.src(), header.dst()), (EXTERNAL, SERVER));
+    assert_eq!(layout.payload(&told)[..2], [3, 3]);
+    assert!(bench.outside.read().is_none());
+    bench.finish();
 }
 
 #[test]
