@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use portcullis_nat::policy::{
-    DeviceId, Endpoint, External, Filtering, Interface, InterfaceId, Mac, MappingBehaviour, Network, Policy, PortSet,
+    DeviceId, Endpoint, External, Filtering, Interface, InterfaceId, Mac, MappingBehaviour, MssClamp, Network, Policy, PortSet,
     ReceivedChecksums, Route, Side,
 };
 use portcullis_nat::time::Tick;
@@ -158,6 +158,7 @@ fn network() -> Network {
         prefixes: Vec::new(),
         // A physical card's.
         checksums: ReceivedChecksums::Complete,
+        mss: MssClamp::Off,
     };
     // Known keys: a count of instructions is the same each time.
     let keys = ahash::RandomState::with_seeds(1, 2, 3, 4);

@@ -3,8 +3,10 @@
 //! Knows names and sides; whether the system has such an interface is for `system.rs`. Invariant: names are unique.
 //! Tests: `tests/bad_input.rs`.
 
+use core::ops::RangeInclusive;
+
 use ipnet::Ipv4Net;
-use portcullis_nat::policy::Side;
+use portcullis_nat::policy::{MssClamp, Side};
 
 use crate::address::{AddressRange, Unread, prefix, unusable};
 use crate::finding::Problem;
@@ -15,6 +17,11 @@ use crate::schema::INTERFACE;
 const NAME_MOST: usize = 15;
 /// The most queues of an interface. Chosen: what the largest servers have of cores on one NIC.
 const QUEUES_MOST: u32 = 64;
+
+/// The words for what is done to segment sizes.
+pub(crate) const MSS_CLAMPS: [(&str, MssClamp); 2] = [("off", MssClamp::Off), ("pmtu", MssClamp::PathMtu)];
+/// Segment sizes. The least is what Linux takes a smaller one for (TCP_MIN_MSS), the most what the largest datagram carries.
+const MSS: RangeInclusive<u32> = 88..=65_495;
 
 /// An interface that the gateway translates behind or towards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +34,8 @@ pub struct Interface {
     pub prefixes: Vec<Ipv4Net>,
     /// How many receive queues of its device are used; none for those that the device has.
     pub queues: Option<u16>,
+    /// What it does to the maximum segment size that TCP connections through it announce.
+    pub mss: MssClamp,
 }
 
 /// The interfaces of a file, and where they stand.
@@ -62,13 +71,20 @@ impl Interfaces {
         let side = side.and_then(|value| value.word(&[("inside", Side::Inside), ("outside", Side::Outside)], report));
         let (prefixes, prefix_spots) = table.get("prefixes").map(|value| read_prefixes(&value, side, report)).unwrap_or_default();
         let queues = table.get("queues").and_then(|value| value.integer(1..=QUEUES_MOST, report));
+        let mss = table.get("mss").and_then(|value| value.word_or(&MSS_CLAMPS, MSS, |size| MssClamp::At(size as u16), report));
         let (Some((name, spot)), Some(side)) = (name, side) else { return };
         if let Some(first) = self.list.iter().position(|interface| interface.name == name) {
             let line = report.line(&self.spots[first].name);
             report.fault(&spot, Problem::Repeated { found: name, what: "an interface".to_owned(), line });
             return;
         }
-        self.list.push(Interface { name, side, prefixes, queues: queues.map(|queues| queues as u16) });
+        self.list.push(Interface {
+            name,
+            side,
+            prefixes,
+            queues: queues.map(|queues| queues as u16),
+            mss: mss.unwrap_or_default(),
+        });
         self.spots.push(InterfaceSpots { name: spot, prefixes: prefix_spots });
     }
 

@@ -214,6 +214,20 @@ impl<'t> Value<'t> {
         }
     }
 
+    /// A word that has a meaning, or what a whole number within `range` means.
+    pub(crate) fn word_or<T: Copy>(
+        &self,
+        words: &[(&'static str, T)],
+        range: RangeInclusive<u32>,
+        number: impl FnOnce(u32) -> T,
+        report: &mut Report,
+    ) -> Option<T> {
+        match self.inner {
+            DeValue::String(_) => self.word(words, report),
+            _ => self.integer(range, report).map(number),
+        }
+    }
+
     /// The elements of a list.
     pub(crate) fn list(&self, report: &mut Report) -> Option<Vec<Self>> {
         let array = self.typed(self.inner.as_array(), report)?;

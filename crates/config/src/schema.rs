@@ -52,6 +52,7 @@ pub const INTERFACE: Section = Section {
         key("side", None, "\"inside\" or \"outside\""),
         key("prefixes", Some("[]"), "a list of IPv4 prefixes, such as [\"10.0.0.0/8\"]"),
         key("queues", None, "a whole number from 1 to 64"),
+        key("mss", Some("\"off\""), "\"off\", \"pmtu\" or a whole number from 88 to 65495"),
     ],
 };
 

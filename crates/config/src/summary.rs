@@ -6,7 +6,7 @@
 use core::fmt::Write as _;
 
 use humantime::format_duration;
-use portcullis_nat::policy::{PortParity, Side};
+use portcullis_nat::policy::{MssClamp, PortParity, Side};
 
 use crate::Config;
 use crate::check::port_set;
@@ -98,12 +98,17 @@ fn listed<T: ToString>(items: &[T]) -> String {
 
 fn interface_line(interface: &Interface) -> String {
     let queues = interface.queues.map(|queues| format!(", {queues} queues")).unwrap_or_default();
+    let segments = match interface.mss {
+        MssClamp::Off => String::new(),
+        MssClamp::PathMtu => ", TCP segments as the path's MTU allows".to_owned(),
+        MssClamp::At(size) => format!(", TCP segments of {size} bytes at most"),
+    };
     let translated = match interface.side {
-        Side::Outside => return format!("interface {} outside{queues}", interface.name),
+        Side::Outside => return format!("interface {} outside{queues}{segments}", interface.name),
         Side::Inside if interface.prefixes.is_empty() => "all that is routed there".to_owned(),
         Side::Inside => listed(&interface.prefixes),
     };
-    format!("interface {} inside: translates {translated}{queues}", interface.name)
+    format!("interface {} inside: translates {translated}{queues}{segments}", interface.name)
 }
 
 fn pool_line(pool: &Pool) -> String {

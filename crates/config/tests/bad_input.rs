@@ -170,6 +170,8 @@ fn interfaces_have_names_sides_and_prefixes_that_can_be() {
         ("[\"10.0.0.0/8\"]", "[\"10.0.0.0/8\", <<\"10.0.0.0/8\">>]", "interface[0].prefixes[1]", &["stands in this list already"]),
         ("[\"10.0.0.0/8\"]", "[\"10.0.0.0/8\", <<\"ten\">>]", "interface[0].prefixes[1]", &["`ten` is not an IPv4 prefix"]),
         ("prefixes", "queues = <<0>>\nprefixes", "interface[0].queues", &["0 is out of range", "from 1 to 64"]),
+        ("prefixes", "mss = <<87>>\nprefixes", "interface[0].mss", &["87 is out of range", "from 88 to 65495"]),
+        ("prefixes", "mss = <<\"mtu\">>\nprefixes", "interface[0].mss", &["legal: \"off\", \"pmtu\""]),
     ]);
 }
 

@@ -11,7 +11,7 @@ use portcullis_config::{
     Warning,
 };
 use portcullis_nat::policy::{
-    Endpoint, External, Filtering, MappingBehaviour, PortHold, PortParity, Protocol, Side, Timeouts, UnsolicitedSyn,
+    Endpoint, External, Filtering, MappingBehaviour, MssClamp, PortHold, PortParity, Protocol, Side, Timeouts, UnsolicitedSyn,
 };
 
 const INTERFACES: &str = r#"
@@ -67,6 +67,21 @@ fn the_least_file_has_the_defaults_of_the_rfcs() {
     assert_eq!(config.pools[0].ports, None);
     assert_eq!(config.interfaces[0].side, Side::Inside);
     assert!(config.interfaces[0].prefixes.is_empty() && config.interfaces[0].queues.is_none());
+}
+
+#[test]
+fn segment_sizes_are_left_alone_or_lowered_to_the_mtu_or_a_number() {
+    let rows = [
+        ("", MssClamp::Off, ""),
+        ("mss = \"off\"", MssClamp::Off, ""),
+        ("mss = \"pmtu\"", MssClamp::PathMtu, ", TCP segments as the path's MTU allows"),
+        ("mss = 1400", MssClamp::At(1400), ", TCP segments of 1400 bytes at most"),
+    ];
+    for (line, clamp, words) in rows {
+        let (config, warnings) = parse(&format!("{line}\n{}", pool("\"203.0.113.10\"", "")));
+        assert_eq!((config.interfaces[1].mss, config.interfaces[0].mss, warnings.len()), (clamp, MssClamp::Off, 0));
+        assert!(config.summary().contains(&format!("interface eth0 outside{words}")), "{:?}", config.summary());
+    }
 }
 
 #[test]

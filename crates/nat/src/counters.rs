@@ -75,6 +75,8 @@ counters! {
     HandedOffHairpin = "handed_off_hairpin_packets",
     /// Packets to forwarded ports handed to the owner of their server.
     HandedOffForward = "handed_off_forward_packets",
+    /// Packets whose maximum segment size was lowered.
+    MssClamped = "mss_clamped_packets",
     /// Packets whose partial checksum was completed.
     ChecksumsCompleted = "checksums_completed",
     /// Mappings made.

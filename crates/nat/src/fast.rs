@@ -53,7 +53,7 @@ const FRONT_COUNTS: u32 = 0b0111_0000_0011_1111;
 const FRAGMENT_MASK: u16 = 0x3FFF;
 
 /// A bit for each combination of the TCP flags from FIN to URG: whether some TCP sends it.
-const LEGAL_FLAGS: u64 = {
+pub(crate) const LEGAL_FLAGS: u64 = {
     let (mut legal, mut flags) = (0, 0);
     while flags < 64 {
         if !TcpFlags(flags).is_impossible() {
@@ -342,7 +342,8 @@ impl Nat<'_> {
             return None;
         }
         if row.says != Says::of(head[at::PROTOCOL], head[at::TCP_FLAGS]) || !OUTBOUND && session.has(flag::ADMITTED) {
-            return forward_unsettled::<OUTBOUND>(head, session, address, leaves, self.policy.inbound_refresh, now);
+            let rules = (self.fast_flags, self.policy.inbound_refresh);
+            return forward_unsettled::<OUTBOUND>(head, session, address, leaves, rules, now);
         }
         let packets = if OUTBOUND { &mut session.packets_out } else { &mut session.packets_in };
         *packets = packets.wrapping_add(1);
@@ -390,7 +391,7 @@ fn forward_unsettled<const OUTBOUND: bool>(
     session: &mut Session,
     address: u32,
     leaves: &Adjacency,
-    refreshes_inbound: bool,
+    (legal_flags, refreshes_inbound): (u64, bool),
     now: Tick,
 ) -> Option<DeviceId> {
     // Whether a guest's mapping is there, and what an answer to a guest does to it, the ordinary way knows.
@@ -399,7 +400,7 @@ fn forward_unsettled<const OUTBOUND: bool>(
     }
     let flags = TcpFlags(head[at::TCP_FLAGS]);
     let flags = match Protocol::from_number(head[at::PROTOCOL]).filter(|&protocol| session.kind.is_of(protocol))? {
-        Protocol::Tcp => (LEGAL_FLAGS >> (flags.0 % 64) & 1 == 1).then_some(flags)?,
+        Protocol::Tcp => (legal_flags >> (flags.0 % 64) & 1 == 1).then_some(flags)?,
         // Those of a segment that changes nothing.
         Protocol::Udp => TcpFlags::ACK,
         Protocol::Icmp => return None,

@@ -74,7 +74,7 @@ impl Nat<'_> {
         let number = self.settle(back, now)?;
         self.advance(number, Direction::Inbound, tuple.flags, now);
         let rewrite = Rewrite::hairpin(tuple.outbound().0, sender, self.session(number), self.external_of(number));
-        self.finish(packet, &arrival.layout, &rewrite, &path, (Way::Hairpin, now))
+        self.finish(packet, arrival, &rewrite, &path, (Way::Hairpin, now))
     }
 
     /// TCP of no session that opens none: a connection of the host's, which shares the address, looks from here like one that never

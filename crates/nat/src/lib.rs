@@ -31,6 +31,7 @@ mod index;
 pub mod internals;
 mod leave;
 mod limit;
+mod mss;
 mod nat;
 mod open;
 mod own;

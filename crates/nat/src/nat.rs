@@ -24,6 +24,7 @@ use crate::fragment::Fragments;
 use crate::identities::Identities;
 use crate::leave;
 use crate::limit::TokenBucket;
+use crate::mss;
 use crate::own::Rules;
 use crate::packet::Packet;
 use crate::path::{self, Path, Paths, Whereabouts};
@@ -54,6 +55,8 @@ pub struct Nat<'m> {
     pub(crate) paths: Paths,
     pub(crate) adjacencies: Adjacencies,
     pub(crate) gates: Vec<Option<Gate>>,
+    /// A bit for each combination of TCP flags that the fast path may forward.
+    pub(crate) fast_flags: u64,
     pub(crate) settled: Settled,
     /// Verdicts of a burst's packets that the fast path has left to the ordinary way. Empty between bursts.
     pub(crate) left: Vec<Verdict>,
@@ -95,6 +98,7 @@ impl<'m> Nat<'m> {
             paths: Paths::new(now),
             adjacencies: Adjacencies::new(hasher.clone()),
             gates: Vec::new(),
+            fast_flags: fast::LEGAL_FLAGS,
             choice: Choice::new(choice, me),
             owners,
             me,
@@ -127,6 +131,7 @@ impl<'m> Nat<'m> {
         self.paths.adopt(&network);
         self.adjacencies.forget();
         self.gates = fast::gates(&network);
+        self.fast_flags = mss::fast_flags(&network);
         self.network = network;
     }
 

@@ -31,6 +31,9 @@ impl Nat<'_> {
     #[inline(never)]
     pub(crate) fn open(&mut self, head: &mut Head, len: usize, expected: InterfaceId, now: Tick) -> Option<DeviceId> {
         let flow = flow_of(head)?;
+        if flow.protocol == Protocol::Tcp && self.fast_flags >> TcpFlags::SYN.0 & 1 == 0 {
+            return None;
+        }
         let (internal, remote) = (flow.ours.address, flow.remote.address);
         // An earlier packet of the burst may have begun it.
         let is_known = self.state.sessions.is_known(Side::Inside, fast::key_of(head));

@@ -231,6 +231,7 @@ mod tests {
             up: true,
             prefixes: Vec::new(),
             checksums: crate::policy::ReceivedChecksums::default(),
+            mss: crate::policy::MssClamp::Off,
         }
     }
 

@@ -339,6 +339,18 @@ pub enum ReceivedChecksums {
     Complete,
 }
 
+/// To what the maximum segment size is lowered that TCP connections through an interface announce.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// It is left alone.
+    #[default]
+    Off,
+    /// To what fits the MTU of the path through the interface.
+    PathMtu,
+    /// To that size. **Units:** bytes of data.
+    At(u16),
+}
+
 /// A link-layer address.
 pub type Mac = [u8; 6];
 
@@ -365,6 +377,8 @@ pub struct Interface {
     pub prefixes: Vec<Ipv4Net>,
     /// The device's: what transport checksums its frames may have.
     pub checksums: ReceivedChecksums,
+    /// What it does to the segment sizes of connections.
+    pub mss: MssClamp,
 }
 
 /// Where a route leads.

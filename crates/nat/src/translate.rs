@@ -78,7 +78,7 @@ impl Nat<'_> {
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Outbound, tuple.flags, now);
         let rewrite = Rewrite::outbound(self.session(number), self.external_of(number));
-        self.finish(packet, &arrival.layout, &rewrite, &path, (Way::Outbound, now))
+        self.finish(packet, arrival, &rewrite, &path, (Way::Outbound, now))
     }
 
     fn translate_inbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, tuple: &Tuple, slot: u16, now: Tick) -> Decision {
@@ -98,7 +98,7 @@ impl Nat<'_> {
         let number = self.settle(chosen, now)?;
         self.advance(number, Direction::Inbound, tuple.flags, now);
         let rewrite = Rewrite::inbound(self.session(number), self.external_of(number));
-        self.finish(packet, &arrival.layout, &rewrite, &path, (Way::Inbound, now))
+        self.finish(packet, arrival, &rewrite, &path, (Way::Inbound, now))
     }
 
     pub(crate) fn choose_outbound(
@@ -205,14 +205,16 @@ impl Nat<'_> {
     pub(crate) fn finish(
         &mut self,
         packet: &mut Packet<'_>,
-        layout: &Layout,
+        arrival: &Arrival,
         rewrite: &Rewrite,
         path: &Path,
         (way, now): (Way, Tick),
     ) -> Decision {
-        if rewrite.apply(packet.frame_mut(), layout) {
+        if rewrite.apply(packet.frame_mut(), &arrival.layout) {
             self.counters.count(Counter::ChecksumsCompleted);
         }
+        self.clamp_mss(packet, arrival, path);
+        let layout = &arrival.layout;
         if way != Way::Inbound && layout.fragment() == Fragment::Whole && layout.datagram_len() > usize::from(path.mtu) {
             // It leaves in fragments.
             self.identify_anew(packet, None, now);

@@ -84,6 +84,8 @@ pub(crate) struct Setup {
     pub(crate) silent: bool,
     /// The code of Destination Unreachable on exhaustion, where it can be chosen.
     pub(crate) exhausted_code: Option<u8>,
+    /// TCP's maximum segment size is lowered to what the MTU of the outside allows.
+    pub(crate) clamps: bool,
 }
 
 /// What ordinary rows use.
@@ -97,6 +99,7 @@ pub(crate) const DEFAULT: Setup = Setup {
     mtu: (1500, 1500),
     silent: false,
     exhausted_code: None,
+    clamps: false,
 };
 /// The same, for what may leave a NAT out of breath.
 pub(crate) const FLOODED: Setup = Setup { name: "flooded", ..DEFAULT };
@@ -116,6 +119,8 @@ pub(crate) const RANGED: Setup = Setup { name: "ranged", ports: Some((40_000, 48
 pub(crate) const KEPT: Setup = Setup { name: "kept", ports: Some((1, 65_535)), parity: true, ..DEFAULT };
 /// An outside wire that is narrower than the inside.
 pub(crate) const NARROW: Setup = Setup { name: "narrow", mtu: (1500, 1400), ..DEFAULT };
+/// The same, and TCP is told beforehand.
+pub(crate) const CLAMPED: Setup = Setup { name: "clamped", clamps: true, ..NARROW };
 /// An inside wire that is narrower than the outside.
 pub(crate) const NARROW_INSIDE: Setup = Setup { name: "narrow-inside", mtu: (1400, 1500), ..DEFAULT };
 /// Times that can be waited for.
@@ -131,7 +136,7 @@ pub(crate) const QUICK_TIGHT: Setup = Setup { name: "quick-tight", addresses: 2,
 pub(crate) const SILENT: Setup = Setup { name: "silent", silent: true, ..DEFAULT };
 
 /// All of them, in the order in which they are run.
-pub(crate) const ALL: [&Setup; 16] = [
+pub(crate) const ALL: [&Setup; 17] = [
     &DEFAULT,
     &FLOODED,
     &RANGED,
@@ -142,6 +147,7 @@ pub(crate) const ALL: [&Setup; 16] = [
     &TIGHT,
     &TIGHT_6888,
     &NARROW,
+    &CLAMPED,
     &NARROW_INSIDE,
     &QUICK,
     &QUICK_APART,

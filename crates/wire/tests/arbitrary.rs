@@ -134,6 +134,24 @@ proptest! {
     }
 
     #[test]
+    fn a_lowered_segment_size_leaves_the_checksum_right_whatever_the_options(
+        options in vec(prop_oneof![Just(0_u8), Just(1), Just(2), Just(4), any::<u8>()], 0..=40), flags in any::<u8>(), most in any::<u16>()
+    ) {
+        let mut segment = [&[0x12, 0x34, 0, 80, 1, 2, 3, 4, 5, 6, 7, 8, 0, flags, 0xFF, 0xFF, 0, 0, 0, 0], &options[..], b"data"].concat();
+        segment[12] = ((20 + options.len()) / 4 * 16) as u8;
+        let pseudo = checksum::pseudo_header([10, 0, 0, 1].into(), [192, 0, 2, 1].into(), 6, segment.len() as u16);
+        let right = |segment: &[u8]| pseudo.and(checksum::sum(segment)).checksum();
+        let value = right(&segment);
+        segment[16..18].copy_from_slice(&value.to_be_bytes());
+        let before = segment.clone();
+        let lowered = tcp::clamp_mss(&mut segment, most);
+        prop_assert_eq!(right(&segment), 0);
+        let end = 20 + options.len() / 4 * 4;
+        prop_assert_eq!(&segment[end..], &before[end..], "behind the options");
+        prop_assert!(!lowered || flags & 2 != 0);
+    }
+
+    #[test]
     fn a_sum_from_any_start_is_that_of_its_words(bytes in vec(prop_oneof![Just(0), Just(0xFF), any::<u8>()], 0..300), start in 0..9_usize) {
         let bytes = bytes.get(start..).unwrap_or(&[]);
         let words: u64 = bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0))).sum();

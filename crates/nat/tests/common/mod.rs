@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{
-    DeviceId, Endpoint, External, Forward, Interface, InterfaceId, Mac, Network, Policy, PortSet, Protocol, ReceivedChecksums,
-    Route, Side,
+    DeviceId, Endpoint, External, Forward, Interface, InterfaceId, Mac, MssClamp, Network, Policy, PortSet, Protocol,
+    ReceivedChecksums, Route, Side,
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
@@ -168,6 +168,7 @@ fn interface(name: &str, device: DeviceId, vlan: Option<u16>, side: Side, number
         up: true,
         prefixes: Vec::new(),
         checksums: ReceivedChecksums::default(),
+        mss: MssClamp::Off,
     }
 }
 

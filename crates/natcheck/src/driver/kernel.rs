@@ -57,6 +57,7 @@ fn rules(setup: &Setup) -> String {
         format!("ip daddr {first} {protocol} dport {external} dnat to {}:{internal}\n", plan::SERVER)
     };
     let forwards = forward("udp", plan::UDP_FORWARD, plan::UDP_SERVICE) + &forward("tcp", plan::TCP_FORWARD, plan::TCP_SERVICE);
+    let clamp = if setup.clamps { "tcp flags syn tcp option maxseg size set rt mtu\n" } else { "" };
     format!(
         "table ip natcheck {{
              chain in {{
@@ -69,6 +70,7 @@ fn rules(setup: &Setup) -> String {
              }}
              chain filter {{
                  type filter hook forward priority filter; policy drop;
+                 {clamp}
                  iifname \"{INSIDE}\" accept
                  ct state established,related accept
                  ct status dnat accept

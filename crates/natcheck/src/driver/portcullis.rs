@@ -76,8 +76,9 @@ impl Drop for Gateway {
 
 /// The configuration for a setup.
 fn toml(setup: &Setup, workers: u32, socket: &Path) -> String {
+    let mss = if setup.clamps { "mss = \"pmtu\"\n" } else { "" };
     let mut text = format!(
-        "[[interface]]\nname = \"{INSIDE}\"\nside = \"inside\"\n\n[[interface]]\nname = \"{OUTSIDE}\"\nside = \"outside\"\n\n\
+        "[[interface]]\nname = \"{INSIDE}\"\nside = \"inside\"\n\n[[interface]]\nname = \"{OUTSIDE}\"\nside = \"outside\"\n{mss}\n\
          [[pool]]\nname = \"default\"\n"
     );
     let addresses: Vec<_> = setup.pool().iter().map(ToString::to_string).collect();

@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 use std::thread;
 
-use portcullis_lab::builder::{PacketBuilder, SYN};
+use portcullis_lab::builder::{ACK, PacketBuilder, SYN};
 use portcullis_nat::policy::Endpoint;
 
 use super::fragments::route;
@@ -14,7 +14,7 @@ use crate::bench::{Bench, STAYS_AWAY, Transport};
 use crate::datagram::{Datagram, TCP, UDP};
 use crate::plan;
 use crate::row::{Check, Level, Row, require, violated};
-use crate::setup::{NARROW, NARROW_INSIDE, SILENT};
+use crate::setup::{CLAMPED, NARROW, NARROW_INSIDE, SILENT};
 use crate::wire::Side;
 
 use Level::{May, Must, Rec};
@@ -37,6 +37,14 @@ pub(super) const ROWS: &[Row] = &[
         split(bench, Side::Outside)
     })
     .with(&NARROW_INSIDE),
+    Row::new(
+        "mss",
+        May,
+        "RFC 9293, section 3.7.1",
+        "Where asked to, a SYN's maximum segment size is lowered to the path's MTU less 40, both ways",
+        segment_size,
+    )
+    .with(&CLAMPED),
     Row::new("5508-9", May, "RFC 5508, REQ-9", "A policy can suppress the NAT's own ICMP errors", suppressed).with(&SILENT),
     Row::new(
         "5508-10a",
@@ -90,6 +98,26 @@ fn traceroute(bench: &Bench) -> Check {
             error_comes(bench, &shot, (3, 3), host, remote)?;
         } else {
             bench.reply(transport, remote, out.from(), host, "from the end of the trace")?;
+        }
+    }
+    Ok(String::new())
+}
+
+/// A handshake over an outside of 1400 bytes: hosts that announce more are shown 1360 of each other, those that announce less what they said.
+fn segment_size(bench: &Bench) -> Check {
+    for (announced, wanted) in [(1460_u16, 1360_u16), (536, 536)] {
+        let (host, remote) = (bench.endpoint(), bench.remote());
+        let (ours, theirs) = (bench.number(), bench.number());
+        let options = [&[1, 2, 4], &announced.to_be_bytes()[..], &[4, 2, 1]].concat();
+        let syn = PacketBuilder::tcp(host, remote, SYN).numbers(ours, 0).tcp_options(&options);
+        let out = bench.leaves(&syn, |one| one.protocol() == TCP && one.sequence() == ours)?;
+        let answer = PacketBuilder::tcp(remote, out.from(), SYN | ACK).numbers(theirs, ours.wrapping_add(1)).tcp_options(&options);
+        let shot = bench.send(Side::Outside, &answer)?;
+        let back = bench.expect(&shot, Side::Inside, "the SYN+ACK", |one| one.protocol() == TCP && one.sequence() == theirs)?;
+        for (seen, side) in [(&out, Side::Outside), (&back, Side::Inside)] {
+            let shown = &seen.segment()[20..];
+            let expected = [&options[..3], &wanted.to_be_bytes()[..], &options[5..]].concat();
+            require!(shown == expected, "a size of {announced} came {} as options {shown:02x?}, not {expected:02x?}", side.word());
         }
     }
     Ok(String::new())

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use portcullis_api as api;
 use portcullis_nat::counters::{Counter, Counters};
 use portcullis_nat::policy::{
-    DeviceId, Endpoint, External, Interface, Network, Policy, PortSet, Protocol, ReceivedChecksums, Side,
+    DeviceId, Endpoint, External, Interface, MssClamp, Network, Policy, PortSet, Protocol, ReceivedChecksums, Side,
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::DropReason;
@@ -82,6 +82,7 @@ pub(crate) fn small() -> (Arc<Policy>, Arc<Network>) {
         up: true,
         prefixes: Vec::new(),
         checksums: ReceivedChecksums::default(),
+        mss: MssClamp::Off,
     };
     let externals = vec![External {
         address: Some(EXTERNAL),

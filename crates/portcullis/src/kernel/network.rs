@@ -9,7 +9,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use portcullis_nat::policy::{DeviceId, Interface, InterfaceId, Network, ReceivedChecksums, Route, Side};
+use portcullis_nat::policy::{DeviceId, Interface, InterfaceId, MssClamp, Network, ReceivedChecksums, Route, Side};
 
 use super::KernelError;
 use super::state::{Address, IfIndex, KernelState, RouteEntry, Table, Target};
@@ -27,6 +27,8 @@ pub(crate) struct ConfiguredInterface {
     pub(crate) prefixes: Vec<Ipv4Net>,
     /// What transport checksums the device's frames may have.
     pub(crate) checksums: ReceivedChecksums,
+    /// What it does to the segment sizes of connections.
+    pub(crate) mss: MssClamp,
 }
 
 /// A VLAN identifier that no frame has (IEEE 802.1Q reserves it): an interface that does not exist must match no frame.
@@ -80,6 +82,7 @@ fn interface(state: &KernelState, configured: &ConfiguredInterface) -> Interface
         up: false,
         prefixes: configured.prefixes.clone(),
         checksums: configured.checksums,
+        mss: configured.mss,
     };
     let Some((index, link)) = state.link(&configured.name) else { return base };
     Interface {
@@ -330,6 +333,7 @@ mod tests {
             device: DeviceId(device),
             prefixes: Vec::new(),
             checksums: ReceivedChecksums::default(),
+            mss: MssClamp::Off,
         };
         vec![interface("in", Side::Inside, 0), interface("out", Side::Outside, 1), interface("backup", Side::Outside, 2)]
     }

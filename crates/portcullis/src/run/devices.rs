@@ -82,7 +82,7 @@ impl Devices {
             let ifindex = state.link(&interface.name).map_or(attachment.index, |(index, _)| index);
             let (name, side, prefixes) = (interface.name.clone(), interface.side, interface.prefixes.clone());
             let checksums = ReceivedChecksums::default();
-            let configured = ConfiguredInterface { name, side, device: id, prefixes, checksums };
+            let configured = ConfiguredInterface { name, side, device: id, prefixes, checksums, mss: interface.mss };
             interfaces.push(PlacedInterface { configured, ifindex, device: attachment.index, vlan: attachment.vlan });
         }
         if ids.len() > MOST_DEVICES {

@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use portcullis_testkit::topology::gateway::Setup;
 use portcullis_testkit::topology::program::wait_until;
 use portcullis_testkit::topology::sniff::{Seen, Sniffer};
 
@@ -130,6 +131,30 @@ fn large_transfers_get_through_a_narrower_outside() {
             contains(&world.server().run(&format!("{page}203.0.113.10:8080/bytes/500000"))?, "500000")
                 .context("towards the server")?;
             echo_over_tcp(world, 300_000).context("both ways")
+        })
+    });
+}
+
+/// The kernels at both ends announce 1460, as their wires of 1500 bytes allow.
+#[test]
+fn connections_through_a_narrower_outside_are_told_its_segment_size() {
+    fn is_syn(packet: &Seen) -> bool {
+        packet.protocol == 6 && packet.bytes.get(20 + 13).is_some_and(|flags| flags & 2 != 0)
+    }
+    // The first option of Linux's SYNs.
+    let sizes = |sniffer: &Sniffer, source: [u8; 4]| -> Vec<_> {
+        let from = sniffer.seen(|packet| packet.source.octets() == source);
+        from.iter().map(|packet| packet.bytes.get(40..44).map(<[u8]>::to_vec).unwrap_or_default()).collect()
+    };
+    run_portcullis(Setup { outside: "mss = \"pmtu\"", ..usual() }, |world| {
+        with_narrow_outside(world, || {
+            let (outside, inside) = (Sniffer::start_for(world.router(), is_syn)?, Sniffer::start_for(world.client(0), is_syn)?);
+            let page = "curl -sS --max-time 10 -o /dev/null -w %{size_download} http://198.51.100.2/bytes/100000";
+            contains(&world.client(0).run(page)?, "100000")?;
+            let (out, back) = (sizes(&outside, [203, 0, 113, 10]), sizes(&inside, [198, 51, 100, 2]));
+            let wanted = [vec![2, 4, 5, 0x50]];
+            ensure!(out.starts_with(&wanted) && back.starts_with(&wanted), "outside {out:02x?}, inside {back:02x?}, not 1360");
+            Ok(())
         })
     });
 }

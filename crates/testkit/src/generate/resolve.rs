@@ -179,7 +179,7 @@ impl Stage {
         let (link, datagram, out) = (before.link?, before.datagram?, after.datagram?);
         let (field, payload) = match datagram.transport {
             Transport::Ports { protocol: portcullis_nat::policy::Protocol::Udp, .. } => (6, 8),
-            Transport::Ports { .. } => (16, 20),
+            Transport::Ports { .. } => (16, usize::from(datagram.bytes[datagram.header_len + 12] >> 4) * 4),
             _ => return None,
         };
         if datagram.bytes.len() < datagram.header_len + payload + 2 || word(&datagram.bytes, datagram.header_len + field) == 0 {
@@ -283,13 +283,23 @@ pub fn answered(frame: &[u8]) -> Option<Vec<u8>> {
 fn packet(source: Endpoint, destination: Endpoint, kind: Kind) -> PacketBuilder {
     match kind {
         Kind::Udp => PacketBuilder::udp(source, destination),
-        Kind::Tcp(flags) => PacketBuilder::tcp(source, destination, flags),
+        Kind::Tcp(flags) => PacketBuilder::tcp(source, destination, flags).tcp_options(announcement(flags)),
         Kind::Query(query) => {
             let id = if destination.port >= FIRST_PORT { destination.port } else { source.port };
             PacketBuilder::query(source.address, destination.address, query, id)
         }
         Kind::Other(protocol) => PacketBuilder::raw(source.address, destination.address, protocol),
         Kind::OtherIcmp(kind) => PacketBuilder::icmp(source.address, destination.address, kind, 0, [0; 4]),
+    }
+}
+
+/// TCP's options: a maximum segment size of 1460, where one belongs and elsewhere, at an even offset and at an odd one.
+fn announcement(flags: u8) -> &'static [u8] {
+    match flags {
+        crate::builder::SYN => &[2, 4, 5, 0xB4],
+        flags if flags & crate::builder::SYN != 0 => &[1, 2, 4, 5, 0xB4],
+        flags if flags % 3 == 0 => &[2, 4, 5, 0xB4],
+        _ => &[],
     }
 }
 

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use portcullis_nat::policy::{
-    DeviceId, Endpoint, External, Filtering, Forward, IcmpErrors, Interface, InterfaceId, Mac, MappingBehaviour, Network, Policy,
-    PortHold, PortParity, PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
+    DeviceId, Endpoint, External, Filtering, Forward, IcmpErrors, Interface, InterfaceId, Mac, MappingBehaviour, MssClamp, Network,
+    Policy, PortHold, PortParity, PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
 };
 use proptest::prelude::*;
 
@@ -97,6 +97,8 @@ pub struct Plan {
     pub prefixes: bool,
     /// The MTU of each interface.
     pub mtus: [u16; 4],
+    /// What each interface does to segment sizes.
+    pub mss: [MssClamp; 4],
     /// The MTU of the default route.
     pub route_mtu: Option<u16>,
     /// Mappings, sessions and fragmented packets that the NAT holds.
@@ -190,6 +192,7 @@ impl Plan {
             up: self.down >> number & 1 == 0,
             prefixes: if number == 1 && self.prefixes { vec![net("10.0.7.0/25")] } else { Vec::new() },
             checksums: ReceivedChecksums::default(),
+            mss: self.mss[number],
         };
         facts.into_iter().enumerate().map(interface).collect()
     }
@@ -268,6 +271,10 @@ pub fn mtu() -> impl Strategy<Value = u16> {
     prop_oneof![5 => Just(1500_u16), 1 => Just(1400), 1 => Just(576)]
 }
 
+fn clamp() -> impl Strategy<Value = MssClamp> {
+    prop_oneof![2 => Just(MssClamp::Off), 1 => Just(MssClamp::PathMtu), 1 => (500_u16..1500).prop_map(MssClamp::At)]
+}
+
 fn start() -> impl Strategy<Value = u32> {
     prop_oneof![1 => any::<u32>(), 2 => (0_u32..120_000).prop_map(|before| u32::MAX - before)]
 }
@@ -287,7 +294,9 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         any::<bool>(),
         prop_oneof![2 => Just(0_u64), 1 => Just(5), 1 => Just(30)],
     );
-    let links = (any::<bool>(), prop::bool::weighted(0.9), any::<bool>(), [mtu(), mtu(), mtu(), mtu()], prop::option::of(mtu()));
+    let mss = prop_oneof![2 => Just([MssClamp::Off; 4]), 1 => [clamp(), clamp(), clamp(), clamp()]];
+    let links =
+        (any::<bool>(), prop::bool::weighted(0.9), any::<bool>(), [mtu(), mtu(), mtu(), mtu()], prop::option::of(mtu()), mss);
     let rest = (capacity, start(), rare_bits(), prop_oneof![6 => Just(0_u8), 1 => any::<u8>()]);
     (rules, answers, links, rest).prop_map(|(rules, answers, links, rest)| Plan {
         slots: rules.0,
@@ -306,6 +315,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         prefixes: links.2,
         mtus: links.3,
         route_mtu: links.4,
+        mss: links.5,
         capacity: rest.0,
         start: rest.1,
         unresolved: rest.2,
@@ -334,6 +344,7 @@ impl Default for Plan {
             prefixes: true,
             mtus: [1500; 4],
             route_mtu: None,
+            mss: [MssClamp::Off; 4],
             capacity: (64, 64, 64),
             start: u32::MAX - 5_000,
             unresolved: 0,

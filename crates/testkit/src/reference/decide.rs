@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use portcullis_nat::policy::{Endpoint, Interface, InterfaceId, Protocol, Route, Side};
+use portcullis_nat::policy::{Endpoint, Interface, InterfaceId, MssClamp, Protocol, Route, Side};
 use portcullis_nat::verdict::DropReason;
 
 use super::fragments::{Fate, FragmentEntry, FragmentKey};
@@ -231,7 +231,30 @@ impl ReferenceNat {
             // RFC 6864, section 5.3.1: many hosts share the source that it has now.
             expected.identification = Some((0, Ids::Any));
         }
+        if let (Transport::Ports { protocol: Protocol::Tcp, .. }, Some(most)) =
+            (&datagram.transport, self.segment_size(received, egress))
+        {
+            rewrite::clamped(&mut expected, datagram.header_len, most);
+        }
         legal.forwards.push(Forward { outcome: path.outcome, expected, egress: egress.clone(), effects });
+    }
+
+    /// The largest segment size that both interfaces which a packet crosses let a host announce, where they care.
+    fn segment_size(&self, received: Received<'_>, egress: &Egress) -> Option<u16> {
+        let arrives = received.interface;
+        let back = match self.network.route(received.datagram.source) {
+            Some(Route::Via { interface, mtu: Some(mtu), .. }) if self.network.interfaces[usize::from(interface.0)] == *arrives => {
+                mtu.min(arrives.mtu)
+            }
+            _ => arrives.mtu,
+        };
+        let leaves = &self.network.interfaces[usize::from(egress.interface.0)];
+        let size = |(interface, mtu): (&Interface, u16)| match interface.mss {
+            MssClamp::Off => None,
+            MssClamp::PathMtu => Some(mtu - 40),
+            MssClamp::At(size) => Some(size),
+        };
+        [(arrives, back), (leaves, egress.mtu)].into_iter().filter_map(size).min()
     }
 
     /// Inside to inside through external endpoints (RFC 4787, REQ-9: the receiver sees the sender's external endpoint). What belongs to
@@ -367,6 +390,7 @@ impl ReferenceNat {
             mac: interface.mac,
             next_hop,
             neighbour: self.network.neighbours.get(&(id, next_hop)).copied(),
+            mtu,
             split: large.then_some(mtu),
         })
     }

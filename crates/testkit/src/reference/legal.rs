@@ -64,6 +64,7 @@ pub(super) struct Egress {
     pub(super) mac: Mac,
     pub(super) next_hop: Ipv4Addr,
     pub(super) neighbour: Option<Mac>,
+    pub(super) mtu: u16,
     /// The MTU, where the datagram has to be split for it.
     pub(super) split: Option<u16>,
 }

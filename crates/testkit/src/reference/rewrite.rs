@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use portcullis_nat::policy::{Endpoint, Protocol};
 
 use super::read::{Datagram, Embedded, Transport, is_partial, transport_checksum, word};
+use crate::builder::SYN;
 use crate::builder::checksum::internet;
 
 /// A datagram to expect. Where a checksum was wrong before, its two zeros (0x0000, 0xFFFF) cannot be told apart: those places may
@@ -125,6 +126,35 @@ pub(super) fn translated(datagram: &Datagram, source: Endpoint, destination: End
     }
     header(&mut bytes, at, source.address, destination.address);
     Expected { bytes, either_zero, identification: None }
+}
+
+/// The same with a SYN's maximum segment size lowered to `most` (RFC 9293, section 3.7.1).
+pub(super) fn clamped(expected: &mut Expected, at: usize, most: u16) {
+    let segment = &mut expected.bytes[at..];
+    let end = (usize::from(segment[12] >> 4) * 4).min(segment.len());
+    let Some(size_at) = segment_size_at(segment, end).filter(|_| segment[13] & SYN != 0) else { return };
+    if word(segment, size_at) <= most {
+        return;
+    }
+    let words = |segment: &[u8]| -> Vec<u16> { segment[20..end].chunks_exact(2).map(|pair| word(pair, 0)).collect() };
+    let before = words(segment);
+    put(segment, size_at, most);
+    let value = moved(word(segment, 16), &before, &words(segment));
+    put(segment, 16, value);
+}
+
+/// Where among the options the maximum segment size stands. What follows an option that does not fit is none.
+fn segment_size_at(segment: &[u8], end: usize) -> Option<usize> {
+    let mut at = 20;
+    loop {
+        match &segment[at.min(end)..end] {
+            [2, 4, _, _, ..] => return Some(at + 2),
+            [1, ..] => at += 1,
+            [0, ..] => return None,
+            [_, len, ..] if *len >= 2 => at += usize::from(*len),
+            _ => return None,
+        }
+    }
 }
 
 /// The datagram as the kernel gets it: as it was received, but for a partial checksum, which the kernel would find wrong.

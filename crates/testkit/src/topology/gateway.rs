@@ -59,6 +59,8 @@ pub struct Setup {
     pub pool: Pool,
     /// The forwards.
     pub forwards: Vec<Forward>,
+    /// Further keys of the outside interface, for the program alone.
+    pub outside: &'static str,
     /// Further lines of TOML, for the program alone: whole tables.
     pub tables: String,
     /// A whole file for the program, instead of one made of the above. Only the control socket is put elsewhere.
@@ -67,7 +69,8 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { inside: vec!["inside0"], pool: Pool::Address, forwards: Vec::new(), tables: String::new(), file: None }
+        let (forwards, tables) = (Vec::new(), String::new());
+        Self { inside: vec!["inside0"], pool: Pool::Address, forwards, outside: "", tables, file: None }
     }
 }
 
@@ -89,9 +92,9 @@ impl Setup {
             return with_socket(file, &socket);
         }
         let mut text = String::new();
-        let interfaces = self.inside.iter().map(|name| (*name, "inside")).chain([("outside0", "outside")]);
-        for (name, side) in interfaces {
-            let _ = writeln!(text, "[[interface]]\nname = \"{name}\"\nside = \"{side}\"\n");
+        let interfaces = self.inside.iter().map(|name| (*name, "inside", "")).chain([("outside0", "outside", self.outside)]);
+        for (name, side, keys) in interfaces {
+            let _ = writeln!(text, "[[interface]]\nname = \"{name}\"\nside = \"{side}\"\n{keys}\n");
         }
         let (address, external) = match self.pool {
             Pool::Address => (POOL, POOL),

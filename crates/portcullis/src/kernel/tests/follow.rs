@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use portcullis_nat::policy::{DeviceId, InterfaceId, ReceivedChecksums, Route, Side};
+use portcullis_nat::policy::{DeviceId, InterfaceId, MssClamp, ReceivedChecksums, Route, Side};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
@@ -12,7 +12,7 @@ use crate::kernel::{ConfiguredInterface, Mirror, attachment, network};
 
 fn configured(name: &str, side: Side, device: u8) -> ConfiguredInterface {
     let checksums = ReceivedChecksums::default();
-    ConfiguredInterface { name: name.into(), side, device: DeviceId(device), prefixes: Vec::new(), checksums }
+    ConfiguredInterface { name: name.into(), side, device: DeviceId(device), prefixes: Vec::new(), checksums, mss: MssClamp::Off }
 }
 
 fn sides() -> Vec<ConfiguredInterface> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{
-    DeviceId, Endpoint, External, Filtering, Forward, Interface, InterfaceId, Network, Policy, PortSet, Protocol,
+    DeviceId, Endpoint, External, Filtering, Forward, Interface, InterfaceId, MssClamp, Network, Policy, PortSet, Protocol,
     ReceivedChecksums, Route, Side,
 };
 use portcullis_nat::time::Tick;
@@ -70,7 +70,19 @@ fn policy(shared_with_host: bool) -> Policy {
 fn interface(name: &str, device: DeviceId, side: Side, mac: [u8; 6], address: &str, mtu: u16) -> Interface {
     let addresses = vec![address.parse().expect("an address")];
     let checksums = ReceivedChecksums::default();
-    Interface { name: name.into(), device, vlan: None, side, mac, addresses, mtu, up: true, prefixes: Vec::new(), checksums }
+    Interface {
+        name: name.into(),
+        device,
+        vlan: None,
+        side,
+        mac,
+        addresses,
+        mtu,
+        up: true,
+        prefixes: Vec::new(),
+        checksums,
+        mss: MssClamp::Off,
+    }
 }
 
 fn network(server_is_known: bool) -> Network {
