@@ -4,7 +4,8 @@
  *
  *   xdp_steer     on every device: redirect, pass, or drop, each counted by its reason; one frame of a queue may be carried to the
  *                 process in a datagram, so that it learns the queue's NAPI context
- *   guard_egress  on every interface's clsact egress: the kernel forwards nothing between the sides, process or not
+ *   guard_egress  on every interface's clsact egress: the kernel forwards nothing between the sides, process or not, but what goes to
+ *                 and from exempt destinations
  *   xdp_punt      never attached: runs on a frame that the process gives back, into the kernel's receive path
  *
  * Fail closed: a redirect without a socket is a drop, and both programs and their maps stay when the process is gone.
@@ -75,7 +76,7 @@ struct {
 	__type(value, struct pc_interface);
 } interfaces SEC(".maps");
 
-/* The side of every configured interface by its own ifindex, for guard_egress. */
+/* The side of every configured interface by its own ifindex, and PC_SIDE_ANY_SOURCE, for guard_egress. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, PC_MAX_INTERFACES);
@@ -113,6 +114,15 @@ struct {
 	__type(key, struct pc_prefix);
 	__type(value, __u32);
 } inside_prefixes SEC(".maps");
+
+/* Destinations that nothing is translated for: the kernel routes to and from them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, PC_MAX_PREFIXES);
+	__type(key, struct pc_prefix);
+	__type(value, __u32);
+} exempt_prefixes SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -384,6 +394,13 @@ static __always_inline __u32 kernel_class(__be32 destination)
 	return class ? *class : PC_CLASS_TRANSLATED;
 }
 
+static __always_inline int is_exempt(__be32 remote)
+{
+	struct pc_prefix key = { .length = 32, .address = remote };
+
+	return bpf_map_lookup_elem(&exempt_prefixes, &key) != 0;
+}
+
 static __always_inline int is_configured(struct packet *packet)
 {
 	struct pc_prefix key = { .length = 32, .address = packet->ip->saddr };
@@ -422,6 +439,8 @@ static __always_inline int decide(struct xdp_md *ctx, struct packet *packet)
 		return counted(PC_PASS_NOT_EXTERNAL, XDP_PASS);
 	if (!is_configured(packet))
 		return counted(PC_PASS_PREFIX_NOT_CONFIGURED, XDP_PASS);
+	if (is_exempt(destination))
+		return counted(PC_PASS_EXEMPT, XDP_PASS);
 	return redirect(ctx, packet);
 }
 
@@ -496,12 +515,52 @@ static __always_inline __u32 side_out(struct __sk_buff *skb, __u32 vlan)
 		struct pc_interface_key key = { .ifindex = skb->ifindex, .vlan = vlan };
 		struct pc_interface *interface = bpf_map_lookup_elem(&interfaces, &key);
 
-		return interface ? interface->side : 0;
+		if (!interface)
+			return 0;
+		return interface->side | (interface->flags & PC_INTERFACE_ANY_SOURCE ? PC_SIDE_ANY_SOURCE : 0);
 	}
 	__u32 ifindex = skb->ifindex;
 	__u32 *side = bpf_map_lookup_elem(&sides, &ifindex);
 
 	return side ? *side : 0;
+}
+
+/* Whether an address behind an inside interface of these `sides` bits is one that is translated otherwise: no forged source goes out. */
+static __always_inline int is_host(__u32 side, __be32 address)
+{
+	struct pc_prefix key = { .length = 32, .address = address };
+
+	if (kernel_class(address) != PC_CLASS_INSIDE)
+		return 0;
+	return side & PC_SIDE_ANY_SOURCE || bpf_map_lookup_elem(&inside_prefixes, &key);
+}
+
+/* Whether an ICMP error at `at` is about a packet from its receiver to an exempt destination: routers on the way send them. */
+static __always_inline int is_error_about_exempt(struct __sk_buff *skb, __u32 at, const struct iphdr *ip)
+{
+	struct icmp_head icmp;
+	struct iphdr quoted;
+
+	at += ip->ihl * 4;
+	if (ip->protocol != IPPROTO_ICMP || ip->frag_off & bpf_htons(IPV4_OFFSET))
+		return 0;
+	if (bpf_skb_load_bytes(skb, at, &icmp, sizeof(icmp)) || bpf_skb_load_bytes(skb, at + sizeof(icmp), &quoted, sizeof(quoted)))
+		return 0;
+	if (icmp.type != ICMP_UNREACHABLE && icmp.type != ICMP_TIME_EXCEEDED && icmp.type != ICMP_PARAMETER_PROBLEM)
+		return 0;
+	return quoted.saddr == ip->daddr && is_exempt(quoted.daddr);
+}
+
+/* Whether the IPv4 packet at `at` goes between a host and an exempt destination. */
+static __always_inline int may_cross(struct __sk_buff *skb, __u32 at, __u32 from, __u32 to)
+{
+	struct iphdr ip;
+
+	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+		return 0;
+	if (from & PC_SIDE_INSIDE)
+		return is_host(from, ip.saddr) && is_exempt(ip.daddr);
+	return is_host(to, ip.daddr) && (is_exempt(ip.saddr) || is_error_about_exempt(skb, at, &ip));
 }
 
 SEC("tc")
@@ -510,7 +569,7 @@ int guard_egress(struct __sk_buff *skb)
 	__u32 from = skb->ingress_ifindex;
 	__be16 protocol = skb->protocol;
 	__u32 vlan = skb->vlan_present ? skb->vlan_tci & VLAN_ID : 0;
-	__u32 *side_in, side;
+	__u32 *side_in, side, at = ETH_HLEN;
 
 	if (!from)
 		return TC_ACT_UNSPEC;
@@ -521,13 +580,16 @@ int guard_egress(struct __sk_buff *skb)
 			return TC_ACT_UNSPEC;
 		vlan = bpf_ntohs(tag.tci) & VLAN_ID;
 		protocol = tag.protocol;
+		at += sizeof(tag);
 	}
 	if (protocol != bpf_htons(ETH_P_IP))
 		return TC_ACT_UNSPEC;
 
 	side_in = bpf_map_lookup_elem(&sides, &from);
 	side = side_out(skb, vlan);
-	if (!side_in || !side || *side_in == side)
+	if (!side_in || !side || !((*side_in ^ side) & ~PC_SIDE_ANY_SOURCE))
+		return TC_ACT_UNSPEC;
+	if (may_cross(skb, at, *side_in, side))
 		return TC_ACT_UNSPEC;
 	return counted(PC_GUARD_DROPPED, TC_ACT_SHOT);
 }

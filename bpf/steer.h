@@ -34,6 +34,8 @@
 /* Sides of an interface. */
 #define PC_SIDE_INSIDE 1
 #define PC_SIDE_OUTSIDE 2
+/* In the values of sides, beside the side: every source is translated, not only those in inside_prefixes. */
+#define PC_SIDE_ANY_SOURCE 256
 
 /* Flags of an interface. */
 #define PC_INTERFACE_ANY_SOURCE 1 /* translate every source, not only those in inside_prefixes */
@@ -123,6 +125,7 @@ enum pc_counter {
 	PC_PASS_INSIDE_ROUTE,
 	PC_PASS_ELSEWHERE_ROUTE,
 	PC_PASS_PREFIX_NOT_CONFIGURED,
+	PC_PASS_EXEMPT,
 	PC_PASS_NOT_EXTERNAL,
 	PC_PASS_SHARED_PORT,
 	PC_PASS_SHARED_ICMP,

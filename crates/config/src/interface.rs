@@ -69,7 +69,11 @@ impl Interfaces {
         let name = table.require("name", report).and_then(|value| Some((read_name(&value, report)?, value.spot)));
         let side = table.require("side", report);
         let side = side.and_then(|value| value.word(&[("inside", Side::Inside), ("outside", Side::Outside)], report));
-        let (prefixes, prefix_spots) = table.get("prefixes").map(|value| read_prefixes(&value, side, report)).unwrap_or_default();
+        let list = table.get("prefixes");
+        if let (Some(list), Some(Side::Outside)) = (&list, side) {
+            report.fault(&list.spot, Problem::InsideOnly { found: "prefixes" });
+        }
+        let (prefixes, prefix_spots) = list.map(|list| read_prefixes(&list, report)).unwrap_or_default();
         let queues = table.get("queues").and_then(|value| value.integer(1..=QUEUES_MOST, report));
         let mss = table.get("mss").and_then(|value| value.word_or(&MSS_CLAMPS, MSS, |size| MssClamp::At(size as u16), report));
         let (Some((name, spot)), Some(side)) = (name, side) else { return };
@@ -110,10 +114,8 @@ fn read_name(value: &Value<'_>, report: &mut Report) -> Option<String> {
     legal.then(|| name.to_owned())
 }
 
-fn read_prefixes(list: &Value<'_>, side: Option<Side>, report: &mut Report) -> (Vec<Ipv4Net>, Vec<Spot>) {
-    if side == Some(Side::Outside) {
-        report.fault(&list.spot, Problem::InsideOnly { found: "prefixes" });
-    }
+/// A list of prefixes, each once, and where they stand.
+pub(crate) fn read_prefixes(list: &Value<'_>, report: &mut Report) -> (Vec<Ipv4Net>, Vec<Spot>) {
     let (mut prefixes, mut spots) = (Vec::new(), Vec::new());
     for value in list.list(report).unwrap_or_default() {
         let Some(prefix) = read_prefix(&value, report) else { continue };

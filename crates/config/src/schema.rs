@@ -97,6 +97,7 @@ pub const NAT: Section = Section {
         key("port_parity", Some("\"any\""), "\"any\" or \"preserve\""),
         key("port_hold", None, "a duration in quotes from 0s to 1h, such as \"120s\""),
         key("port_hold_most", Some("32768"), "a whole number from 1 to 65536"),
+        key("exempt", Some("[]"), "a list of IPv4 prefixes, such as [\"10.0.0.0/8\"]"),
     ],
 };
 

@@ -8,15 +8,17 @@ use core::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use portcullis_nat::REST_MOST;
 use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts, UnsolicitedSyn};
 
 use crate::finding::{Doubt, Problem};
+use crate::interface::read_prefixes;
 use crate::read::{Document, Report, Table, Value};
 use crate::schema::{CONTROL, ICMP, LIMITS, LOG, METRICS, NAT, TIMEOUTS, WORKER};
 
 /// `[nat]`: how it translates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NatRules {
     /// The mapping behaviour.
     pub mapping: MappingBehaviour,
@@ -30,6 +32,8 @@ pub struct NatRules {
     pub port_parity: PortParity,
     /// How long ports rest: where the file does not say, as the filter of UDP wants.
     pub port_hold: PortHold,
+    /// Destinations that nothing is translated for: the kernel routes to and from them.
+    pub exempt: Vec<Ipv4Net>,
 }
 
 /// `[limits]`: what is allocated at start.
@@ -211,7 +215,8 @@ fn read_nat(table: &Table<'_>, report: &mut Report) -> NatRules {
     let inbound_refresh = table.get("inbound_refresh").and_then(|value| value.boolean(report)).unwrap_or_default();
     let port_parity = table.get("port_parity").and_then(|value| value.word(&PARITIES, report)).unwrap_or_default();
     let port_hold = read_port_hold(table, filtering_udp, report);
-    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh, port_parity, port_hold }
+    let exempt = table.get("exempt").map(|value| read_prefixes(&value, report).0).unwrap_or_default();
+    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh, port_parity, port_hold, exempt }
 }
 
 /// "Once an external port is deallocated, it SHOULD NOT be reallocated to a new mapping until at least 120 seconds have passed": RFC 6888, REQ-8.

@@ -48,7 +48,8 @@ impl Config {
         } else {
             format!("; freed ports rest {}, {} at most", format_duration(hold.time), hold.most)
         };
-        format!("mapping {}, filtering {filtering}{refresh}{parity}{hold}", word_of(&MAPPINGS, &nat.mapping))
+        let exempt = if nat.exempt.is_empty() { String::new() } else { format!("; no translation to {}", listed(&nat.exempt)) };
+        format!("mapping {}, filtering {filtering}{refresh}{parity}{hold}{exempt}", word_of(&MAPPINGS, &nat.mapping))
     }
 
     fn timeouts_line(&self) -> String {

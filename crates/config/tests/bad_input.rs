@@ -390,6 +390,8 @@ fn settings_are_words_and_numbers_in_their_ranges() {
         ("", "[limits]\nsessions = <<99999999999999999999>>", "limits.sessions", &["is out of range"]),
         ("", "[limits]\nframes = <<5000>>", "limits.frames", &["5000 is not a power of two", "4096 and 8192"]),
         ("", "[limits]\nframes = <<2048>>", "limits.frames", &["from 4096 to 1048576"]),
+        ("", "[nat]\nexempt = [<<\"198.18.0.1/24\">>]", "nat.exempt[0]", &["198.18.0.0/24"]),
+        ("", "[nat]\nexempt = [\"198.18.0.0/24\", <<\"198.18.0.0/24\">>]", "nat.exempt[1]", &["198.18.0.0/24"]),
         ("", "[icmp]\nexhausted_code = <<3>>", "icmp.exhausted_code", &["legal: 13, 1"]),
         ("", "[icmp]\nunsolicited_syn = <<\"reset\">>", "icmp.unsolicited_syn", &["legal: \"answer\", \"silent\""]),
         ("", "[icmp]\nburst = <<0>>", "icmp.burst", &["from 1 to 100000"]),

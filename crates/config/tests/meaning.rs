@@ -104,6 +104,7 @@ inbound_refresh = true
 port_parity = "preserve"
 port_hold = "3min"
 port_hold_most = 500
+exempt = ["198.18.0.0/24", "192.0.2.1/32"]
 [timeouts]
 udp = "2min 30s"
 fragment = "1500ms"
@@ -151,6 +152,8 @@ level = "debug"
         (PortParity::Preserve, PortParity::Preserve)
     );
     assert_eq!(config.nat.port_hold, PortHold { time: Duration::from_secs(180), most: 500 });
+    assert_eq!(config.nat.exempt, ["198.18.0.0/24".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]);
+    assert!(config.summary().iter().any(|line| line.ends_with("no translation to 198.18.0.0/24, 192.0.2.1/32")));
     assert_eq!(config.timeouts.udp, Duration::from_secs(150));
     assert_eq!(config.timeouts.fragment, Duration::from_millis(1500));
     let limits = config.limits;

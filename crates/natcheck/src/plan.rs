@@ -39,6 +39,15 @@ pub(crate) const TCP_SERVICE: u16 = 80;
 /// A router between here and the remotes, which only ever sends ICMP errors.
 pub(crate) const FAR_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
+/// Destinations that a setup may exempt from translation, and one of them. No other row sends there.
+pub(crate) const EXEMPT: &str = "198.18.0.0/24";
+pub(crate) const EXEMPT_HOST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 9);
+
+/// Whether packets to the address may show the hosts' own.
+pub(crate) const fn is_exempt(address: Ipv4Addr) -> bool {
+    matches!(address.octets(), [198, 18, 0, _])
+}
+
 /// Whether the address is one of the hosts' realm, which must never be seen outside.
 pub(crate) const fn is_inside(address: Ipv4Addr) -> bool {
     address.octets()[0] == 10

@@ -86,6 +86,8 @@ pub(crate) struct Setup {
     pub(crate) exhausted_code: Option<u8>,
     /// TCP's maximum segment size is lowered to what the MTU of the outside allows.
     pub(crate) clamps: bool,
+    /// Nothing is translated for [`plan::EXEMPT`].
+    pub(crate) exempts: bool,
 }
 
 /// What ordinary rows use.
@@ -100,6 +102,7 @@ pub(crate) const DEFAULT: Setup = Setup {
     silent: false,
     exhausted_code: None,
     clamps: false,
+    exempts: false,
 };
 /// The same, for what may leave a NAT out of breath.
 pub(crate) const FLOODED: Setup = Setup { name: "flooded", ..DEFAULT };
@@ -132,11 +135,13 @@ pub(crate) const QUICK_OPEN: Setup =
     Setup { name: "quick-open", filtering: Some((Filtering::Endpoint, Filtering::Endpoint)), ..QUICK };
 /// The same with few ports.
 pub(crate) const QUICK_TIGHT: Setup = Setup { name: "quick-tight", addresses: 2, ports: TIGHT.ports, ..QUICK_OPEN };
+/// Some destinations are not translated for.
+pub(crate) const EXEMPTING: Setup = Setup { name: "exempting", exempts: true, ..DEFAULT };
 /// No ICMP of the NAT's own.
 pub(crate) const SILENT: Setup = Setup { name: "silent", silent: true, ..DEFAULT };
 
 /// All of them, in the order in which they are run.
-pub(crate) const ALL: [&Setup; 17] = [
+pub(crate) const ALL: [&Setup; 18] = [
     &DEFAULT,
     &FLOODED,
     &RANGED,
@@ -153,6 +158,7 @@ pub(crate) const ALL: [&Setup; 17] = [
     &QUICK_APART,
     &QUICK_OPEN,
     &QUICK_TIGHT,
+    &EXEMPTING,
     &SILENT,
 ];
 

@@ -24,6 +24,7 @@ pub const PORT_WORDS: usize = 1024;
 
 pub(crate) const SIDE_INSIDE: u8 = 1;
 pub(crate) const SIDE_OUTSIDE: u8 = 2;
+pub(crate) const SIDE_ANY_SOURCE: u32 = 256;
 pub(crate) const INTERFACE_ANY_SOURCE: u8 = 1;
 pub(crate) const INTERFACE_GENERIC: u8 = 2;
 pub(crate) const EXTERNAL_SHARED: u32 = 1;
@@ -192,6 +193,7 @@ counters! {
     PassInsideRoute "pass_inside_route" "Left to the kernel: from inside to another inside network."
     PassElsewhereRoute "pass_elsewhere_route" "Left to the kernel: routed out of an interface that is not configured."
     PassPrefixNotConfigured "pass_prefix_not_configured" "Left to the kernel: from a source that is not to be translated."
+    PassExempt "pass_exempt" "Left to the kernel: to a destination that is exempt from translation."
     PassNotExternal "pass_not_external" "Left to the kernel: from outside, to no external address."
     PassSharedPort "pass_shared_port" "Left to the kernel: a port of the box's own address that is not the NAT's."
     PassSharedIcmp "pass_shared_icmp" "Left to the kernel: ICMP to the box's own address that is not the NAT's."
@@ -215,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_the_headers() {
-        let here: [(&str, u64); 20] = [
+        let here: [(&str, u64); 21] = [
             ("PC_MAX_DEVICES", MAX_DEVICES.into()),
             ("PC_MAX_QUEUES", MAX_QUEUES.into()),
             ("PC_MAX_INTERFACES", MAX_INTERFACES.into()),
@@ -226,6 +228,7 @@ mod tests {
             ("PC_PORT_WORDS", PORT_WORDS as u64),
             ("PC_SIDE_INSIDE", SIDE_INSIDE.into()),
             ("PC_SIDE_OUTSIDE", SIDE_OUTSIDE.into()),
+            ("PC_SIDE_ANY_SOURCE", SIDE_ANY_SOURCE.into()),
             ("PC_INTERFACE_ANY_SOURCE", INTERFACE_ANY_SOURCE.into()),
             ("PC_INTERFACE_GENERIC", INTERFACE_GENERIC.into()),
             ("PC_EXTERNAL_SHARED", EXTERNAL_SHARED.into()),

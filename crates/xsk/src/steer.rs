@@ -152,6 +152,7 @@ struct Maps {
     shared_ports: MapHandle,
     kernel_prefixes: MapHandle,
     inside_prefixes: MapHandle,
+    exempt_prefixes: MapHandle,
     punted: MapHandle,
     counters: MapHandle,
 }
@@ -159,10 +160,11 @@ struct Maps {
 #[derive(Debug, Default)]
 struct Written {
     interfaces: BTreeMap<InterfaceKey, InterfaceValue>,
-    sides: BTreeMap<u32, u8>,
+    sides: BTreeMap<u32, u32>,
     externals: BTreeMap<Ipv4Addr, Option<(u32, SharedPorts)>>,
     kernel_prefixes: BTreeMap<PrefixKey, u32>,
     inside_prefixes: BTreeMap<PrefixKey, u32>,
+    exempt_prefixes: BTreeMap<PrefixKey, u32>,
     /// Devices (by index) where the program runs in generic mode.
     generic: Vec<u32>,
 }
@@ -195,6 +197,7 @@ impl Steer {
                 shared_ports: MapHandle::try_from(&*maps.shared_ports)?,
                 kernel_prefixes: MapHandle::try_from(&*maps.kernel_prefixes)?,
                 inside_prefixes: MapHandle::try_from(&*maps.inside_prefixes)?,
+                exempt_prefixes: MapHandle::try_from(&*maps.exempt_prefixes)?,
                 punted: MapHandle::try_from(&*maps.punted)?,
                 counters: MapHandle::try_from(&*maps.counters)?,
             },
@@ -243,10 +246,11 @@ impl Steer {
         for interface in interfaces {
             at_most("devices", interface.slot as usize + 1, abi::MAX_DEVICES)?;
             entries.insert(key_of(interface), self.value_of(interface));
-            sides.insert(interface.ifindex, side_number(interface.side));
+            let any = if interface.any_source { abi::SIDE_ANY_SOURCE } else { 0 };
+            sides.insert(interface.ifindex, u32::from(side_number(interface.side)) | any);
         }
         let (map, written) = (&self.maps.sides, &mut self.written.sides);
-        tables::replace("sides", map, written, sides, |key: &u32| key.to_ne_bytes(), |&side| u32::from(side).to_ne_bytes())?;
+        tables::replace("sides", map, written, sides, |key: &u32| key.to_ne_bytes(), |side| side.to_ne_bytes())?;
         self.write_interfaces(entries)
     }
 
@@ -269,6 +273,15 @@ impl Steer {
         let entries = prefixes.iter().map(|&prefix| (prefix_key(prefix), 1)).collect();
         let (map, written) = (&self.maps.inside_prefixes, &mut self.written.inside_prefixes);
         tables::replace("inside_prefixes", map, written, entries, PrefixKey::bytes, |one: &u32| one.to_ne_bytes())
+    }
+
+    /// Replaces the destinations that nothing is translated for: what inside hosts send there is the kernel's, and the guard lets it cross,
+    /// as what comes from there to them.
+    pub fn set_exempt_prefixes(&mut self, prefixes: &[Ipv4Net]) -> Result<(), SteerError> {
+        at_most("exempt prefixes", prefixes.len(), abi::MAX_PREFIXES)?;
+        let entries = prefixes.iter().map(|&prefix| (prefix_key(prefix), 1)).collect();
+        let (map, written) = (&self.maps.exempt_prefixes, &mut self.written.exempt_prefixes);
+        tables::replace("exempt_prefixes", map, written, entries, PrefixKey::bytes, |one: &u32| one.to_ne_bytes())
     }
 
     /// Replaces the external addresses. An address that stays keeps working meanwhile, with the ports of before or after.

@@ -235,6 +235,45 @@ fn the_guard_judges_a_tagged_packet_by_its_vlan_and_not_by_the_device() {
     });
 }
 
+#[test]
+fn the_guard_lets_cross_what_goes_between_hosts_and_exempt_destinations_and_nothing_else() {
+    as_root("the_guard_lets_cross_what_goes_between_hosts_and_exempt_destinations_and_nothing_else", || {
+        let (inside, outside) = links();
+        let exempt = Ipv4Addr::new(198, 18, 0, 9);
+        let (router, stranger) = (Ipv4Addr::new(203, 0, 113, 77), Ipv4Addr::new(172, 16, 0, 1));
+        let prefix = |text: &str| text.parse().unwrap();
+        let datagram = |from, to| ipv4(from, to, 17, 0, &udp(1, 2, &[0; 32]));
+        let error = |kind, to, about: &[u8]| ipv4(router, to, 1, 0, &icmp(kind, 0, &about[..28]));
+        let (out, back) = ((inside.device.ifindex, outside.device.ifindex), (outside.device.ifindex, inside.device.ifindex));
+        // What crosses, where every source is translated, and where other ones are.
+        let rows = [
+            ("to it", out, datagram(INSIDE_HOST, exempt), [true, false]),
+            ("from it", back, datagram(exempt, INSIDE_HOST), [true, false]),
+            ("to another", out, datagram(INSIDE_HOST, OUTSIDE_HOST), [false; 2]),
+            ("from another", back, datagram(OUTSIDE_HOST, INSIDE_HOST), [false; 2]),
+            ("with a forged source", out, datagram(stranger, exempt), [false; 2]),
+            ("to nobody inside", back, datagram(exempt, stranger), [false; 2]),
+            ("an error about it", back, error(3, INSIDE_HOST, &datagram(INSIDE_HOST, exempt)), [true, false]),
+            ("an error about another", back, error(3, INSIDE_HOST, &datagram(INSIDE_HOST, OUTSIDE_HOST)), [false; 2]),
+            ("an error about another host's", back, error(11, INSIDE_HOST, &datagram(stranger, exempt)), [false; 2]),
+            ("no error", back, error(8, INSIDE_HOST, &datagram(INSIDE_HOST, exempt)), [false; 2]),
+        ];
+        for (at, any_source) in [(0, true), (1, false)] {
+            let mut steer = Steer::load().unwrap();
+            let narrow = Interface { any_source, ..inside.interface(0, Side::Inside) };
+            steer.set_interfaces(&[narrow, outside.interface(1, Side::Outside)]).unwrap();
+            steer.set_kernel_prefixes(&[(prefix("10.0.0.0/24"), Class::Inside)]).unwrap();
+            steer.set_inside_prefixes(&[prefix("10.99.0.0/24")]).unwrap();
+            steer.set_exempt_prefixes(&[prefix("198.18.0.0/24")]).unwrap();
+            for (row, (from, to), packet, crosses) in &rows {
+                let frame = ethernet([2; 6], [4; 6], None, packet);
+                let expected = if crosses[at] { u32::MAX } else { 2 };
+                assert_eq!(run_guard(&steer, *from, *to, &frame), expected, "{row}, any source {any_source}");
+            }
+        }
+    });
+}
+
 /// Runs the guard on a frame that came in on `from` and goes out on `to`.
 fn run_guard(steer: &Steer, from: u32, to: u32, frame: &[u8]) -> u32 {
     // struct __sk_buff: ifindex at byte 40, ingress_ifindex at 36.

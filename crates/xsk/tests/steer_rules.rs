@@ -171,6 +171,25 @@ fn outbound_packets_of_configured_sources_are_the_nats() {
 }
 
 #[test]
+fn what_goes_to_an_exempt_destination_is_the_kernels() {
+    as_root("what_goes_to_an_exempt_destination_is_the_kernels", || {
+        let mut gateway = gateway();
+        gateway.steer.set_exempt_prefixes(&["192.0.2.64/26".parse().unwrap(), "198.51.100.0/24".parse().unwrap()]).unwrap();
+        let packet = |from, to| ipv4(from, to, UDP, 0, &ports(1000, 53));
+        gateway.inside("of any protocol", &ipv4(HOST, REMOTE, GRE, 0, &[0; 8]), Pass, Counter::PassExempt);
+        gateway.inside("a later fragment", &ipv4(HOST, REMOTE, UDP, 5, &[0; 8]), Pass, Counter::PassExempt);
+        gateway.inside("beside it", &packet(HOST, Ipv4Addr::new(192, 0, 2, 63)), Redirect, Counter::Redirected);
+        gateway.inside("source not configured", &packet(STRANGER, REMOTE), Pass, Counter::PassPrefixNotConfigured);
+        gateway.inside("an external address is none", &packet(HOST, DEDICATED), Redirect, Counter::Redirected);
+        gateway.outside("back to the host", &packet(REMOTE, HOST), Pass, Counter::PassNotExternal);
+        gateway.outside("to an external address", &packet(REMOTE, DEDICATED), Redirect, Counter::Redirected);
+        gateway.steer.set_exempt_prefixes(&[]).unwrap();
+        gateway.inside("no longer", &packet(HOST, REMOTE), Redirect, Counter::Redirected);
+        gateway.finish();
+    });
+}
+
+#[test]
 fn inbound_packets_are_the_nats_only_to_an_external_address() {
     as_root("inbound_packets_are_the_nats_only_to_an_external_address", || {
         let gateway = gateway();

@@ -95,6 +95,7 @@ fn variables(setup: &Setup, own_wires: bool) -> Vec<(&'static str, String)> {
         ("NATCHECK_OUTSIDE_MTU", setup.mtu.1.to_string()),
         ("NATCHECK_SILENT", if setup.silent { "1" } else { "" }.to_owned()),
         ("NATCHECK_CLAMPS", if setup.clamps { "1" } else { "" }.to_owned()),
+        ("NATCHECK_EXEMPT", if setup.exempts { plan::EXEMPT } else { "" }.to_owned()),
         ("NATCHECK_EXHAUSTED_CODE", setup.exhausted_code.map(|code| code.to_string()).unwrap_or_default()),
     ]
 }

@@ -58,6 +58,11 @@ fn rules(setup: &Setup) -> String {
     };
     let forwards = forward("udp", plan::UDP_FORWARD, plan::UDP_SERVICE) + &forward("tcp", plan::TCP_FORWARD, plan::TCP_SERVICE);
     let clamp = if setup.clamps { "tcp flags syn tcp option maxseg size set rt mtu\n" } else { "" };
+    let exempt = if setup.exempts {
+        ["daddr", "saddr"].map(|end| format!("ip {end} {} accept\n", plan::EXEMPT))
+    } else {
+        Default::default()
+    };
     format!(
         "table ip natcheck {{
              chain in {{
@@ -66,6 +71,7 @@ fn rules(setup: &Setup) -> String {
              }}
              chain out {{
                  type nat hook postrouting priority srcnat; policy accept;
+                 {}
                  {snat}
              }}
              chain filter {{
@@ -74,8 +80,10 @@ fn rules(setup: &Setup) -> String {
                  iifname \"{INSIDE}\" accept
                  ct state established,related accept
                  ct status dnat accept
+                 {}
              }}
-         }}"
+         }}",
+        exempt[0], exempt[1]
     )
 }
 

@@ -95,7 +95,7 @@ fn toml(setup: &Setup, workers: u32, socket: &Path) -> String {
             plan::SERVER
         );
     }
-    if setup.parity || setup.filtering.is_some() {
+    if setup.parity || setup.filtering.is_some() || setup.exempts {
         text.push_str("\n[nat]\n");
     }
     if setup.parity {
@@ -103,6 +103,9 @@ fn toml(setup: &Setup, workers: u32, socket: &Path) -> String {
     }
     if let Some((udp, tcp)) = setup.filtering {
         let _ = writeln!(text, "filtering = \"{}\"\nfiltering_tcp = \"{}\"", udp.word(), tcp.word());
+    }
+    if setup.exempts {
+        let _ = writeln!(text, "exempt = [\"{}\"]", plan::EXEMPT);
     }
     if let Some(timers) = setup.timers {
         let times = [

@@ -14,7 +14,7 @@ use crate::bench::{Bench, Mark, Transport};
 use crate::datagram::{Datagram, UDP};
 use crate::plan;
 use crate::row::{Check, Level, Row, require, violated};
-use crate::setup::{TIGHT, TIGHT_6888};
+use crate::setup::{EXEMPTING, TIGHT, TIGHT_6888};
 use crate::wire::Side;
 
 use Level::{Must, Rec, Should};
@@ -39,7 +39,14 @@ pub(super) const ROWS: &[Row] = &[
     Row::never("6888-4C", Rec, "RFC 6888, REQ-4C", "A limit of new mappings a second for a subscriber", CARRIER_GRADE),
     Row::never("6888-5", Should, "RFC 6888, REQ-5", "A limit of memory for a subscriber", CARRIER_GRADE),
     Row::never("6888-5B", Should, "RFC 6888, REQ-5B", "A limit of the rate of state", CARRIER_GRADE),
-    Row::never("6888-6", Must, "RFC 6888, REQ-6", "No translation for some destinations", CARRIER_GRADE),
+    Row::new(
+        "6888-6",
+        Must,
+        "RFC 6888, REQ-6",
+        "No translation for some destinations, both ways, and for others all the same",
+        exempt,
+    )
+    .with(&EXEMPTING),
     Row::new("6888-9", Must, "RFC 6888, REQ-9", "A protocol for explicit mappings (PCP answers)", pcp),
     Row::new("6888-11A", Must, "RFC 6888, REQ-11A", "What finds no port is dropped, not passed on", dropped).with(&TIGHT),
     Row::new("6888-11B", Should, "RFC 6888, REQ-11B", "What finds no port is answered with ICMP 3/1, where so set", |bench| {
@@ -51,6 +58,38 @@ pub(super) const ROWS: &[Row] = &[
     Row::new("7857-4", Must, "RFC 7857, section 4", "A full paired address: an error, not another address", pairing_holds)
         .with(&TIGHT),
 ];
+
+/// "It MUST be possible to administratively turn off translation for specific destination addresses and/or ports."
+fn exempt(bench: &Bench) -> Check {
+    let remote = Endpoint { address: plan::EXEMPT_HOST, port: bench.remote().port };
+    for transport in [Udp, Transport::Tcp, Transport::Icmp] {
+        let host = bench.endpoint();
+        let (out, opened) = bench.opener(transport, host, remote);
+        let shot = bench.send(Side::Inside, &out)?;
+        let seen = bench.expect(&shot, Side::Outside, "the same with the host's own address", |one| opened.is(one))?;
+        require!(seen.from() == host, "{}: {}:{} came out as {seen}", transport.word(), host.address, host.port);
+        require!(seen.ttl() == 63, "{}: a TTL of 64 came out as {}", transport.word(), seen.ttl());
+        // Nothing is remembered: what the remote begins comes in as well.
+        for to in [host, bench.endpoint()] {
+            let (back, opened) = bench.opener(transport, remote, to);
+            let shot = bench.send(Side::Outside, &back)?;
+            let seen = bench.expect(&shot, Side::Inside, "the same at the host", |one| opened.is(one))?;
+            require!(seen.destination() == to.address, "{}: it came to {seen}", transport.word());
+        }
+    }
+    let host = bench.endpoint();
+    let (other, opened) = bench.opener(Udp, bench.remote(), host);
+    let shot = bench.send(Side::Outside, &other)?;
+    bench.expect_none(&shot, Side::Inside, "nothing: no exempt destination sent it", |one| opened.is(one))?;
+    bench.open(Udp, host, bench.remote())?;
+    // An error about it, from a router on the way.
+    let (out, opened) = bench.opener(Udp, host, remote);
+    let shot = bench.send(Side::Inside, &out)?;
+    let sent = bench.expect(&shot, Side::Outside, "the same", |one| opened.is(one))?;
+    let shot = bench.send(Side::Outside, &PacketBuilder::icmp_error(plan::FAR_ROUTER, host.address, 3, 1, &sent.0))?;
+    bench.expect(&shot, Side::Inside, "the ICMP error at the host", |one| one.is_error() && one.destination() == host.address)?;
+    Ok(String::new())
+}
 
 /// Mappings that there were before: that of the first packet, which told that the NAT is there.
 const FIRST: usize = 1;

@@ -276,6 +276,7 @@ mod tests {
             huge_pages: HugePages::default(),
             memory_wanted: 0,
             forwarding: None,
+            exempts: false,
             running: false,
             pools: Vec::new(),
             local_ports: PortRange { first: 1, last: 2 },

@@ -33,6 +33,8 @@ pub(super) struct Facts {
     /// Tables and packet memory. **Units:** bytes.
     pub(super) memory_wanted: u64,
     pub(super) forwarding: Option<Forwarding>,
+    /// Whether there are destinations that the kernel has to route to.
+    pub(super) exempts: bool,
     /// Whether a gateway answers at the configured socket.
     pub(super) running: bool,
     pub(super) pools: Vec<Pool>,
@@ -82,6 +84,7 @@ impl Facts {
             huge_pages: huge_pages(Path::new("/proc/meminfo")),
             memory_wanted: outlook.memory,
             forwarding: Forwarding::read(names).ok(),
+            exempts: !rules.nat.exempt.is_empty(),
             running: Client::new(&rules.control.socket).version().is_ok(),
             pools: rules.pools.clone(),
             local_ports: run::local_ports(),

@@ -98,8 +98,13 @@ fn forwarding(facts: &Facts) -> Finding {
     let Some(forwarding) = &facts.forwarding else {
         return finding(HOST, "kernel forwarding", Grade::WillCost, "cannot tell whether the kernel forwards");
     };
-    let forwards = forwarding.global || forwarding.interfaces.iter().any(|(_, on)| *on);
-    if !forwards || facts.running {
+    let forwards = forwarding.is_on();
+    if facts.exempts && !forwards {
+        let says = "the kernel forwards no IPv4: nothing comes to the destinations that nat.exempt names";
+        return finding(HOST, "kernel forwarding", Grade::WillBreak, says)
+            .mended_by(Mend::run("sysctl -w net.ipv4.ip_forward=1", ""));
+    }
+    if !forwards || facts.running || facts.exempts {
         return finding(HOST, "kernel forwarding", Grade::Fine, forwarding.summary());
     }
     let says = "the kernel forwards IPv4: until the gateway has been started once since boot, packets cross untranslated";
@@ -159,6 +164,7 @@ mod tests {
             huge_pages: HugePages { total: 100, free: 100, size: 2 << 20 },
             memory_wanted: 128 << 20,
             forwarding: Some(Forwarding { global: false, interfaces: Vec::new() }),
+            exempts: false,
             running: false,
             pools: vec![pool(None)],
             local_ports: PortRange { first: 32_768, last: 60_999 },
@@ -181,7 +187,7 @@ mod tests {
     #[test]
     fn each_fault_is_found_alone_with_what_mends_it() {
         type Fault = fn(&mut Facts);
-        let cases: [(&str, Grade, Option<&str>, Fault); 8] = [
+        let cases: [(&str, Grade, Option<&str>, Fault); 9] = [
             ("rights", Grade::WillBreak, None, |facts| facts.missing_rights = vec!["CAP_BPF"]),
             ("kernel", Grade::WillBreak, None, |facts| facts.kernel = Some((5, 4))),
             ("kernel", Grade::WillCost, None, |facts| facts.kernel = Some((5, 15))),
@@ -191,6 +197,7 @@ mod tests {
             ("kernel forwarding", Grade::WillBreak, Some("sysctl -w net.ipv4.ip_forward=0"), |facts| {
                 facts.forwarding = Some(Forwarding { global: true, interfaces: Vec::new() });
             }),
+            ("kernel forwarding", Grade::WillBreak, Some("sysctl -w net.ipv4.ip_forward=1"), |facts| facts.exempts = true),
             ("ports", Grade::WillBreak, Some("echo 32768 40959 > /proc/sys/net/ipv4/ip_local_port_range"), |facts| {
                 facts.pools = vec![pool(Some(vec![PortRange { first: 41_000, last: 65_535 }]))];
             }),

@@ -36,6 +36,11 @@ impl Forwarding {
         Ok(Self { global, interfaces })
     }
 
+    /// Whether the kernel forwards from any of the interfaces.
+    pub(crate) fn is_on(&self) -> bool {
+        self.global || self.interfaces.iter().any(|(_, on)| *on)
+    }
+
     /// What it means, for the log: one line.
     pub(crate) fn summary(&self) -> String {
         let on: Vec<_> = self.interfaces.iter().filter(|(_, on)| *on).map(|(name, _)| name.as_str()).collect();

@@ -82,7 +82,7 @@ impl Gateway {
         let network = Arc::new(kernel::network(&state, &devices.configured()));
         let mut steer = parts::load(&rules.control.socket)?;
         write_tables(&mut steer, &devices, rules, &state, &policy, &network)?;
-        parts::guard(&steer, &devices, &names)?;
+        parts::guard(&steer, &devices, &names, rules)?;
         for ((device, queue), socket) in devices.queues().zip(&sockets) {
             steer.set_socket(u32::from(device.0), queue.queue, socket.fd()).map_err(anyhow::Error::from)?;
         }
@@ -298,6 +298,7 @@ fn write_tables(
         .set_interfaces(&steering::interfaces(&devices.interfaces, state))
         .and_then(|()| steer.set_kernel_prefixes(&prefixes))
         .and_then(|()| steer.set_inside_prefixes(&steering::inside_prefixes(&devices.interfaces)))
+        .and_then(|()| steer.set_exempt_prefixes(&rules.nat.exempt))
         .and_then(|()| steer.set_externals(&steering::externals(policy)));
     written.map_err(|error| Failure::Other(error.into()))
 }

@@ -112,12 +112,17 @@ fn note_of(control_socket: &Path) -> PathBuf {
 }
 
 /// Keeps the kernel from forwarding between the sides, from here on and after the end.
-pub(super) fn guard(steer: &Steer, devices: &Devices, names: &[String]) -> Result<(), Failure> {
+pub(super) fn guard(steer: &Steer, devices: &Devices, names: &[String], rules: &Config) -> Result<(), Failure> {
     for interface in &devices.interfaces {
         steer.attach_guard(&interface.configured.name, interface.ifindex).map_err(anyhow::Error::from)?;
     }
     match Forwarding::read(names.iter().map(String::as_str)) {
-        Ok(forwarding) => forwarding.log(),
+        Ok(forwarding) => {
+            forwarding.log();
+            if !rules.nat.exempt.is_empty() && !forwarding.is_on() {
+                tracing::warn!("nat.exempt needs the kernel to forward, which it does not: set net.ipv4.ip_forward to 1");
+            }
+        }
         Err(error) => tracing::warn!(%error, "cannot tell whether the kernel forwards"),
     }
     Ok(())
