@@ -6,7 +6,7 @@ use zerocopy::FromZeros as _;
 
 use crate::index::{Index, Line};
 use crate::policy::PortSet;
-use crate::ports::PortSpace;
+use crate::ports::{PortSpace, Wish};
 
 /// The memory of an index.
 pub struct Lines(Vec<Line>);
@@ -53,7 +53,7 @@ impl Ports {
     /// Takes a free port at or after a random place.
     #[inline]
     pub fn allocate(&mut self, random: u16) -> Option<u16> {
-        let port = self.0.free_port(random)?;
+        let port = self.0.free_port(random, Wish::ANY)?;
         self.0.take(port, u32::from(port));
         Some(port)
     }

@@ -48,7 +48,7 @@ enum Parity {
 
 impl Wish {
     /// Any port.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "internals"))]
     pub(crate) const ANY: Self = Self { class: Class::Any, parity: None };
 
     /// The wish of an internal port. Of an ICMP query, whose identifier is no port, any.

@@ -149,12 +149,12 @@ impl Nat<'_> {
     }
 }
 
-/// Whether an unsolicited SYN of that age is answered: "unless REQ-4a applies", which lets a policy forbid it. When a session that opens may have
+/// Whether an unsolicited SYN of that age is answered: "unless REQ-4a applies", which lets a policy forbid it. When a session that opened may have
 /// ended since, nobody knows any more whether an outbound SYN followed.
 fn answers(policy: &Policy, age: u32) -> bool {
     policy.icmp_errors.unsolicited_syn == UnsolicitedSyn::Answered
         && policy.icmp_errors.rate > 0
-        && policy.timeouts.tcp_transitory.as_millis() > u128::from(age)
+        && policy.timeouts.tcp_opening.min(policy.timeouts.tcp_closing).as_millis() > u128::from(age)
 }
 
 /// The error, from the address that was asked for, as if its host had sent it.

@@ -157,7 +157,7 @@ fn rfc5382_req4a_an_unsolicited_syn_is_dropped_silently_where_the_policy_says_so
         |policy| policy.icmp_errors.unsolicited_syn = UnsolicitedSyn::Silent,
         |policy| policy.icmp_errors.rate = 0,
         // A session that opens could be over, and nobody would know that it was there.
-        |policy| policy.timeouts.tcp_transitory = idle(6),
+        |policy| policy.timeouts.tcp_opening = idle(6),
     ];
     for silence in silences {
         let mut gateway = Setup::new().policy(silence).build();

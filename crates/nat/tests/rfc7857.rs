@@ -401,11 +401,12 @@ fn rfc7857_s12_errors_about_a_hairpinned_query_and_its_answer_find_their_way() {
 fn rfc7857_s12_a_query_to_its_own_identifier_comes_back() {
     for filtering in [Filtering::EndpointIndependent, Filtering::AddressDependent, Filtering::AddressAndPortDependent] {
         let mut gateway = Setup::new().policy(|policy| policy.filtering_udp = filtering).build();
-        gateway.nat.nat(0).script_draws([0, 9000]);
-        let echo = |query| PacketBuilder::query(h1().address, X1, query, 9000);
+        let (own, worker) = (gateway.ports_for(h1(), X1)[100], gateway.owners.of_subscriber(h1().address));
+        gateway.nat.nat(usize::from(worker.0)).script_draws([0, u64::from(own)]);
+        let echo = |query| PacketBuilder::query(h1().address, X1, query, own);
         for query in [Query::Echo, Query::EchoReply] {
             let seen = gateway.inside(&echo(query)).delivered();
-            assert_eq!((seen.source.address, seen.destination), (X1, at(h1(), 9000)));
+            assert_eq!((seen.source.address, seen.destination), (X1, at(h1(), own)));
         }
         assert_eq!(gateway.sessions().len(), 2);
     }

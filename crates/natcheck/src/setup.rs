@@ -65,6 +65,7 @@ impl Timers {
 
 /// A setup. Every one has the forwards of [`crate::plan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
 pub(crate) struct Setup {
     /// The group's name.
     pub(crate) name: &'static str,

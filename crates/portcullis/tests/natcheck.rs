@@ -9,10 +9,8 @@ use std::process::{Command, Stdio};
 use portcullis_testkit::topology;
 
 /// What Portcullis violates, and why it does.
-const KNOWN: [(&str, &str); 2] = [
-    ("4787-8", "the default is stricter than recommended; nat.filtering"),
-    ("5382-3", "the same for TCP"),
-];
+const KNOWN: [(&str, &str); 2] =
+    [("4787-8", "the default is stricter than recommended; nat.filtering"), ("5382-3", "the same for TCP")];
 
 /// What the kernel is known to violate: collisions move mappings, ports are shared, no hairpinning without a rule, a short timer after a RST,
 /// and what conntrack calls invalid leaves as it is.

@@ -91,7 +91,7 @@ impl ReferenceNat {
             let interface = &network.interfaces[usize::from(syn.interface.0)];
             let age = u128::from(clock - syn.received);
             // Beyond, a connection may have come and gone.
-            let is_known = age < policy.timeouts.tcp_transitory.as_millis();
+            let is_known = age < policy.timeouts.tcp_opening.min(policy.timeouts.tcp_closing).as_millis();
             syn.due == Due::Answer && interface.up && age > u128::from(AT_MOST) && is_known
         };
         if let Some(syn) = self.unsolicited.iter().find(is_missing) {
