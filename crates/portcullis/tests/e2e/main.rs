@@ -10,6 +10,7 @@
 mod changes;
 mod crafted;
 mod death;
+mod discovery;
 mod doctor;
 mod driving;
 mod errors;
