@@ -6,6 +6,7 @@
 
 pub mod gateway;
 pub mod services;
+pub mod site;
 pub mod sniff;
 pub mod throughput;
 

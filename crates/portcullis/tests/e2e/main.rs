@@ -20,5 +20,6 @@ mod host;
 mod load;
 mod offloads;
 mod operator;
+mod punch;
 mod reach;
 mod world;
