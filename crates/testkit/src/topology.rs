@@ -4,6 +4,7 @@
 //! end-to-end tests and the demo. Invariant: whatever was built is removed on drop, on panic, at exit and on a signal ([`cleanup`]);
 //! what a killed run left behind is removed by the next. Tests: below, and every end-to-end test.
 
+pub mod capture;
 pub mod gateway;
 pub mod services;
 pub mod site;

@@ -22,4 +22,5 @@ mod offloads;
 mod operator;
 mod punch;
 mod reach;
+mod wire;
 mod world;

@@ -43,7 +43,7 @@ fn checksums_are_right_whatever_the_hosts_leave_to_the_wire() {
 }
 
 /// Pages both ways, a datagram, a fragmented datagram, a ping, and a page over the hairpin.
-fn traffic(world: &World) -> Result<()> {
+pub(crate) fn traffic(world: &World) -> Result<()> {
     let page = "curl -sS --max-time 10 -o /dev/null -w %{size_download} http://";
     contains(&world.client(0).run(&format!("{page}198.51.100.2/bytes/2000000"))?, "2000000").context("a page from outside")?;
     contains(&world.server().run(&format!("{page}{POOL}:8080/bytes/2000000"))?, "2000000").context("a page from inside")?;

@@ -2,12 +2,14 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use portcullis_testkit::topology::capture::Capture;
 use portcullis_testkit::topology::gateway::{Forward, Gateway, RunningGateway, Setup};
-use portcullis_testkit::topology::namespace::Namespace;
+use portcullis_testkit::topology::namespace::{Namespace, directory_of};
 use portcullis_testkit::topology::program::{Output, wait_until};
 use portcullis_testkit::topology::services::Service;
 use portcullis_testkit::topology::sniff::{Seen, Sniffer};
@@ -17,9 +19,13 @@ use portcullis_testkit::topology::{self, Offloads, Topology};
 pub(crate) const ANSWER: Duration = Duration::from_secs(2);
 
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
+/// Owns the directory of the captures, which outlives the worlds: a namespace's files go with it, at exit at the latest.
+static CAPTURES: Mutex<Option<Namespace>> = Mutex::new(None);
 
 /// Everything that tests share.
 pub(crate) struct World {
+    /// What the gateway sends to both sides, for the verdict at the end. Ended before the topology, which kills what runs in it.
+    captures: Vec<Capture>,
     pub(crate) topology: Topology,
     pub(crate) gateway: RunningGateway,
     setup: Setup,
@@ -67,6 +73,17 @@ pub(crate) fn run<T: FnOnce(&mut World) -> Result<()>>(setup: Setup, test: T) {
 /// Removes the world of the tests before, with what their programs still send: a connection whose gateway is gone tries again for minutes.
 pub(crate) fn forget() {
     WORLD.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+/// Where the captures of this process are.
+pub(crate) fn captures() -> Result<PathBuf> {
+    let mut owner = CAPTURES.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = format!("pctest{}-captures", std::process::id());
+    if owner.is_none() {
+        *owner = Some(Namespace::create(&name)?);
+        std::fs::create_dir_all(directory_of(&name))?;
+    }
+    Ok(directory_of(&name))
 }
 
 /// Runs a test of what only Portcullis does.
@@ -122,10 +139,14 @@ impl Drop for Scene {
 impl World {
     fn build(setup: Setup) -> Result<Self> {
         let topology = Topology::build_with_queues("pctest", queues())?;
+        // What the gateway's kernel sends itself is captured too, and has to have complete checksums.
+        for device in ["inside0", "outside0"] {
+            topology.gateway().ethtool_features(device, &["tx", "off"])?;
+        }
         let services = Self::start_services(&topology)?;
         let kind = kind();
         let gateway = kind.start(topology.gateway(), &setup)?;
-        let mut world = Self { topology, gateway, setup, kind, outside: None, _services: services };
+        let mut world = Self { topology, gateway, setup, kind, outside: None, captures: Vec::new(), _services: services };
         world.watch_outside()?;
         Ok(world)
     }
@@ -185,18 +206,28 @@ impl World {
         self.topology.router()
     }
 
-    /// Begins to watch the outside wire for internal addresses.
+    /// Begins to watch the outside wire for internal addresses, and to capture what the gateway sends.
     pub(crate) fn watch_outside(&mut self) -> Result<()> {
         // The kernel's NAT writes into fragments that a listener still shares: there the listener proves nothing.
         if self.kind != Gateway::Kernel {
             self.outside = Some(Sniffer::start_for(self.topology.router(), Seen::is_internal)?);
+            self.captures = self.start_captures()?;
         }
         Ok(())
     }
 
-    /// Stops watching: a load test wants the processor for itself.
+    fn start_captures(&self) -> Result<Vec<Capture>> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let directory = captures()?;
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let start = |side, host| Capture::start(host, "gateway", &directory.join(format!("sent-{number:03}-{side}.pcap")));
+        Ok(vec![start("inside", self.topology.switch())?, start("outside", self.topology.router())?])
+    }
+
+    /// Stops watching and capturing: a load test wants the processor for itself.
     pub(crate) fn stop_watching_outside(&mut self) {
         self.outside = None;
+        self.captures.clear();
     }
 
     /// Fails when an internal address was seen on the outside wire since watching began.
