@@ -132,8 +132,10 @@ pub(crate) struct PortSpace {
     resting: u32,
     rests_longest: u32,
     rests_shortest: u32,
+    /// Where the allowed ports are one run, the first, plus one; else zero.
+    run: u32,
     /// Fills the cache line.
-    spare: [u32; 11],
+    spare: [u32; 10],
     /// Of each group of words, the allowed ports before it.
     before: [u16; GROUPS],
     /// The holder of each port, plus one; zero for none. Of a port that rests, what `rest.rs` says.
@@ -153,6 +155,12 @@ impl PortSpace {
             self.before[group] = self.limit as u16;
             self.limit += words.iter().map(|word| word.allowed.count_ones()).sum::<u32>();
         }
+        let with_some = |word: &usize| self.words[*word].allowed != 0;
+        let ends = (0..WORDS).find(with_some).zip((0..WORDS).rfind(with_some)).map(|(first, last)| {
+            let below = self.words[last].allowed.leading_zeros();
+            (u32::from(port_at(first, self.words[first].allowed)), last as u32 * 64 + 63 - below)
+        });
+        self.run = ends.filter(|(first, last)| last - first + 1 == self.limit).map_or(0, |(first, _)| first + 1);
     }
 
     /// An allowed port of the wished class, taken or not: each is as likely as another if `random` is any number. Of any class where that
@@ -173,6 +181,9 @@ impl PortSpace {
 
     /// The allowed port that has so many before it, which must be fewer than there are.
     fn allowed_port(&self, rank: u32) -> u16 {
+        if let Some(first) = self.run.checked_sub(1) {
+            return (first + rank) as u16;
+        }
         let group = self.before.partition_point(|&before| u32::from(before) <= rank) - 1;
         let mut left = rank - self.before(group);
         let mut word = group * GROUP_WORDS;
