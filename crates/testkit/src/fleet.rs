@@ -72,7 +72,14 @@ pub fn owners(workers: u16, seed: u64) -> Owners {
     }
     let mut random = seed | 1;
     let mut key = || Key::new(core::array::from_fn(|_| draw(&mut random) as u8));
-    Owners::new(&key(), &key(), (0..128).map(|entry| WorkerId(entry % workers)).collect())
+    let table: Vec<_> = (0..128).map(|entry| WorkerId(entry % workers)).collect();
+    loop {
+        let owners = Owners::new(&key(), &key(), table.clone());
+        // One key in some thousands tells too few ports apart, and leaves a worker without any; the gateway chooses none that does.
+        if (0..workers).all(|worker| owners.ports(Ipv4Addr::UNSPECIFIED, WorkerId(worker)).next().is_some()) {
+            return owners;
+        }
+    }
 }
 
 /// Xorshift (Marsaglia, 2003): any order will do, as long as it can be had again.
