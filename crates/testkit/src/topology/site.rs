@@ -98,3 +98,11 @@ impl Site {
         ))
     }
 }
+
+/// A namespace goes some time after its name; its wire to the router has to be gone before another site is hung there.
+impl Drop for Site {
+    fn drop(&mut self) {
+        // What fails here is said by whoever builds the next site.
+        let _ = self.gateway.ip_batch("link delete outside0");
+    }
+}
