@@ -20,9 +20,16 @@ const KERNEL_HOLDS: [&str; 8] = ["4787-1", "4787-2", "4787-14", "5382-2", "5382-
 
 /// Runs natcheck with these words. Gives its exit code, and the identifiers of the rows that came out as `violated` and as `holds`.
 fn natcheck(words: &[&str]) -> (Option<i32>, BTreeSet<String>, BTreeSet<String>, serde_json::Value) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-    command.args(["natcheck", "--json"]).args(words).stdin(Stdio::null());
-    let output = command.output().expect("natcheck runs");
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        command.args(["natcheck", "--json"]).args(words).stdin(Stdio::null()).output().expect("natcheck runs")
+    };
+    let mut output = run();
+    if output.stdout.is_empty() {
+        // Of a pool of few ports, two workers' random keys leave one of them none in about one start of a hundred: nothing can be tested then.
+        println!("once more: {}", String::from_utf8_lossy(&output.stderr));
+        output = run();
+    }
     let complaints = String::from_utf8_lossy(&output.stderr);
     let report: serde_json::Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("natcheck {words:?}: {error}\n{complaints}"));
