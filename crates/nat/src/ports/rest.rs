@@ -16,7 +16,7 @@ pub(super) const RESTS: u32 = 1 << 31;
 /// How exact moments are. **Units:** milliseconds.
 const UNIT: u32 = 256;
 
-/// The longest rest: well within what fifteen bits of [`UNIT`]s can tell, which is 2 h 19 min.
+/// The longest rest: well within what fifteen bits of 256 ms units can tell, which is 2 h 19 min.
 pub const REST_MOST: Duration = Duration::from_hours(1);
 
 /// How long ports rest, and how many of a space at most.

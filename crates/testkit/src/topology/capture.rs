@@ -1,7 +1,7 @@
 //! Captures of what a gateway has sent, and tshark's verdict on their checksums.
 //!
 //! tcpdump takes what arrives at the gateway's neighbours, so that the partial checksums of the hosts themselves are not in it. tshark
-//! computes each checksum from scratch and shares no code with Portcullis. Invariant: a file never grows beyond [`MEGABYTES`], and goes
+//! computes each checksum from scratch and shares no code with Portcullis. Invariant: a file never grows beyond `MEGABYTES`, and goes
 //! with its directory. Blind spots: what tcpdump missed, and what the file had no room for. Tests: below, and `e2e/wire.rs`.
 
 use std::fs;
