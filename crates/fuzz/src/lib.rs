@@ -3,7 +3,6 @@
 //! A body takes any bytes and panics where something does not hold. The fuzzer's side is `libfuzzer/`, a package apart, since it
 //! instruments all it builds. Here the same bodies are plain functions, so that `tests/corpus.rs` plays every stored input again
 //! with each test run. Most bodies stand beside the property tests that share them.
-#![allow(missing_docs, reason = "the bodies' own files say what they do")]
 
 mod control;
 pub mod corpus;

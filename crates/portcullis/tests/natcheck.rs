@@ -26,7 +26,7 @@ fn natcheck(words: &[&str]) -> (Option<i32>, BTreeSet<String>, BTreeSet<String>,
     };
     let mut output = run();
     if output.stdout.is_empty() {
-        // Of a pool of few ports, two workers' random keys leave one of them none in about one start of a hundred: nothing can be tested then.
+        // One in some two hundred keys leaves one of two workers none of a pool's 128 ports; nothing can be tested then (CHANGELOG.md).
         println!("once more: {}", String::from_utf8_lossy(&output.stderr));
         output = run();
     }

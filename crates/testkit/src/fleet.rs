@@ -73,6 +73,7 @@ pub fn owners(workers: u16, seed: u64) -> Owners {
     let mut random = seed | 1;
     let mut key = || Key::new(core::array::from_fn(|_| draw(&mut random) as u8));
     let table: Vec<_> = (0..128).map(|entry| WorkerId(entry % workers)).collect();
+    assert!(usize::from(workers) <= table.len(), "a worker without an entry never has a port");
     loop {
         let owners = Owners::new(&key(), &key(), table.clone());
         // One key in some thousands tells too few ports apart, and leaves a worker without any; the gateway chooses none that does.
