@@ -59,13 +59,18 @@ impl Says {
     const TELLING: u8 = 0x3F & !TcpFlags::PSH.0;
 
     /// Of a packet of that protocol; `flags` are what TCP has there.
-    #[inline]
     pub(crate) fn of(protocol: u8, flags: u8) -> Self {
+        Self::read([0, protocol], flags)
+    }
+
+    /// The same, of the time to live and the protocol behind it, as they are in a packet: the protocol comes to be above all flags.
+    #[inline]
+    pub(crate) fn read(ttl_and_protocol: [u8; 2], flags: u8) -> Self {
+        let protocol = u16::from_le_bytes(ttl_and_protocol) & 0xFF00;
         core::hint::select_unpredictable(
-            protocol == TCP,
+            protocol == u16::from_le_bytes([0, TCP]),
             Self(u32::from(flags & Self::TELLING)),
-            // Above all flags.
-            Self(u32::from(protocol) << 8),
+            Self(u32::from(protocol)),
         )
     }
 }

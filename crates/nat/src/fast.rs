@@ -123,9 +123,14 @@ struct Read {
     hands: u8,
 }
 
-/// What of a burst does not go the fast path, and what another worker has counted as received.
-#[derive(Clone, Copy, Default)]
-struct Tally {
+/// A burst's way: what is the same for all of its packets, what of it does not go the fast path, and what another worker has counted as
+/// received. All of it behind one reference, since the last stage has no register to spare.
+#[derive(Clone, Copy)]
+struct Course {
+    device: DeviceId,
+    /// The interface that the packets came by.
+    expected: InterfaceId,
+    now: Tick,
     left: Amount,
     handed: Amount,
 }
@@ -166,13 +171,14 @@ impl Nat<'_> {
             numbers[odd.trailing_zeros() as usize] = NONE;
             odd &= odd - 1;
         }
-        let mut tally = Tally::default();
+        let (left, handed) = (Amount::default(), Amount::default());
+        let mut course = Course { device, expected: gate.interface, now, left, handed };
         if hands > 0 {
-            burst.iter().filter(|packet| packet.handed > 0).for_each(|packet| tally.handed.add(packet));
+            burst.iter().filter(|packet| packet.handed > 0).for_each(|packet| course.handed.add(packet));
         }
         let all = Amount { packets: burst.len() as u64, bytes };
-        self.forward_all::<OUTBOUND>((burst, device), numbers, gate, now, &mut tally, verdicts);
-        self.count::<OUTBOUND>(all, &tally);
+        self.forward_all::<OUTBOUND>(burst, numbers, &mut course, verdicts);
+        self.count::<OUTBOUND>(all, &course);
     }
 
     /// The first stage: the hashes of those packets that are plain. In large tables their lines of the index are fetched.
@@ -202,27 +208,23 @@ impl Nat<'_> {
     /// The last stage.
     fn forward_all<const OUTBOUND: bool>(
         &mut self,
-        (burst, device): (&mut [Packet<'_>], DeviceId),
+        burst: &mut [Packet<'_>],
         numbers: &mut [u32],
-        gate: &Gate,
-        now: Tick,
-        tally: &mut Tally,
+        course: &mut Course,
         verdicts: &mut Vec<Verdict>,
     ) {
-        if OUTBOUND {
+        // Without a way out of the loop, so that the compiler compares several at once.
+        if OUTBOUND && numbers.iter().fold(false, |has_new, &number| has_new | (number == NEW)) {
             self.prepare(burst, numbers);
         }
-        let (first, expected) = (verdicts.len(), gate.interface);
+        let first = verdicts.len();
         let nat = &mut *self;
         verdicts.extend(numbers.iter_mut().zip(burst).map(move |(number, packet)| {
-            let mut leaves = nat.forward::<OUTBOUND>(packet, *number, expected, now);
-            if OUTBOUND && leaves.is_none() && *number == NEW {
-                leaves = packet.buffer.first_chunk_mut().and_then(|head| nat.open(head, packet.len, expected, now));
-            }
+            let leaves = nat.forward::<OUTBOUND>(packet, *number, course.expected, course.now);
             // A verdict of another kind is put in its place below: were it made here, every one would be put together in memory first.
             Verdict::Transmit(leaves.unwrap_or_else(|| {
-                *number = LEFT;
-                nat.leave(packet, device, now, tally)
+                let was = core::mem::replace(number, LEFT);
+                nat.leave::<OUTBOUND>(packet, was, course)
             }))
         }));
         if self.left.is_empty() {
@@ -243,13 +245,22 @@ impl Nat<'_> {
         }
     }
 
-    /// Leaves a packet of the burst to the ordinary way, and keeps the verdict. Returns any device.
+    /// Opens a session for a packet of the burst, or leaves it to the ordinary way, and keeps the verdict. Returns any device.
     #[cold]
-    fn leave(&mut self, packet: &mut Packet<'_>, device: DeviceId, now: Tick, tally: &mut Tally) -> DeviceId {
-        tally.left.add(packet);
+    #[inline(never)]
+    fn leave<const OUTBOUND: bool>(&mut self, packet: &mut Packet<'_>, number: u32, course: &mut Course) -> DeviceId {
+        let Course { device, expected, now, .. } = *course;
+        if OUTBOUND
+            && number == NEW
+            && let Some(leaves) = self.open(packet, expected, now)
+        {
+            self.left.push(Verdict::Transmit(leaves));
+            return device;
+        }
+        course.left.add(packet);
         if packet.handed > 0 {
-            tally.handed.packets -= 1;
-            tally.handed.bytes -= packet.len as u64;
+            course.handed.packets -= 1;
+            course.handed.bytes -= packet.len as u64;
         }
         let verdict = self.process_one(packet, device, now);
         self.left.push(verdict);
@@ -257,17 +268,17 @@ impl Nat<'_> {
     }
 
     /// Counts what of a burst has gone the fast path.
-    fn count<const OUTBOUND: bool>(&mut self, all: Amount, tally: &Tally) {
+    fn count<const OUTBOUND: bool>(&mut self, all: Amount, course: &Course) {
         let (way, received, bytes) = if OUTBOUND {
             (Counter::Outbound, Counter::InsideReceived, Counter::InsideReceivedBytes)
         } else {
             (Counter::Inbound, Counter::OutsideReceived, Counter::OutsideReceivedBytes)
         };
-        let forwarded = all.packets - tally.left.packets;
+        let forwarded = all.packets - course.left.packets;
         self.counters.add(way, forwarded);
         self.counters.add(Counter::FastPath, forwarded);
-        self.counters.add(received, forwarded - tally.handed.packets);
-        self.counters.add(bytes, all.bytes - tally.left.bytes - tally.handed.bytes);
+        self.counters.add(received, forwarded - course.handed.packets);
+        self.counters.add(bytes, all.bytes - course.left.bytes - course.handed.bytes);
     }
 
     /// Reads a packet, and gives the hash of its key if it is plain, as far as no session has to be asked: one of another protocol than TCP
@@ -341,7 +352,7 @@ impl Nat<'_> {
         if row.has_ended(session.last_seen, now) {
             return None;
         }
-        if row.says != Says::of(head[at::PROTOCOL], head[at::TCP_FLAGS]) || !OUTBOUND && session.has(flag::ADMITTED) {
+        if row.says != Says::read(head::bytes(head, at::TTL), head[at::TCP_FLAGS]) || !OUTBOUND && session.has(flag::ADMITTED) {
             let rules = (self.fast_flags, self.policy.inbound_refresh);
             return forward_unsettled::<OUTBOUND>(head, session, address, leaves, rules, now);
         }

@@ -15,6 +15,7 @@ use crate::establish::{self, Flow};
 use crate::fast;
 use crate::head::{self, Head, at};
 use crate::nat::Nat;
+use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
 use crate::time::Tick;
 
@@ -26,10 +27,11 @@ impl Nat<'_> {
         self.state.touch_subscriber(flow.ours.address);
     }
 
-    /// Steps 3 to 7 for a packet of `len` bytes from inside. The device that it leaves by; none where it has to go the ordinary way, and then
-    /// no table has changed.
-    #[inline(never)]
-    pub(crate) fn open(&mut self, head: &mut Head, len: usize, expected: InterfaceId, now: Tick) -> Option<DeviceId> {
+    /// Steps 3 to 7 for a packet from inside. The device that it leaves by; none where it has to go the ordinary way, and then no table has
+    /// changed.
+    pub(crate) fn open(&mut self, packet: &mut Packet<'_>, expected: InterfaceId, now: Tick) -> Option<DeviceId> {
+        let len = packet.len;
+        let head = packet.buffer.first_chunk_mut()?;
         let flow = flow_of(head)?;
         if flow.protocol == Protocol::Tcp && self.fast_flags >> TcpFlags::SYN.0 & 1 == 0 {
             return None;
