@@ -116,13 +116,13 @@ impl Adjacencies {
     }
 
     /// The number of a pair. Zero when none is left.
-    pub(crate) fn number_of(&mut self, inside: Adjacency, outside: Adjacency) -> u16 {
+    pub(crate) fn number_of(&mut self, inside: &Adjacency, outside: &Adjacency) -> u16 {
         // Sessions that begin one after the other often leave by the same ways.
-        let is_last = |pair: &Pair| pair.epoch == self.epoch && pair.inside == inside && pair.outside == outside;
+        let is_last = |pair: &Pair| pair.epoch == self.epoch && pair.inside == *inside && pair.outside == *outside;
         if self.pairs.get(usize::from(self.last)).is_some_and(is_last) {
             return self.last;
         }
-        self.last = self.find_or_add(inside, outside);
+        self.last = self.find_or_add(*inside, *outside);
         self.last
     }
 
@@ -144,7 +144,7 @@ impl Adjacencies {
 
     /// The number of the pair that leads no packet anywhere: for a session that has to go the ordinary way, until the epoch ends.
     pub(crate) fn number_of_none(&mut self) -> u16 {
-        self.number_of(Adjacency::NONE, Adjacency::NONE)
+        self.number_of(&Adjacency::NONE, &Adjacency::NONE)
     }
 
     /// After a whole round of the sweep, which takes out of the sessions what [`Adjacencies::get`] does not give.
@@ -193,27 +193,27 @@ mod tests {
     #[test]
     fn a_pair_has_one_number_until_it_is_forgotten() {
         let mut table = adjacencies();
-        let (one, other) = (table.number_of(adjacency(1), adjacency(9)), table.number_of(adjacency(2), adjacency(9)));
-        assert_eq!((one, table.number_of(adjacency(1), adjacency(9))), (1, 1));
+        let (one, other) = (table.number_of(&adjacency(1), &adjacency(9)), table.number_of(&adjacency(2), &adjacency(9)));
+        assert_eq!((one, table.number_of(&adjacency(1), &adjacency(9))), (1, 1));
         assert_eq!((other, table.get(other).map(|pair| pair.inside.next_hop)), (2, Some(2)));
         assert!(table.get(0).is_none() && table.get(3).is_none());
         table.forget();
         assert!(table.get(one).is_none() && table.used(other).is_none());
-        assert_eq!(table.number_of(adjacency(2), adjacency(9)), 3, "another number: sessions still have the old ones");
+        assert_eq!(table.number_of(&adjacency(2), &adjacency(9)), 3, "another number: sessions still have the old ones");
     }
 
     #[test]
     fn numbers_run_out_and_come_again_after_a_whole_sweep() {
         let mut table = adjacencies();
-        let all: Vec<_> = (1..MOST as u32).map(|hop| table.number_of(adjacency(hop), adjacency(0))).collect();
+        let all: Vec<_> = (1..MOST as u32).map(|hop| table.number_of(&adjacency(hop), &adjacency(0))).collect();
         assert!(all.iter().map(|&number| usize::from(number)).eq(1..MOST));
-        assert_eq!(table.number_of(adjacency(70_000), adjacency(0)), 0);
+        assert_eq!(table.number_of(&adjacency(70_000), &adjacency(0)), 0);
         table.forget();
         // The first round may have begun before.
         table.swept();
-        assert_eq!(table.number_of(adjacency(1), adjacency(0)), 0, "a session may have any of them");
+        assert_eq!(table.number_of(&adjacency(1), &adjacency(0)), 0, "a session may have any of them");
         table.swept();
-        assert_eq!(table.number_of(adjacency(1), adjacency(0)), 1);
+        assert_eq!(table.number_of(&adjacency(1), &adjacency(0)), 1);
         assert_eq!(table.get(1).map(|pair| pair.inside.next_hop), Some(1));
     }
 
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn next_hops_are_given_once_for_each_use() {
         let mut table = adjacencies();
-        let numbers: Vec<_> = (1..=600).map(|hop| table.number_of(adjacency(hop), adjacency(0))).collect();
+        let numbers: Vec<_> = (1..=600).map(|hop| table.number_of(&adjacency(hop), &adjacency(0))).collect();
         let note = |table: &mut Adjacencies| {
             let mut noted = Vec::new();
             while !table.note_used(|neighbour| noted.push(neighbour)) {}

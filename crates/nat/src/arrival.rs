@@ -117,16 +117,14 @@ pub(crate) fn adjacencies_between(
     state: &State<'_>,
 ) -> Option<(Adjacency, Adjacency)> {
     let is_any = |address| may_be_host(address) && state.slot_of(address).is_none();
-    let (Whereabouts::Via(inside), Whereabouts::Via(outside)) = (paths.towards(network, internal), paths.towards(network, remote))
-    else {
-        return None;
+    let may_pass = is_any(internal) && is_any(remote);
+    let mut adjacency = |address, side| match paths.towards(network, address) {
+        Whereabouts::Via(path) if path.side == side => Adjacency::of(path),
+        _ => None,
     };
+    let (inside, outside) = (adjacency(internal, Side::Inside)?, adjacency(remote, Side::Outside)?);
     let interface = &network.interfaces[usize::from(inside.interface.0)];
-    let may_pass = is_any(internal)
-        && is_any(remote)
-        && (inside.side, outside.side) == (Side::Inside, Side::Outside)
-        && is_configured(interface, internal);
-    if may_pass { Adjacency::of(&inside).zip(Adjacency::of(&outside)) } else { None }
+    (may_pass && is_configured(interface, internal)).then_some((inside, outside))
 }
 
 fn is_configured(interface: &Interface, source: Ipv4Addr) -> bool {

@@ -53,13 +53,15 @@ pub(crate) struct Choice {
     pub(crate) keys: RandomState,
     me: WorkerId,
     drawn: u64,
+    /// Numbers that were looked at before they are drawn, in their order.
+    foreseen: VecDeque<u64>,
     /// Numbers that a test wants drawn next.
     script: VecDeque<u64>,
 }
 
 impl Choice {
     pub(crate) fn new(keys: RandomState, me: WorkerId) -> Self {
-        Self { keys, me, drawn: 0, script: VecDeque::new() }
+        Self { keys, me, drawn: 0, foreseen: VecDeque::new(), script: VecDeque::new() }
     }
 
     pub(crate) fn script(&mut self, draws: impl IntoIterator<Item = u64>) {
@@ -68,14 +70,35 @@ impl Choice {
     }
 
     fn draw(&mut self) -> u64 {
+        self.script.pop_front().or_else(|| self.foreseen.pop_front()).unwrap_or_else(|| self.next())
+    }
+
+    fn next(&mut self) -> u64 {
         self.drawn += 1;
-        self.script.pop_front().unwrap_or_else(|| self.keys.hash_one((self.me, self.drawn)))
+        self.keys.hash_one((self.me, self.drawn))
+    }
+
+    /// The number that will be drawn after so many others; none where a test says what is drawn.
+    pub(crate) fn foresee(&mut self, others: usize) -> Option<u64> {
+        if !self.script.is_empty() {
+            return None;
+        }
+        while self.foreseen.len() <= others {
+            let next = self.next();
+            self.foreseen.push_back(next);
+        }
+        Some(self.foreseen[others])
     }
 
     /// Where the search for a free port begins: at an allowed port, each as likely as another. A script says it as it is.
     fn draw_port(&mut self, space: &PortSpace, wish: Wish) -> Option<u16> {
-        if self.script.is_empty() { space.draw((self.draw() >> 32) as u32, wish) } else { Some(self.draw() as u16) }
+        if self.script.is_empty() { space.draw(port_part(self.draw()), wish) } else { Some(self.draw() as u16) }
     }
+}
+
+/// Of a drawn number, what a port is drawn by.
+pub(crate) const fn port_part(drawn: u64) -> u32 {
+    (drawn >> 32) as u32
 }
 
 /// What the planning looks at.
@@ -100,12 +123,13 @@ impl Planner<'_, '_> {
             return Ok(plan);
         }
         let key = mapping_key(self.policy, flow);
-        if let Some(holder) = self.state.mappings.find(&self.state.sessions, &key) {
+        let hash = self.state.mappings.hash(&key);
+        if let Some(holder) = self.state.mappings.find(&self.state.sessions, &key, hash) {
             // The mapping's address may be gone while the sweep has not met it: until then its endpoint cannot have another one.
             let (slot, external) = self.state.external_held_by(holder).ok_or(DropReason::NoExternalAddress)?;
             return Ok(self.outbound_plan(flow, slot, external, Under::Held(holder)));
         }
-        self.new_mapping(flow)
+        self.new_mapping(flow, hash)
     }
 
     /// The session of a first packet to an external endpoint.
@@ -143,7 +167,7 @@ impl Planner<'_, '_> {
         is_free.then(|| self.outbound_plan(flow, slot, Endpoint { address, port }, Under::Forward))
     }
 
-    fn new_mapping(&mut self, flow: &Flow) -> Result<Plan, DropReason> {
+    fn new_mapping(&mut self, flow: &Flow, hash: u64) -> Result<Plan, DropReason> {
         if !self.state.mappings.has_room() {
             return Err(DropReason::MappingsFull);
         }
@@ -154,7 +178,7 @@ impl Planner<'_, '_> {
         let start = self.choice.draw_port(space, wish);
         let port = start.and_then(|start| space.free_port(start, wish)).ok_or(DropReason::PortsExhausted)?;
         debug_assert_eq!(self.owners.of_external(address, port), self.me, "a worker allocates only what it owns");
-        Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, Under::NewMapping(self.policy.mapping)))
+        Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, Under::NewMapping(self.policy.mapping, hash)))
     }
 
     /// The slot of the subscriber's external address: the one that it has, or any that has a free port.
@@ -241,7 +265,7 @@ fn inbound_plan(flow: &Flow, internal: Endpoint, slot: u16, under: Under, flags:
 const fn flag_of(under: Under) -> u8 {
     match under {
         Under::Forward => flag::FORWARDED,
-        Under::Held(_) | Under::Guest | Under::NewMapping(_) => 0,
+        Under::Held(_) | Under::Guest | Under::NewMapping(..) => 0,
     }
 }
 

@@ -20,6 +20,7 @@ use crate::externals::Outer;
 use crate::hash::Key;
 use crate::head::{self, HEAD, Head, addresses, at, eight, half, header_sum, ports, wire_half, wire_word, word};
 use crate::nat::Nat;
+use crate::open::Opened;
 use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Protocol, ReceivedChecksums, Side};
 use crate::record::{Session, flag};
@@ -213,9 +214,13 @@ impl Nat<'_> {
         course: &mut Course,
         verdicts: &mut Vec<Verdict>,
     ) {
-        // Without a way out of the loop, so that the compiler compares several at once.
-        if OUTBOUND && numbers.iter().fold(false, |has_new, &number| has_new | (number == NEW)) {
-            self.prepare(burst, numbers);
+        if OUTBOUND && numbers.contains(&NEW) {
+            self.opened = Opened::default();
+            // In small tables it is all in the caches.
+            if self.state.sessions.is_large() {
+                let new = burst.iter().zip(&*numbers).filter(|(_, number)| **number == NEW);
+                self.prepare(new.filter_map(|(packet, _)| packet.buffer.first_chunk()));
+            }
         }
         let first = verdicts.len();
         let nat = &mut *self;
@@ -233,15 +238,6 @@ impl Nat<'_> {
         let places = verdicts[first..].iter_mut().zip(numbers).filter(|(_, number)| **number == LEFT);
         for ((place, _), verdict) in places.zip(self.left.drain(..)) {
             *place = verdict;
-        }
-    }
-
-    /// Before the first packets of sessions are opened one after the other: has what that takes fetched for all of them.
-    fn prepare(&self, burst: &[Packet<'_>], numbers: &[u32]) {
-        for (packet, _) in burst.iter().zip(numbers).filter(|(_, number)| **number == NEW) {
-            if let Some(head) = packet.buffer.first_chunk() {
-                self.fetch_for(head);
-            }
         }
     }
 
@@ -374,7 +370,9 @@ impl Nat<'_> {
         let between =
             crate::arrival::adjacencies_between(internal.address, remote.address, &self.network, &mut self.paths, &self.state);
         let learnt = match between {
-            Some(pair) => self.way_by(session.slot, (session.kind.protocol(), internal, external, remote), pair),
+            Some((inside, outside)) => {
+                self.way_by(session.slot, (session.kind.protocol(), internal, external, remote), (&inside, &outside))
+            }
             None => self.adjacencies.number_of_none(),
         };
         self.state.sessions.records.get_mut(number).adjacencies = learnt;
@@ -385,7 +383,7 @@ impl Nat<'_> {
         &mut self,
         slot: u16,
         (protocol, internal, external, remote): (Protocol, Endpoint, Endpoint, Endpoint),
-        (inside, outside): (Adjacency, Adjacency),
+        (inside, outside): (&Adjacency, &Adjacency),
     ) -> u16 {
         let is_mine = !self.has_company()
             || self.owners.of_subscriber(internal.address) == self.me

@@ -135,11 +135,14 @@ impl<'m> Index<'m> {
         // A byte of the overflow count that looks like the tag is behind all slots, and no slot is there.
         let slot = line.bytes_with(hash as u8).trailing_zeros() as usize;
         let number = line.entries.get(slot).map_or(NONE, |entry| entry ^ hash as u32);
-        if number < self.most { number } else { self.first_of_others(hash) }
+        if number < self.most { number } else { self.first_of_others(hash, slot) }
     }
 
     #[cold]
-    fn first_of_others(&self, hash: u64) -> u32 {
+    fn first_of_others(&self, hash: u64, slot: usize) -> u32 {
+        if slot >= SLOTS && self.lines[self.home(hash)].overflow() == 0 {
+            return NONE;
+        }
         self.find(hash, |_| true).unwrap_or(NONE)
     }
 

@@ -16,7 +16,7 @@ use crate::verdict::{DropReason, Verdict};
 
 /// The path towards an address on the side that it has to be on.
 pub(crate) fn path_towards(paths: &mut Paths, network: &Network, address: Ipv4Addr, side: Side) -> Result<Path, Refusal> {
-    match paths.towards(network, address) {
+    match *paths.towards(network, address) {
         Whereabouts::Via(path) if path.side != side => Err(Refusal::Drop(DropReason::WrongSide)),
         Whereabouts::Via(path) if !path.up => Err(Refusal::Drop(DropReason::InterfaceDown)),
         Whereabouts::Via(path) => Ok(path),

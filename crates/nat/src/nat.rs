@@ -25,6 +25,7 @@ use crate::identities::Identities;
 use crate::leave;
 use crate::limit::TokenBucket;
 use crate::mss;
+use crate::open::Opened;
 use crate::own::Rules;
 use crate::packet::Packet;
 use crate::path::{self, Path, Paths, Whereabouts};
@@ -60,6 +61,8 @@ pub struct Nat<'m> {
     pub(crate) settled: Settled,
     /// Verdicts of a burst's packets that the fast path has left to the ordinary way. Empty between bursts.
     pub(crate) left: Vec<Verdict>,
+    /// What the burst's packets have begun.
+    pub(crate) opened: Opened,
     pub(crate) choice: Choice,
     pub(crate) owners: Owners,
     pub(crate) me: WorkerId,
@@ -90,6 +93,7 @@ impl<'m> Nat<'m> {
         Ok(Self {
             settled: Settled::new(&state.timers),
             left: Vec::with_capacity(fast::BURST),
+            opened: Opened::default(),
             state,
             fragments: Fragments::new(capacity.fragments, hasher.clone(), now),
             identities: Identities::new(hasher.clone(), me, owners.workers()),

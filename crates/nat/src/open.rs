@@ -12,19 +12,75 @@ use portcullis_wire::tcp::TcpFlags;
 
 use crate::arrival;
 use crate::establish::{self, Flow};
-use crate::fast;
+use crate::fast::{self, BURST};
 use crate::head::{self, Head, at};
 use crate::nat::Nat;
 use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
+use crate::ports::Wish;
+use crate::state::Subscriber;
 use crate::time::Tick;
 
+/// The sessions that packets of a burst have begun, so that a later packet of one does not begin it again: a bit for their hashes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Opened(u64);
+
+impl Opened {
+    fn add(&mut self, hash: u64) {
+        self.0 |= Self::bit(hash);
+    }
+
+    fn may_have(self, hash: u64) -> bool {
+        self.0 & Self::bit(hash) != 0
+    }
+
+    const fn bit(hash: u64) -> u64 {
+        1 << (hash >> 58)
+    }
+}
+
+/// What a new mapping will look at.
+#[derive(Clone, Copy)]
+struct Guess {
+    flow: Flow,
+    slot: u16,
+    wish: Wish,
+    start: u16,
+}
+
 impl Nat<'_> {
-    /// Has what [`Nat::open`] will look at fetched.
-    pub(crate) fn fetch_for(&self, head: &Head) {
-        let Some(flow) = flow_of(head) else { return };
-        self.state.mappings.fetch_line(self.state.mappings.hash(&establish::mapping_key(&self.policy, &flow)));
-        self.state.touch_subscriber(flow.ours.address);
+    /// Before the first packets of a burst, at most [`BURST`], are opened one after the other: has what that takes fetched for all of them, as
+    /// far as it can be foreseen. A guess that fails costs time and nothing else.
+    pub(crate) fn prepare<'p>(&mut self, heads: impl Iterator<Item = &'p Head>) {
+        let mut guesses = [None; BURST];
+        let mut draws = 0;
+        for (flow, guess) in heads.filter_map(flow_of).zip(&mut guesses) {
+            self.state.mappings.fetch_line(self.state.mappings.hash(&establish::mapping_key(&self.policy, &flow)));
+            *guess = self.guess(flow, &mut draws);
+        }
+        for &Guess { flow, slot, wish, start } in guesses.iter().flatten() {
+            if let Some(port) = self.state.space(slot, flow.protocol).free_port(start, wish) {
+                let external = (self.state.outer(slot), port);
+                self.state.sessions.fetch_line(self.state.sessions.hash_inbound(flow.protocol, external, flow.remote));
+            }
+        }
+    }
+
+    /// Where the port of a flow will be looked for, if it gets a new mapping, and if all before it do, which take so many `draws`. None where
+    /// the host has no address yet. What is known there of the ports is fetched.
+    fn guess(&mut self, flow: Flow, draws: &mut usize) -> Option<Guess> {
+        let Some(&Subscriber { slot, .. }) = self.state.subscribers.get(&flow.ours.address.to_bits()) else {
+            // One for the address, and one for the port.
+            *draws += 2;
+            return None;
+        };
+        let drawn = self.choice.foresee(*draws)?;
+        *draws += 1;
+        let wish = Wish::of(flow.protocol, flow.ours.port, self.policy.port_parity);
+        let space = self.state.space(slot, flow.protocol);
+        let start = space.draw(establish::port_part(drawn), wish)?;
+        space.fetch(start);
+        Some(Guess { flow, slot, wish, start })
     }
 
     /// Steps 3 to 7 for a packet from inside. The device that it leaves by; none where it has to go the ordinary way, and then no table has
@@ -37,8 +93,8 @@ impl Nat<'_> {
             return None;
         }
         let (internal, remote) = (flow.ours.address, flow.remote.address);
-        // An earlier packet of the burst may have begun it.
-        let is_known = self.state.sessions.is_known(Side::Inside, fast::key_of(head));
+        let hash = self.state.sessions.hash(Side::Inside, fast::key_of(head));
+        let is_known = self.opened.may_have(hash) && self.state.sessions.is_known(hash);
         if is_known || self.has_company() && self.owners.of_subscriber(internal) != self.me {
             return None;
         }
@@ -51,7 +107,9 @@ impl Nat<'_> {
             return None;
         }
         let number = self.state.create(&plan.session, plan.under, now, &mut self.counters).ok()?;
-        let way = self.way_by(plan.session.slot, (flow.protocol, flow.ours, plan.session.external, flow.remote), (inside, outside));
+        let way =
+            self.way_by(plan.session.slot, (flow.protocol, flow.ours, plan.session.external, flow.remote), (&inside, &outside));
+        self.opened.add(hash);
         let session = self.state.sessions.records.get_mut(number);
         session.adjacencies = way;
         session.packets_out = 1;

@@ -87,9 +87,9 @@ impl Paths {
         self.epoch += 1;
     }
 
-    /// Where `address` is.
+    /// Where `address` is. By reference: it is copied by those alone who need all of it.
     #[inline]
-    pub(crate) fn towards(&mut self, network: &Network, address: Ipv4Addr) -> Whereabouts {
+    pub(crate) fn towards(&mut self, network: &Network, address: Ipv4Addr) -> &Whereabouts {
         let bits = address.to_bits();
         let entry = &mut self.entries[((bits ^ bits >> 10) as usize) % REMEMBERED];
         if entry.epoch != self.epoch || entry.address != address {
@@ -104,7 +104,7 @@ impl Paths {
                 note(&mut self.used, (path.interface, path.next_hop));
             }
         }
-        entry.whereabouts
+        &entry.whereabouts
     }
 
     /// Forgets what has been remembered for long, so that next hops still in use are noted anew, those of the fast path's too: a few in
@@ -257,7 +257,7 @@ mod tests {
             paths.adopt(&network);
             prop_assert!(paths.few.is_some());
             for address in addresses.into_iter().map(Ipv4Addr::from_bits) {
-                prop_assert_eq!(paths.towards(&network, address), look_up(&network, address));
+                prop_assert_eq!(*paths.towards(&network, address), look_up(&network, address));
             }
         }
     }
@@ -267,14 +267,14 @@ mod tests {
         let destination = Ipv4Addr::new(192, 0, 2, 1);
         let mut network = Network::default();
         let mut paths = Paths::new(Tick(0));
-        assert_eq!(paths.towards(&network, destination), Whereabouts::Nowhere);
+        assert_eq!(*paths.towards(&network, destination), Whereabouts::Nowhere);
         network.interfaces.push(Interface { device: DeviceId(1), ..interface(1) });
         let gateway = Ipv4Addr::new(203, 0, 113, 2);
         let default = "0.0.0.0/0".parse().expect("a prefix");
         network.routes.insert(default, Route::Via { interface: InterfaceId(0), gateway: Some(gateway), mtu: Some(1400) });
-        assert_eq!(paths.towards(&network, destination), Whereabouts::Nowhere, "remembered");
+        assert_eq!(*paths.towards(&network, destination), Whereabouts::Nowhere, "remembered");
         paths.adopt(&network);
-        let Whereabouts::Via(path) = paths.towards(&network, destination) else { panic!("a path") };
+        let Whereabouts::Via(path) = *paths.towards(&network, destination) else { panic!("a path") };
         assert_eq!((path.next_hop, path.mtu, path.next_hop_mac), (gateway, 1400, None));
         assert_eq!(paths.take_used().count(), 0, "an unknown neighbour is no used one");
         network.neighbours.insert((InterfaceId(0), gateway), [2; 6]);

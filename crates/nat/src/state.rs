@@ -24,7 +24,7 @@ use crate::ports::{PortSpace, Rest};
 use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::Slab;
 use crate::sweep::Step;
-use crate::table::{Hashes, Holder, Mappings, Sessions, TableFull};
+use crate::table::{Hashes, Holder, Mappings, Sessions, TableFull, has_soles};
 use crate::time::Tick;
 use crate::view::SessionState;
 
@@ -42,8 +42,8 @@ pub(crate) struct Subscriber {
 pub(crate) enum Under {
     /// A mapping that exists.
     Held(Holder),
-    /// A mapping that is made with it.
-    NewMapping(MappingBehaviour),
+    /// A mapping that is made with it, and the hash of its key.
+    NewMapping(MappingBehaviour, u64),
     /// The same, which it does not keep alive: a guest of a mapping.
     Guest,
     /// A forward: no mapping, no port of the pool.
@@ -379,9 +379,9 @@ impl<'m> State<'m> {
                 self.guests += 1;
                 number
             }
-            Under::NewMapping(behaviour) => {
+            Under::NewMapping(behaviour, hash) => {
                 session.set_sole(Some(behaviour));
-                self.create_with_mapping(session, counters)?
+                self.create_with_mapping(session, has_soles(behaviour).then_some(hash), counters)?
             }
             Under::Held(holder) => {
                 let mapping = self.record_of(holder)?;
@@ -395,10 +395,15 @@ impl<'m> State<'m> {
         Ok(number)
     }
 
-    /// Makes a session that stands for its new mapping.
-    fn create_with_mapping(&mut self, session: Session, counters: &mut Counters) -> Result<u32, TableFull> {
+    /// Makes a session that stands for its new mapping, whose [`Mappings::hash_of_sole`] is given.
+    fn create_with_mapping(
+        &mut self,
+        session: Session,
+        of_mapping: Option<u64>,
+        counters: &mut Counters,
+    ) -> Result<u32, TableFull> {
         let number = self.sessions.insert(session)?;
-        if self.mappings.insert_sole(number, &session).is_err() {
+        if self.mappings.insert_sole(number, of_mapping).is_err() {
             let hashes = self.sessions.hashes(&session);
             self.sessions.remove(number, &hashes);
             return Err(TableFull);
@@ -432,12 +437,13 @@ impl<'m> State<'m> {
         let session = *self.sessions.records.get(sole);
         let address = self.address_of(session.slot).unwrap_or(Ipv4Addr::UNSPECIFIED);
         let mapping = session.mapping(address).ok_or(TableFull)?;
-        self.mappings.remove_sole(sole, self.mappings.hash_of_sole(&session));
+        let of_sole = self.mappings.hash_of_sole(&session);
+        self.mappings.remove_sole(sole, of_sole);
         let number = match self.mappings.insert(mapping) {
             Ok(number) => number,
             Err(full) => {
                 // There is room again for what was there just now.
-                let back = self.mappings.insert_sole(sole, &session);
+                let back = self.mappings.insert_sole(sole, of_sole);
                 debug_assert!(back.is_ok(), "the index has lost the room of session {sole}");
                 return Err(full);
             }

@@ -72,9 +72,7 @@ impl<'m> Sessions<'m> {
     /// The session of packets from `remote` to a port of an external address.
     #[inline]
     pub(crate) fn find_inbound(&self, protocol: Protocol, (outer, outer_port): (Outer, u16), remote: Endpoint) -> Option<u32> {
-        let ports = wire_halves(port(remote), U16::new(outer_port));
-        let key = Key::new(protocol as u8, wire_word(address(remote)), self.externals.wire(outer), ports);
-        let found = self.index.find(self.hash.of(Side::Outside, key), |value| {
+        let found = self.index.find(self.hash_inbound(protocol, (outer, outer_port), remote), |value| {
             value & 1 == Side::Outside as u32 && {
                 let session = self.records.get(value >> 1);
                 session.kind.is_of(protocol)
@@ -86,6 +84,14 @@ impl<'m> Sessions<'m> {
         found.map(|value| value >> 1)
     }
 
+    /// The hash of the session of packets from `remote` to a port of an external address.
+    #[inline]
+    pub(crate) fn hash_inbound(&self, protocol: Protocol, (outer, outer_port): (Outer, u16), remote: Endpoint) -> u64 {
+        let ports = wire_halves(port(remote), U16::new(outer_port));
+        let key = Key::new(protocol as u8, wire_word(address(remote)), self.externals.wire(outer), ports);
+        self.hash.of(Side::Outside, key)
+    }
+
     /// The hash by which the session of a packet from that side is found.
     #[inline]
     pub(crate) fn hash(&self, side: Side, key: Key) -> u64 {
@@ -93,8 +99,8 @@ impl<'m> Sessions<'m> {
     }
 
     /// Whether the index has something under a key's hash, which may be another key's.
-    pub(crate) fn is_known(&self, side: Side, key: Key) -> bool {
-        self.index.first(self.hash(side, key)) != index::NONE
+    pub(crate) fn is_known(&self, hash: u64) -> bool {
+        self.index.first(hash) != index::NONE
     }
 
     /// Whether index and records are beyond the caches, so that what a packet needs of them is to be fetched ahead.
@@ -111,7 +117,7 @@ impl<'m> Sessions<'m> {
 
     /// For each hash the number of the session that its packet most likely belongs to, which the index has under it; where it has
     /// nothing, one that no record has. Looks at no record: whoever uses a number compares. In large tables the records are fetched.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn candidates(&self, hashes: &[u64], numbers: &mut [u32]) {
         let numbered = numbers.iter_mut().zip(hashes);
         if self.is_large {
@@ -216,17 +222,18 @@ impl MappingKey {
         Self { protocol: mapping.protocol(), internal: mapping.internal(), scope: mapping.scope() }
     }
 
-    /// That of the mapping for which a session stands, where the index of mappings has it. Where a mapping is for one remote endpoint, the
-    /// session's own key finds it.
+    /// That of the mapping for which a session stands, where the index of mappings has it.
     fn of_sole(session: &Session) -> Option<Self> {
-        match session.sole()? {
-            MappingBehaviour::AddressAndPortDependent => None,
-            behaviour => {
-                let scope = behaviour.scope(session.remote());
-                Some(Self { protocol: session.kind.protocol(), internal: session.internal(), scope })
-            }
-        }
+        let behaviour = session.sole().filter(|&behaviour| has_soles(behaviour))?;
+        let scope = behaviour.scope(session.remote());
+        Some(Self { protocol: session.kind.protocol(), internal: session.internal(), scope })
     }
+}
+
+/// Whether the index of mappings has those that a session stands for. Where a mapping is for one remote endpoint, the session's own key
+/// finds it.
+pub(crate) const fn has_soles(behaviour: MappingBehaviour) -> bool {
+    !matches!(behaviour, MappingBehaviour::AddressAndPortDependent)
 }
 
 /// The mappings of a worker. Sessions that stand for theirs are found here, and are in no record.
@@ -254,8 +261,8 @@ impl<'m> Mappings<'m> {
         self.live() < self.records.limit()
     }
 
-    /// Who has the mapping of that key.
-    pub(crate) fn find(&self, sessions: &Sessions<'_>, key: &MappingKey) -> Option<Holder> {
+    /// Who has the mapping of that key, whose hash is given.
+    pub(crate) fn find(&self, sessions: &Sessions<'_>, key: &MappingKey, hash: u64) -> Option<Holder> {
         // What the index has under a hash alike may be any number.
         let is_it = |value| match Holder::of_value(value) {
             Holder::Mapping(number) => self.records.peek(number).is_some_and(|mapping| {
@@ -265,7 +272,7 @@ impl<'m> Mappings<'m> {
                 session.kind.is_of(key.protocol) && session.internal() == key.internal && session.sole_scope() == Some(key.scope)
             }),
         };
-        self.index.find(self.hash(key), is_it).map(Holder::of_value)
+        self.index.find(hash, is_it).map(Holder::of_value)
     }
 
     /// Stores a mapping. **Errors:** [`TableFull`]; nothing has changed then.
@@ -288,9 +295,10 @@ impl<'m> Mappings<'m> {
         mapping
     }
 
-    /// Has session `number` stand for its mapping. **Errors:** [`TableFull`]; nothing has changed then.
-    pub(crate) fn insert_sole(&mut self, number: u32, session: &Session) -> Result<(), TableFull> {
-        if let Some(hash) = self.hash_of_sole(session) {
+    /// Has session `number` stand for its mapping, whose [`Mappings::hash_of_sole`] is given. **Errors:** [`TableFull`]; nothing has changed
+    /// then.
+    pub(crate) fn insert_sole(&mut self, number: u32, hash: Option<u64>) -> Result<(), TableFull> {
+        if let Some(hash) = hash {
             self.index.insert(hash, Holder::Session(number).value()).map_err(|_| TableFull)?;
         }
         self.soles += 1;
