@@ -12,6 +12,7 @@ use crate::fields::{Layout, Side};
 use crate::key::{KeyError, synthesise};
 use crate::owners::{Basis, OwnerRule, Owners, WorkerId};
 use crate::predict::{Hashing, Placement, Slices, Transport};
+use crate::shares::{AddressPorts, draw_outside};
 use crate::table::{TableError, blocks, entries_for, misplaced, queues_of, queues_of_worker};
 use crate::toeplitz::Key;
 use crate::ways::{FlowRule, Obstacle, Offer, Plan, Share, Way};
@@ -41,14 +42,21 @@ struct Candidate {
 /// Devices of one side with their places in the offers.
 type Devices<'a> = Vec<(usize, &'a Offer)>;
 
-/// The best that all devices can do together. **Errors:** [`KeyError`] when `random` ends or is not random.
-pub fn choose(offers: &[Offer], workers: u16, random: &mut impl Iterator<Item = u64>) -> Result<Choice, KeyError> {
+/// The best that all devices can do together. A key that is made for the outside gives every worker its share of the ports in `wanted`, as
+/// far as [`draw_outside`] can. **Errors:** [`KeyError`] when `random` ends or is not random.
+pub fn choose(
+    offers: &[Offer],
+    workers: u16,
+    wanted: &[AddressPorts<'_>],
+    random: &mut impl Iterator<Item = u64>,
+) -> Result<Choice, KeyError> {
     if workers <= 1 {
         let plans = offers.iter().map(|_| nothing_to_set(Share::default())).collect();
         return Ok(Choice { owners: Owners::single(), plans });
     }
-    let (inside, inside_served) = agree(Side::Inside, offers, workers, random)?;
-    let (outside, outside_served) = agree(Side::Outside, offers, workers, random)?;
+    let (inside, inside_served) =
+        agree(Side::Inside, offers, workers, |table| synthesise(Side::Inside, table.len().ilog2(), random))?;
+    let (outside, outside_served) = agree(Side::Outside, offers, workers, |table| draw_outside(table, wanted, random))?;
     let plan = |(at, offer): (usize, &Offer)| {
         let (rule, (way, served)) = match offer.side {
             Side::Inside => (&inside, &inside_served),
@@ -60,12 +68,12 @@ pub fn choose(offers: &[Offer], workers: u16, random: &mut impl Iterator<Item = 
     Ok(Choice { owners: Owners::by(inside, outside), plans })
 }
 
-/// The rule of a side, and which devices follow it by which way.
+/// The rule of a side, and which devices follow it by which way. `draw` makes a key for a table.
 fn agree(
     side: Side,
     offers: &[Offer],
     workers: u16,
-    random: &mut impl Iterator<Item = u64>,
+    draw: impl FnOnce(&[WorkerId]) -> Result<Key, KeyError>,
 ) -> Result<(OwnerRule, (Way, Vec<usize>)), KeyError> {
     let able = |way| -> Devices<'_> {
         let here = offers.iter().enumerate().filter(|(_, offer)| offer.side == side);
@@ -80,7 +88,7 @@ fn agree(
     let Candidate { way, basis, table, served } = candidates.into_iter().flatten().fold(software, better);
     let basis = match basis {
         Some(basis) => basis,
-        None => Basis::Hash { key: synthesise(side, table.len().ilog2(), random)?, layout: Layout::Kept },
+        None => Basis::Hash { key: draw(&table)?, layout: Layout::Kept },
     };
     Ok((OwnerRule { basis, table }, (way, served)))
 }

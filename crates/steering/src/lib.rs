@@ -12,6 +12,7 @@ pub mod key;
 pub mod linear;
 pub mod owners;
 pub mod predict;
+pub mod shares;
 pub mod table;
 pub mod toeplitz;
 pub mod ways;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use crate::fields::{Layout, Side};
 use crate::key::{KeyError, synthesise};
+use crate::shares::{AddressPorts, draw_outside};
 use crate::table::{blocks, entries_for};
 use crate::toeplitz::{ByteTable, Key};
 
@@ -94,16 +95,17 @@ impl Owners {
         Self { workers, rules: Some(Arc::new(rules)) }
     }
 
-    /// Owners that no NIC has to know: new keys, and a table that is even for so many workers.
+    /// Owners that no NIC has to know: new keys, and a table that is even for so many workers. Every worker has its share of the ports in
+    /// `wanted`, as far as [`draw_outside`] can.
     ///
     /// **Errors:** [`KeyError`] when `random` ends or is not random.
-    pub fn software(workers: u16, random: &mut impl Iterator<Item = u64>) -> Result<Self, KeyError> {
+    pub fn software(workers: u16, wanted: &[AddressPorts<'_>], random: &mut impl Iterator<Item = u64>) -> Result<Self, KeyError> {
         if workers <= 1 {
             return Ok(Self::single());
         }
-        let entries = entries_for(workers);
-        let mut key = |side| synthesise(side, entries.ilog2(), random);
-        Ok(Self::new(&key(Side::Inside)?, &key(Side::Outside)?, blocks(entries, workers)))
+        let table = blocks(entries_for(workers), workers);
+        let inside = synthesise(Side::Inside, table.len().ilog2(), random)?;
+        Ok(Self::new(&inside, &draw_outside(&table, wanted, random)?, table))
     }
 
     /// How many workers there are.
@@ -168,6 +170,20 @@ impl Owners {
             None => Box::new([if worker == WorkerId(0) { u64::MAX } else { 0 }; PORT_WORDS]),
         }
     }
+
+    /// How many of the ports of each address each worker owns. **Cost:** cold; see [`crate::shares::shortages`].
+    pub fn shares(&self, wanted: &[AddressPorts<'_>]) -> Vec<Vec<u32>> {
+        let Some(rules) = &self.rules else {
+            return wanted.iter().map(|wanted| vec![wanted.ports.iter().map(|word| word.count_ones()).sum()]).collect();
+        };
+        let mut all: Vec<Vec<u32>> = Vec::with_capacity(wanted.len());
+        // The addresses of a pool have the same ports as a rule.
+        for alike in wanted.chunk_by(|one, next| one.ports == next.ports) {
+            let indices = rules.outside.indices_of(alike[0].ports);
+            all.extend(alike.iter().map(|one| rules.outside.shares_of(one.address, &indices, self.workers)));
+        }
+        all
+    }
 }
 
 impl OwnerRule {
@@ -221,6 +237,25 @@ impl Half<6> {
     fn index_of(&self, address: Ipv4Addr, port: u16) -> usize {
         let ([a, b, c, d], [high, low]) = (address.octets(), port.to_be_bytes());
         self.index(&[a, b, c, d, high, low])
+    }
+
+    /// How many of the ports lead to each index, under an address that adds nothing to it.
+    fn indices_of(&self, ports: &[u64; PORT_WORDS]) -> Vec<u32> {
+        let mut indices = vec![0; self.rule.table.len()];
+        for (at, &word) in ports.iter().enumerate() {
+            let set = (0..64_u16).filter(|&bit| word >> bit & 1 == 1);
+            set.for_each(|bit| indices[self.index_of(Ipv4Addr::UNSPECIFIED, at as u16 * 64 + bit)] += 1);
+        }
+        indices
+    }
+
+    /// How many of those each worker has under `address`: the index is linear, so that an address moves all ports alike.
+    fn shares_of(&self, address: Ipv4Addr, indices: &[u32], workers: u16) -> Vec<u32> {
+        let moved = self.index_of(address, 0);
+        indices.iter().enumerate().fold(vec![0; usize::from(workers)], |mut shares, (index, count)| {
+            shares[usize::from(self.worker(index ^ moved).0)] += count;
+            shares
+        })
     }
 
     /// A word of 64 ports is one of few patterns, given by the index of its first port; so all patterns are made first, by doubling.

@@ -29,13 +29,13 @@ fn basis() -> impl Strategy<Value = Basis> {
 #[test]
 fn owners_in_software_have_proved_keys_and_as_many_workers_as_asked() {
     for workers in 2..=64 {
-        let owners = Owners::software(workers, &mut numbers(u64::from(workers))).expect("owners");
+        let owners = Owners::software(workers, &[], &mut numbers(u64::from(workers))).expect("owners");
         let bits = entries_for(workers).ilog2();
         assert_eq!((owners.workers(), owners.table(Side::Inside).len()), (workers, 1 << bits));
         assert!(portcullis_steering::key::is_proved(owners.inside_key().unwrap(), Side::Inside, bits));
         assert!(portcullis_steering::key::is_proved(owners.outside_key().unwrap(), Side::Outside, bits));
     }
-    assert_eq!(Owners::software(1, &mut numbers(0)), Ok(Owners::single()));
+    assert_eq!(Owners::software(1, &[], &mut numbers(0)), Ok(Owners::single()));
 }
 
 proptest! {
@@ -44,7 +44,7 @@ proptest! {
     /// Every worker has its share of an address's ports to within four percent: of all, and of those from 1024 up.
     #[test]
     fn ports_are_balanced(workers in 2_u16..=16, seed: u64, address: u32) {
-        let owners = Owners::software(workers, &mut numbers(seed)).expect("owners");
+        let owners = Owners::software(workers, &[], &mut numbers(seed)).expect("owners");
         for first in [0, 1024] {
             let fair = f64::from(65_536 - u32::from(first)) / f64::from(workers);
             for count in counts(workers, &owners, first..=u16::MAX, address.into()) {
@@ -76,7 +76,7 @@ proptest! {
     /// The owners are the NIC's hash, looked up in the table.
     #[test]
     fn owners_follow_the_hash(seed: u64, address: u32, port: u16) {
-        let owners = Owners::software(4, &mut numbers(seed)).expect("owners");
+        let owners = Owners::software(4, &[], &mut numbers(seed)).expect("owners");
         let entry = |key: &Key, input: &[u8]| key.hash(input) as usize & 127;
         let [a, b, c, d] = address.to_be_bytes();
         let [high, low] = port.to_be_bytes();

@@ -42,7 +42,7 @@ fn key(seed: u64) -> Key {
 }
 
 fn chosen(offers: &[Offer], workers: u16, seed: u64) -> Choice {
-    choose(offers, workers, &mut numbers(seed)).expect("random numbers enough")
+    choose(offers, workers, &[], &mut numbers(seed)).expect("random numbers enough")
 }
 
 /// A NIC after the plan: rules first, then key, fields and table, the slow way. None where it does not hash.
