@@ -254,6 +254,10 @@ pub enum Doubt {
     FewerSessions { mappings: u32, sessions: u32 },
     #[error("the forwards leave {address} no port of pool `{pool}` for outbound mappings")]
     NoPortLeft { address: String, pool: String },
+    #[error(
+        "pool `{pool}` has {ports} ports of each address for {workers} workers: some workers, and the hosts that they serve, get none"
+    )]
+    FewerPorts { pool: String, ports: u32, workers: u16 },
     #[error("interface `{interface}` has no IPv4 address now: nothing is translated to it until it gets one")]
     NoAddress { interface: String },
 }

@@ -10,6 +10,7 @@ use portcullis_nat::policy::Side;
 
 use crate::Config;
 use crate::address::AddressRange;
+use crate::check::port_set;
 use crate::finding::{ConfigError, Doubt, Problem, Warning};
 use crate::pool::PoolEntry;
 use crate::read::{Report, Spot, nearest};
@@ -49,6 +50,18 @@ impl Config {
             }
         }
         report.finish().map_err(ConfigError::Invalid)
+    }
+
+    /// What is doubtful about the pools with so many workers: each address of a pool has its ports shared out among all of them.
+    pub fn doubt_shares(&self, workers: u16) -> Vec<Warning> {
+        let mut report = Report::new(self.origin.source.clone());
+        for (pool, spots) in self.pools.iter().zip(&self.origin.pools) {
+            let ports = port_set(pool).len();
+            if ports < u32::from(workers) {
+                report.warning(&spots.name, Doubt::FewerPorts { pool: pool.name.clone(), ports, workers });
+            }
+        }
+        report.finish().unwrap_or_default()
     }
 
     /// A fixed range must not be used inside, nor have an address that a network outside keeps for itself.

@@ -371,6 +371,18 @@ fn a_followed_interface_without_address_is_a_warning() {
 }
 
 #[test]
+fn a_pool_with_fewer_ports_than_workers_is_a_warning() {
+    let config = config(&pool("\"203.0.113.10\"", "ports = \"5000-5002\""));
+    assert_eq!(config.doubt_shares(3), []);
+    let warnings = config.doubt_shares(4);
+    let shown = warnings[0].to_string();
+    assert!(
+        warnings.len() == 1 && shown.contains("test.toml:10") && shown.contains("has 3 ports of each address for 4 workers"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn an_address_that_is_listed_and_followed_is_reported() {
     let shown = system_faults(&config(&pool("\"203.0.113.1\", \"interface\"", "")), &system("10.0.0.1/24", &["203.0.113.1/24"]));
     assert!(shown.contains("pool[0].addresses[1]: interface `eth0` has the address 203.0.113.1, which pool"), "{shown}");

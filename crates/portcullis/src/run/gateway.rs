@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use portcullis_config::{Config, HostAddresses, PortRange, Warning};
 use portcullis_nat::policy::{DeviceId, Network, Policy, Side};
+use portcullis_steering::Owners;
 use portcullis_xsk::socket::Opened;
 use portcullis_xsk::steer::Steer;
 use tokio::sync::watch;
@@ -22,7 +23,7 @@ use super::parts::{self, Attached, Memory, lock};
 use super::placement::Watches;
 use super::spread::{NicTouch, Spread};
 use super::workers::{Made, Material, Queues, Workers, close};
-use super::{cores, division, hops, steering};
+use super::{cores, division, hops, ports, steering};
 use crate::cli::exit::Failure;
 use crate::control::window::{Granted, Window, XdpCount, XdpCounters};
 use crate::doors;
@@ -44,6 +45,7 @@ pub(super) struct Gateway {
     steer: Arc<Mutex<Steer>>,
     attached: Attached,
     workers: Workers,
+    owners: Owners,
     publisher: Publisher,
     watches: Watches,
     driving: Driving,
@@ -69,7 +71,10 @@ impl Gateway {
         let count = division::workers(&rules.worker, &devices.queue_counts(), cores::allowed().len())?;
         let queues = Queues::divide(&devices, count);
         let ring = division::ring(rules.limits.frames, devices.queues().count() as u32, count)?;
-        let spread = Spread::choose(devices.spreading(), count as u16, touch)?;
+        let local_ports = parts::local_ports();
+        let policy = Arc::new(rules.policy(&host_addresses(rules, &devices, &state, local_ports)));
+        let spread = Spread::choose(devices.spreading(), count as u16, &ports::of(&policy), touch)?;
+        ports::warn(&policy, &spread.choice.owners);
 
         // The sockets first: they are refused while another gateway has the queues, before anything of it is replaced.
         let (Opened { umem, mut sockets, frames }, polls) = parts::open_sockets(rules, &devices, ring)?;
@@ -77,8 +82,6 @@ impl Gateway {
         let notes = Notes::beside(&rules.control.socket);
         devices.spread = spread.set_up(&notes)?;
         let driving = Driving::prepare(rules, &devices, &mut sockets, touch, notes)?;
-        let local_ports = parts::local_ports();
-        let policy = Arc::new(rules.policy(&host_addresses(rules, &devices, &state, local_ports)));
         let network = Arc::new(kernel::network(&state, &devices.configured()));
         let mut steer = parts::load(&rules.control.socket)?;
         write_tables(&mut steer, &devices, rules, &state, &policy, &network)?;
@@ -126,6 +129,7 @@ impl Gateway {
             steer,
             attached,
             workers,
+            owners: spread.choice.owners,
             publisher,
             watches,
             driving,
@@ -195,6 +199,9 @@ impl Gateway {
         let changed = policy != *self.policy;
         if changed {
             report_externals(&self.policy, &policy);
+            if policy.externals != self.policy.externals {
+                ports::warn(&policy, &self.owners);
+            }
             self.policy = Arc::new(policy);
         }
         // The program first: what it redirects too early the workers refuse; what it leaves to the kernel too long the guard stops.

@@ -14,6 +14,7 @@ mod nics;
 mod outlook;
 mod parts;
 mod placement;
+mod ports;
 mod punter;
 mod spread;
 mod steering;
@@ -68,7 +69,11 @@ pub(crate) fn check(rules: &Config) -> Result<(), Failure> {
         for warning in devices::check(rules, &state)? {
             eprintln!("{warning}");
         }
-        rules.interfaces.iter().try_for_each(|interface| devices::place(&state, interface).map(drop))
+        rules.interfaces.iter().try_for_each(|interface| devices::place(&state, interface).map(drop))?;
+        for warning in rules.doubt_shares(outlook::workers(rules, &state)?) {
+            eprintln!("{warning}");
+        }
+        Ok(())
     })
 }
 

@@ -12,7 +12,7 @@ use portcullis_xsk::device::Device;
 use super::spread::{NicTouch, Spread, Spreading, WayFound};
 use super::{cores, devices, division};
 use crate::cli::exit::Failure;
-use crate::kernel::Mirror;
+use crate::kernel::{KernelState, Mirror};
 
 /// See the room card.
 pub(crate) struct Outlook {
@@ -35,26 +35,46 @@ pub(crate) fn outlook(rules: &Config) -> Result<Outlook, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
     let state = runtime.block_on(async { Mirror::start(Vec::new()).await.map(|mirror| mirror.state()) });
     let state = state.map_err(anyhow::Error::from)?;
+    let found = below(rules, &state)?;
+    let spreading = spreading(&found);
+    let workers = workers_for(rules, &spreading);
+    // The ways do not depend on the ports.
+    let spread = Spread::choose(spreading, workers, &[], NicTouch::LookOnly)?;
+    let devices = found.into_iter().enumerate();
+    let devices = devices.map(|(place, (name, (_, tagged)))| DeviceOutlook { name, tagged, way: spread.way(place) });
+    Ok(Outlook { devices: devices.collect(), workers: u32::from(workers), memory: memory_of(rules) })
+}
+
+/// How many workers there would be. **Errors:** as [`outlook`].
+pub(super) fn workers(rules: &Config, state: &KernelState) -> Result<u16, Failure> {
+    Ok(workers_for(rules, &spreading(&below(rules, state)?)))
+}
+
+/// The devices below the configured interfaces, by name: the sides of the interfaces, and whether one of them has a VLAN tag.
+fn below(rules: &Config, state: &KernelState) -> Result<BTreeMap<String, (Vec<Side>, bool)>, Failure> {
     let mut found: BTreeMap<String, (Vec<Side>, bool)> = BTreeMap::new();
     for interface in &rules.interfaces {
-        let attachment = devices::place(&state, interface)?;
+        let attachment = devices::place(state, interface)?;
         let (sides, tagged) = found.entry(attachment.device).or_default();
         sides.push(interface.side);
         *tagged |= attachment.vlan.is_some();
     }
-    let spreading = |(name, (sides, _)): (&String, &(Vec<Side>, bool))| {
+    Ok(found)
+}
+
+fn spreading(found: &BTreeMap<String, (Vec<Side>, bool)>) -> Vec<Spreading> {
+    let one = |(name, (sides, _)): (&String, &(Vec<Side>, bool))| {
         let queues = Device::by_name(name).map_or(1, |device| device.rx_queues());
         Spreading { name: name.clone(), queues, sides: sides.clone() }
     };
-    let spreading: Vec<_> = found.iter().map(spreading).collect();
-    let queues: Vec<_> = spreading.iter().map(|device| (device.name.as_str(), device.queues)).collect();
+    found.iter().map(one).collect()
+}
+
+fn workers_for(rules: &Config, devices: &[Spreading]) -> u16 {
+    let queues: Vec<_> = devices.iter().map(|device| (device.name.as_str(), device.queues)).collect();
     // More workers than queues are what `doctor` finds; `run` refuses them.
     let workers = division::workers(&rules.worker, &queues, cores::allowed().len());
-    let workers = workers.unwrap_or_else(|_| usize::from(rules.worker.count.unwrap_or(1))) as u16;
-    let spread = Spread::choose(spreading, workers, NicTouch::LookOnly)?;
-    let devices = found.into_iter().enumerate();
-    let devices = devices.map(|(place, (name, (_, tagged)))| DeviceOutlook { name, tagged, way: spread.way(place) });
-    Ok(Outlook { devices: devices.collect(), workers: u32::from(workers), memory: memory_of(rules) })
+    workers.unwrap_or_else(|_| usize::from(rules.worker.count.unwrap_or(1))) as u16
 }
 
 fn memory_of(rules: &Config) -> u64 {

@@ -10,6 +10,7 @@ use portcullis_nat::policy::Side;
 use portcullis_steering::choose::{Choice, choose};
 use portcullis_steering::fields::{HashFields, Layout, Side as Looks};
 use portcullis_steering::predict::Transport;
+use portcullis_steering::shares::AddressPorts;
 use portcullis_steering::toeplitz::Key;
 use portcullis_steering::ways::{FieldChoice, FlowRule, Offer, Plan, Setting, Way};
 use portcullis_xsk::nic::{self, Capabilities, Fields, Flow, HashFunction, Nic, Settable, Transform};
@@ -63,10 +64,16 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    /// The best that the devices can do together for so many workers. **Errors:** no random numbers.
-    pub(super) fn choose(devices: Vec<Spreading>, workers: u16, touch: NicTouch) -> Result<Self, Failure> {
+    /// The best that the devices can do together for so many workers, each of which is to have its share of the ports in `wanted`.
+    /// **Errors:** no random numbers.
+    pub(super) fn choose(
+        devices: Vec<Spreading>,
+        workers: u16,
+        wanted: &[AddressPorts<'_>],
+        touch: NicTouch,
+    ) -> Result<Self, Failure> {
         let offers: Vec<_> = devices.iter().map(|device| offer_of(device, workers, touch)).collect();
-        let choice = choose(&offers, workers, &mut random_words()).map_err(|error| Failure::Other(error.into()))?;
+        let choice = choose(&offers, workers, wanted, &mut random_words()).map_err(|error| Failure::Other(error.into()))?;
         Ok(Self { choice, devices, offers })
     }
 
