@@ -135,6 +135,10 @@ pub enum Problem {
     PortZero { found: String, wants: &'static str },
     #[error("{found} overlaps with {other} in the same list")]
     RangesOverlap { found: String, other: String },
+    #[error("{found} ports")]
+    TooManyPorts { found: usize, most: usize },
+    #[error("{found} different times")]
+    TooManyTimes { found: usize, most: usize },
     #[error("`{found}` has bits set beyond its length")]
     HostBits { found: Ipv4Net },
     #[error("`{found}` holds {kind} addresses ({block}), which no host outside may have")]
@@ -206,6 +210,8 @@ impl Problem {
             Self::NotPowerOfTwo { below, above, .. } => format!("powers of two; the nearest are {below} and {above}"),
             Self::UnknownNumber { legal, .. } => list(legal),
             Self::RangesOverlap { .. } => "ranges that have no port in common".to_owned(),
+            Self::TooManyPorts { most, .. } => format!("at most {most} ports"),
+            Self::TooManyTimes { most, .. } => format!("at most {most} different times, each for as many ports as you like"),
             Self::HostBits { found } => format!("the prefix \"{}\", or the address \"{}\"", found.trunc(), found.addr()),
             Self::Unusable { .. } => "unicast addresses that hosts outside can answer to".to_owned(),
             Self::Repeated { .. } => "each name once".to_owned(),

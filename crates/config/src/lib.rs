@@ -21,10 +21,12 @@ mod source;
 mod summary;
 mod system;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_nat::policy::{IcmpErrors, Timeouts};
 use toml::de::DeTable;
@@ -64,6 +66,8 @@ pub struct Config {
     pub nat: NatRules,
     /// `[timeouts]`.
     pub timeouts: Timeouts,
+    /// `[timeouts] udp_ports`: of at most [`portcullis_nat::policy::UDP_PORT_TIMES`] different times.
+    pub udp_ports: BTreeMap<u16, Duration>,
     /// `[limits]`.
     pub limits: Limits,
     /// `[icmp]`.
@@ -139,6 +143,7 @@ impl Config {
             forwards,
             nat: settings.nat,
             timeouts: settings.timeouts,
+            udp_ports: settings.udp_ports,
             limits: settings.limits,
             icmp: settings.icmp,
             worker: settings.worker,

@@ -172,6 +172,14 @@ fn report_unknown(table: &DeTable<'_>, what: &'static str, path: &str, known: &[
     }
 }
 
+/// An entry of a table whose keys the schema does not list.
+pub(crate) struct Entry<'t> {
+    /// Its key, and where that stands.
+    pub(crate) name: &'t str,
+    pub(crate) spot: Spot,
+    pub(crate) value: Value<'t>,
+}
+
 /// A value of the tree.
 pub(crate) struct Value<'t> {
     inner: &'t DeValue<'t>,
@@ -236,6 +244,18 @@ impl<'t> Value<'t> {
             Self { inner: value.get_ref(), accepts: self.accepts, spot }
         };
         Some(array.iter().enumerate().map(element).collect())
+    }
+
+    /// The entries of a table with keys of the operator's choice.
+    pub(crate) fn entries(&self, report: &mut Report) -> Option<Vec<Entry<'t>>> {
+        let table = self.typed(self.inner.as_table(), report)?;
+        let entry = |(name, value): (&'t Spanned<_>, &'t Spanned<DeValue<'t>>)| {
+            let text: &'t std::borrow::Cow<'t, str> = name.get_ref();
+            let key = format!("{}.{}", self.spot.key, shorten(text));
+            let inner = Self { inner: value.get_ref(), accepts: self.accepts, spot: Spot { span: value.span(), key: key.clone() } };
+            Entry { name: text, spot: Spot { span: name.span(), key }, value: inner }
+        };
+        Some(table.iter().map(entry).collect())
     }
 
     /// A word that has a meaning.

@@ -108,6 +108,11 @@ pub const TIMEOUTS: Section = Section {
     accepts: "one table, headed [timeouts]",
     keys: &[
         key("udp", Some("\"300s\""), FLOW_TIME),
+        key(
+            "udp_ports",
+            Some("{}"),
+            "a table of at most 64 ports from 1 to 65535, each with a duration in quotes from 2s to 7days, such as { 53 = \"30s\" }",
+        ),
         key("tcp_established", Some("\"7440s\""), FLOW_TIME),
         key("tcp_transitory", Some("\"240s\""), FLOW_TIME),
         key("tcp_opening", None, FLOW_TIME),

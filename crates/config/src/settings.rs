@@ -5,16 +5,19 @@
 
 use core::net::{Ipv4Addr, SocketAddr};
 use core::ops::RangeInclusive;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use portcullis_nat::REST_MOST;
-use portcullis_nat::policy::{Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts, UnsolicitedSyn};
+use portcullis_nat::policy::{
+    Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts, UDP_PORT_TIMES, UnsolicitedSyn,
+};
 
 use crate::finding::{Doubt, Problem};
 use crate::interface::read_prefixes;
-use crate::read::{Document, Report, Table, Value};
+use crate::read::{Document, Entry, Report, Table, Value, shorten};
 use crate::schema::{CONTROL, ICMP, LIMITS, LOG, METRICS, NAT, TIMEOUTS, WORKER};
 
 /// `[nat]`: how it translates.
@@ -140,6 +143,7 @@ pub struct Log {
 pub(crate) struct Settings {
     pub(crate) nat: NatRules,
     pub(crate) timeouts: Timeouts,
+    pub(crate) udp_ports: BTreeMap<u16, Duration>,
     pub(crate) limits: Limits,
     pub(crate) icmp: IcmpErrors,
     pub(crate) worker: WorkerRules,
@@ -154,7 +158,10 @@ impl Settings {
         let mut settings = Self::default();
         let readers: [(_, Read); 8] = [
             (&NAT, |settings, table, report| settings.nat = read_nat(table, report)),
-            (&TIMEOUTS, |settings, table, report| settings.timeouts = read_timeouts(table, report)),
+            (&TIMEOUTS, |settings, table, report| {
+                settings.timeouts = read_timeouts(table, report);
+                settings.udp_ports = table.get("udp_ports").map(|value| read_udp_ports(&value, report)).unwrap_or_default();
+            }),
             (&LIMITS, |settings, table, report| settings.limits = read_limits(table, report)),
             (&ICMP, |settings, table, report| settings.icmp = read_icmp(table, report)),
             (&WORKER, |settings, table, report| settings.worker = read_worker(table, report)),
@@ -270,6 +277,44 @@ fn read_timeouts(table: &Table<'_>, report: &mut Report) -> Timeouts {
         icmp: flow("icmp", ICMP_REQUIRED, default.icmp),
         fragment: table.get("fragment").and_then(|value| value.duration(FRAGMENT_TIME, report)).unwrap_or(default.fragment),
     }
+}
+
+/// The most ports that have times of their own. Chosen: more than there are protocols of one question and one answer.
+const UDP_PORTS_MOST: usize = 64;
+/// Idle times towards ports. The least is chosen: a resolver asks again after a second or more, and an answer that late should get through.
+const PORT_TIME: RangeInclusive<Duration> = Duration::from_secs(2)..=*FLOW_TIME.end();
+/// "For specific destination ports in the well-known port range (ports 0-1023), a NAT MAY have shorter UDP mapping timers".
+const WELL_KNOWN_MOST: u16 = 1023;
+const PORT_REQUIRED: Required = (120, "RFC 4787, REQ-5, except towards well-known ports (0-1023),");
+
+fn read_udp_ports(value: &Value<'_>, report: &mut Report) -> BTreeMap<u16, Duration> {
+    let Some(entries) = value.entries(report) else { return BTreeMap::new() };
+    if entries.len() > UDP_PORTS_MOST {
+        report.fault(&value.spot, Problem::TooManyPorts { found: entries.len(), most: UDP_PORTS_MOST });
+        return BTreeMap::new();
+    }
+    let times: BTreeMap<_, _> = entries.iter().filter_map(|entry| read_udp_port(entry, report)).collect();
+    let different = times.values().collect::<BTreeSet<_>>().len();
+    if different > UDP_PORT_TIMES {
+        report.fault(&value.spot, Problem::TooManyTimes { found: different, most: UDP_PORT_TIMES });
+    }
+    times
+}
+
+fn read_udp_port(entry: &Entry<'_>, report: &mut Report) -> Option<(u16, Duration)> {
+    // Written in one way only, so that no port stands twice.
+    let port = entry.name.parse().ok().filter(|port: &u16| *port > 0 && port.to_string() == entry.name);
+    if port.is_none() {
+        let (found, wants) = (shorten(entry.name), entry.value.accepts);
+        report.fault(&entry.spot, Problem::Malformed { found, what: "a port", wants });
+    }
+    let found = entry.value.duration(PORT_TIME, report);
+    let (port, found) = (port?, found?);
+    let (least, rfc) = (Duration::from_secs(PORT_REQUIRED.0), PORT_REQUIRED.1);
+    if port > WELL_KNOWN_MOST && found < least {
+        report.warning(&entry.value.spot, Doubt::BelowRfc { found, least, rfc });
+    }
+    Some((port, found))
 }
 
 fn read_limits(table: &Table<'_>, report: &mut Report) -> Limits {

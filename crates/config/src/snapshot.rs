@@ -94,6 +94,7 @@ impl Config {
             port_parity: self.nat.port_parity,
             port_hold: self.nat.port_hold,
             timeouts: self.timeouts,
+            udp_ports: self.udp_ports.clone(),
             icmp_errors: self.icmp,
         }
     }

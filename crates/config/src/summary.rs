@@ -4,6 +4,7 @@
 //! lines is bounded, whatever the file's size. Tests: `tests/meaning.rs`.
 
 use core::fmt::Write as _;
+use std::time::Duration;
 
 use humantime::format_duration;
 use portcullis_nat::policy::{MssClamp, PortParity, Side};
@@ -63,7 +64,10 @@ impl Config {
             ("fragment", times.fragment),
         ];
         let times: Vec<_> = times.iter().map(|(name, time)| format!("{name} {}", format_duration(*time))).collect();
-        format!("timeouts: {}", times.join(", "))
+        let to_port = |(port, time): (&u16, &Duration)| format!("to port {port} {}", format_duration(*time));
+        let ports: Vec<_> = self.udp_ports.iter().map(to_port).collect();
+        let ports = if ports.is_empty() { String::new() } else { format!("; udp {}", listed(&ports)) };
+        format!("timeouts: {}{ports}", times.join(", "))
     }
 
     fn worker_line(&self) -> String {

@@ -218,6 +218,38 @@ fn times_below_an_rfc_are_legal_and_warned_of() {
 }
 
 #[test]
+fn times_towards_ports_are_in_the_policy_and_warned_of_beyond_the_well_known_ones() {
+    let lines = "[timeouts.udp_ports]\n53 = \"30s\"\n1023 = \"2s\"\n1024 = \"119s\"\n5060 = \"1h\"";
+    let (config, warnings) = parse(&format!("{}{lines}", pool("\"192.0.2.1\"", "")));
+    let times = [(53, 30), (1023, 2), (1024, 119), (5060, 3600)].map(|(port, seconds)| (port, Duration::from_secs(seconds)));
+    assert_eq!(config.policy(&host("192.0.2.1")).udp_ports, times.into());
+    assert_eq!(warnings.iter().map(|warning| warning.key.as_str()).collect::<Vec<_>>(), ["timeouts.udp_ports.1024"]);
+    let shown = warnings[0].to_string();
+    assert!(
+        shown.contains("1m 59s is less than the 2m that RFC 4787, REQ-5, except towards well-known ports (0-1023), requires"),
+        "{shown}"
+    );
+    assert!(
+        config
+            .summary()
+            .iter()
+            .any(|line| line.ends_with("fragment 15s; udp to port 53 30s, to port 1023 2s, to port 1024 1m 59s, to port 5060 1h"))
+    );
+}
+
+#[test]
+fn as_many_ports_as_are_said_may_have_times_and_no_more() {
+    let ports = |count: u16| {
+        let lines: Vec<_> = (1..=count).map(|port| format!("{port} = \"{}s\"", 10 + port % 4)).collect();
+        let lines = lines.join("\n");
+        Config::parse(&format!("{INTERFACES}{}[timeouts.udp_ports]\n{lines}", pool("\"192.0.2.1\"", "")), "test.toml")
+    };
+    assert_eq!(ports(64).map(|(config, _)| config.udp_ports.len()).unwrap(), 64);
+    let shown = ports(65).unwrap_err().to_string();
+    assert!(shown.contains("timeouts.udp_ports: 65 ports") && shown.contains("legal: at most 64 ports"), "{shown}");
+}
+
+#[test]
 fn one_key_sets_both_transitory_times_and_each_has_its_own() {
     let rows = [
         ("", (240, 240)),

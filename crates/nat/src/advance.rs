@@ -94,7 +94,9 @@ impl Settled {
         // A timer beyond the longest span is never reached; shortened, it is asked of the ordinary way.
         let row = |&timer: &u32| Row { says: Says::NOTHING, timer: i32::try_from(timer).unwrap_or(i32::MAX) };
         let mut settled = Self { rows: core::array::from_fn(|number| row(&timers[number])) };
-        settled.stays(Kind::new(Protocol::Udp, SessionState::Replied), Says::of(UDP, 0));
+        for family in Kind::families().filter(|family| family.protocol() == Protocol::Udp) {
+            settled.stays(family.in_state(SessionState::Replied), Says::of(UDP, 0));
+        }
         for state in SessionState::ALL.into_iter().filter(|state| !matches!(state, SessionState::Unreplied | SessionState::Replied))
         {
             let ack = TcpFlags::ACK;
@@ -128,6 +130,7 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::UDP_PORT_TIMES;
 
     fn settled() -> Settled {
         Settled::new(&[100; Kind::COUNT])
@@ -139,9 +142,9 @@ mod tests {
         let rows = settled();
         let mut accepted = 0;
         for state in SessionState::ALL {
-            for protocol in [Protocol::Udp, Protocol::Tcp] {
+            for family in Kind::families().filter(|family| family.protocol() != Protocol::Icmp) {
+                let (protocol, kind) = (family.protocol(), family.in_state(state));
                 for (flags, direction) in (0..=u8::MAX).flat_map(|f| [(f, Direction::Outbound), (f, Direction::Inbound)]) {
-                    let kind = Kind::new(protocol, state);
                     if rows.row(kind).says != Says::of(protocol as u8, flags) {
                         continue;
                     }
@@ -155,8 +158,9 @@ mod tests {
                 }
             }
         }
-        // Both ways: UDP with any byte where TCP has its flags; TCP in all six states but Reset, with ACK and any of three other flags.
-        assert_eq!(accepted, 2 * (256 + 6 * 8));
+        // Both ways: UDP of each class with any byte where TCP has its flags; TCP in all six states but Reset, with ACK and any of three other
+        // flags.
+        assert_eq!(accepted, 2 * ((1 + UDP_PORT_TIMES) * 256 + 6 * 8));
     }
 
     #[test]

@@ -53,6 +53,7 @@ mod tcp;
 pub mod time;
 mod translate;
 mod translate_error;
+mod udp_ports;
 mod unsolicited;
 pub mod verdict;
 pub mod view;

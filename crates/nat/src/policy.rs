@@ -6,6 +6,7 @@
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
+use std::collections::BTreeMap;
 
 use ipnet::Ipv4Net;
 use prefix_trie::PrefixMap;
@@ -158,6 +159,9 @@ impl Default for Timeouts {
         }
     }
 }
+
+/// How many different times UDP sessions may have by their destination port: as many as a session's record can tell apart.
+pub const UDP_PORT_TIMES: usize = 4;
 
 /// What the sender of a SYN from outside gets that no mapping lets in (RFC 5382, REQ-4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -317,6 +321,9 @@ pub struct Policy {
     pub port_hold: PortHold,
     /// The idle timeouts.
     pub timeouts: Timeouts,
+    /// Instead of `timeouts.udp`, those of UDP sessions that the inside begins towards these ports (RFC 4787, REQ-5a). At most
+    /// [`UDP_PORT_TIMES`] different ones; of more, the longest do not count.
+    pub udp_ports: BTreeMap<u16, Duration>,
     /// The gateway's own ICMP errors.
     pub icmp_errors: IcmpErrors,
 }

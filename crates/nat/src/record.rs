@@ -10,12 +10,12 @@ use portcullis_wire::tcp::TcpFlags;
 use zerocopy::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::policy::{Endpoint, MappingBehaviour, Protocol};
+use crate::policy::{Endpoint, MappingBehaviour, Protocol, UDP_PORT_TIMES};
 use crate::slab::Record;
 use crate::view::{MappingView, SessionState, SessionView};
 
 /// The version of the layouts in this file.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// A session: a mapping (or a forward) with one remote. Half a cache line.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -42,13 +42,54 @@ pub(crate) struct Session {
 }
 
 /// Protocol and state of a session in one byte, and whether it is a guest; zero for a free record.
+///
+/// ```text
+/// bit 7  guest │ 6-4  family: 1 ICMP, 2 TCP, 3 UDP, 4 to 7 UDP of another class │ 3-0  state
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub(crate) struct Kind(u8);
 
+/// Which of the times for UDP a session has: the ordinary one, or that of the port that it goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UdpClass(u8);
+
+impl UdpClass {
+    pub(crate) const ORDINARY: Self = Self(0);
+
+    /// That of the ports' times in a place below [`UDP_PORT_TIMES`].
+    pub(crate) const fn of_port(place: u8) -> Self {
+        Self(place + 1)
+    }
+
+    /// The place among the ports' times; none for the ordinary one.
+    pub(crate) const fn place(self) -> Option<usize> {
+        (self.0 as usize).checked_sub(1)
+    }
+}
+
+/// The protocols of the families, from the first on.
+const PROTOCOLS: [Protocol; Kind::FAMILIES - 1] = {
+    let mut protocols = [Protocol::Udp; Kind::FAMILIES - 1];
+    let mut index = 0;
+    while index < Protocol::ALL.len() {
+        protocols[index] = Protocol::ALL[index];
+        index += 1;
+    }
+    protocols
+};
+
+/// The family of UDP sessions of the ordinary class; those of the others follow.
+const UDP_FAMILY: u8 = Protocol::Udp.index() as u8 + 1;
+
+const _: () = assert!(UDP_FAMILY as usize == Protocol::ALL.len() && UDP_FAMILY as usize + UDP_PORT_TIMES + 1 == Kind::FAMILIES);
+
 impl Kind {
     /// Of a free record.
     const FREE: Self = Self(0);
+
+    /// How many families there may be, that of free records included.
+    pub(crate) const FAMILIES: usize = 8;
 
     /// Set in those of guests: sessions that the filter alone let in, and that the inside has not answered yet. No packet of theirs is settled.
     const GUEST: u8 = 0x80;
@@ -59,6 +100,28 @@ impl Kind {
     #[inline]
     pub(crate) const fn new(protocol: Protocol, state: SessionState) -> Self {
         Self((protocol.index() as u8 + 1) << 4 | state as u8)
+    }
+
+    /// One of each family: in the first state, of no guest.
+    pub(crate) fn families() -> impl Iterator<Item = Self> {
+        (1..Self::FAMILIES as u8).map(|family| Self(family << 4))
+    }
+
+    /// Its protocol, and class where that is UDP, as one number below [`Kind::FAMILIES`].
+    #[inline]
+    pub(crate) const fn family(self) -> usize {
+        (self.of_host().0 >> 4) as usize
+    }
+
+    /// The class of its time. The ordinary one where it is not of UDP.
+    pub(crate) const fn class(self) -> UdpClass {
+        UdpClass((self.family() as u8).saturating_sub(UDP_FAMILY))
+    }
+
+    /// The same of another class, where it is of UDP.
+    #[inline]
+    pub(crate) const fn in_class(self, class: UdpClass) -> Self {
+        if self.family() < UDP_FAMILY as usize { self } else { Self(self.0 & !0x70 | (UDP_FAMILY + class.0) << 4) }
     }
 
     /// The same of a guest.
@@ -93,7 +156,7 @@ impl Kind {
     /// **Panics** for a free record, which no one asks.
     #[inline]
     pub(crate) const fn protocol(self) -> Protocol {
-        Protocol::ALL[(self.of_host().0 >> 4) as usize - 1]
+        PROTOCOLS[self.family() - 1]
     }
 
     #[inline]
@@ -113,7 +176,9 @@ impl Kind {
     /// Whether it is a session of that protocol.
     #[inline]
     pub(crate) const fn is_of(self, protocol: Protocol) -> bool {
-        self.of_host().0 >> 4 == protocol.index() as u8 + 1
+        let family = self.of_host().0 >> 4;
+        let first = if family < UDP_FAMILY { family } else { UDP_FAMILY };
+        first == protocol.index() as u8 + 1
     }
 }
 

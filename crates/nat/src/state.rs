@@ -22,10 +22,11 @@ use crate::index::Index;
 use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeouts};
 use crate::ports::{PortSpace, Rest};
 use crate::record::{Generation, Kind, NewSession, Session, flag};
-use crate::slab::Slab;
+use crate::slab::{Record as _, Slab};
 use crate::sweep::Step;
 use crate::table::{Hashes, Holder, Mappings, Sessions, TableFull, has_soles};
 use crate::time::Tick;
+use crate::udp_ports::UdpPorts;
 use crate::view::SessionState;
 
 /// An internal address with mappings.
@@ -87,8 +88,10 @@ pub(crate) struct State<'m> {
     owned: Vec<Option<OwnedPorts>>,
     /// Of each kind of session, how long after its last packet it has ended. **Units:** milliseconds.
     pub(crate) timers: [u32; Kind::COUNT],
-    /// Of each protocol, the shortest of them.
-    pub(crate) shortest: [u32; Protocol::ALL.len()],
+    /// Of each family of kinds, the shortest of them.
+    pub(crate) shortest: [u32; Kind::FAMILIES],
+    /// Which UDP sessions have times of their own.
+    udp_ports: UdpPorts,
     pub(crate) due: Due<'m>,
     /// Of each protocol, how ports rest.
     rests: [Rest; Protocol::ALL.len()],
@@ -131,7 +134,8 @@ impl<'m> State<'m> {
             slot_of: Addresses::new(usize::from(capacity.externals)),
             owned: Vec::new(),
             timers: [0; Kind::COUNT],
-            shortest: [0; Protocol::ALL.len()],
+            shortest: [0; Kind::FAMILIES],
+            udp_ports: UdpPorts::default(),
             due: Due::new(arenas.due),
             rests: Default::default(),
             resting: 0,
@@ -151,19 +155,7 @@ impl<'m> State<'m> {
         adjacencies: &Adjacencies,
         counters: &mut Counters,
     ) -> bool {
-        for protocol in Protocol::ALL {
-            for state in SessionState::ALL {
-                let idle = timeout_of(&policy.timeouts, protocol, state).min(Tick::HORIZON);
-                self.timers[Kind::new(protocol, state).number()] = idle.as_millis() as u32 + 1;
-            }
-            // Nobody inside has answered a guest: whatever it says of its connection, it is opening.
-            let opening = if protocol == Protocol::Tcp { SessionState::SynReceived } else { SessionState::Unreplied };
-            for state in SessionState::ALL {
-                self.timers[Kind::new(protocol, state).of_guest().number()] = self.timers[Kind::new(protocol, opening).number()];
-            }
-            let of_protocol = SessionState::ALL.map(|state| self.timers[Kind::new(protocol, state).number()]);
-            self.shortest[protocol.index()] = of_protocol.into_iter().min().unwrap_or_default();
-        }
+        self.adopt_times(policy);
         let rest = Rest::new(policy.port_hold.time, policy.port_hold.most.div_ceil(u32::from(owners.workers())));
         // RFC 6888, REQ-8 A: a NAT that tracks TCP sessions may give their ports again at once.
         self.rests = Protocol::ALL.map(|protocol| if protocol == Protocol::Tcp { Rest::default() } else { rest });
@@ -196,6 +188,37 @@ impl<'m> State<'m> {
             }
         }
         some_are_gone
+    }
+
+    /// Takes over the timeouts. **Cost:** where other ports have times of their own than before, a look at all sessions.
+    fn adopt_times(&mut self, policy: &Policy) {
+        let udp_ports = UdpPorts::new(&policy.udp_ports);
+        if udp_ports != self.udp_ports {
+            self.udp_ports = udp_ports;
+            for number in 0..self.sessions.records.high_water() {
+                let session = self.sessions.records.get(number);
+                if session.is_live() && !session.kind.is_guest() {
+                    let kind = session.kind.in_class(self.udp_ports.class_of(session));
+                    self.sessions.records.get_mut(number).kind = kind;
+                }
+            }
+        }
+        for family in Kind::families() {
+            let protocol = family.protocol();
+            let of_class = self.udp_ports.time(family.class());
+            let timer = |state| {
+                let idle = of_class.unwrap_or_else(|| timeout_of(&policy.timeouts, protocol, state));
+                idle.min(Tick::HORIZON).as_millis() as u32 + 1
+            };
+            // Nobody inside has answered a guest: whatever it says of its connection, it is opening.
+            let opening = if protocol == Protocol::Tcp { SessionState::SynReceived } else { SessionState::Unreplied };
+            for state in SessionState::ALL {
+                let kind = family.in_state(state);
+                self.timers[kind.number()] = timer(state);
+                self.timers[kind.of_guest().number()] = timer(opening);
+            }
+            self.shortest[family.family()] = SessionState::ALL.map(timer).into_iter().min().unwrap_or_default();
+        }
     }
 
     /// Finds out which ports of a slot's address are this worker's, if it is another address than before.
@@ -367,6 +390,7 @@ impl<'m> State<'m> {
     pub(crate) fn create(&mut self, new: &NewSession, under: Under, now: Tick, counters: &mut Counters) -> Result<u32, TableFull> {
         let generation = self.slots[usize::from(new.slot)].generation;
         let mut session = Session::new(new, generation, now.0);
+        session.kind = session.kind.in_class(self.udp_ports.class_of(&session));
         let number = match under {
             Under::Forward => {
                 let number = self.sessions.insert(session)?;

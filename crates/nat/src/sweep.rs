@@ -214,7 +214,7 @@ impl State<'_> {
 
     /// In how many milliseconds a session that ends in `left` may end: packets may shorten its time to that of the shortest state.
     fn earliest_end(&self, number: u32, left: u32) -> u32 {
-        left.min(self.shortest[self.sessions.records.get(number).kind.protocol().index()])
+        left.min(self.shortest[self.sessions.records.get(number).kind.family()])
     }
 
     /// Ends sessions. What it takes to do so is fetched for all of them first.

@@ -2,19 +2,24 @@
 //!
 //! Not claimed: REQ-7 (equal prefixes on both sides). REQ-14 is in `fragments.rs`, REQ-9 between workers in `workers.rs`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use portcullis_nat::SWEEP_ROUND;
 use portcullis_nat::counters::Counter;
-use portcullis_nat::policy::{Filtering, PortParity, PortSet};
+use portcullis_nat::policy::{Endpoint, Filtering, Policy, PortParity, PortSet, Protocol};
 use portcullis_nat::verdict::{DropReason, Verdict};
-use portcullis_testkit::builder::PacketBuilder;
+use portcullis_nat::view::SessionState;
+use portcullis_testkit::builder::{PacketBuilder, Query};
 
 mod common;
 
-use common::{Gateway, INSIDE, OUTSIDE, Seen, Setup, X1, X2, X3, at, e1, e2, external, h1, h2, idle, mac_of, own_mac, seconds};
+use common::{
+    Gateway, INSIDE, OUTSIDE, Seen, Setup, X1, X2, X3, at, e1, e2, external, forward, h1, h2, idle, mac_of, own_mac, seconds,
+};
 
-fn udp(from: portcullis_nat::policy::Endpoint, to: portcullis_nat::policy::Endpoint) -> PacketBuilder {
+fn udp(from: Endpoint, to: Endpoint) -> PacketBuilder {
     PacketBuilder::udp(from, to).payload(b"payload")
 }
 
@@ -40,11 +45,8 @@ fn rfc4787_req2_all_mappings_of_a_host_have_one_address() {
     let mut addresses = BTreeSet::new();
     for host in 2..40 {
         let address = Ipv4Addr::new(10, 0, 0, host);
-        let own: BTreeSet<_> = (0..20)
-            .map(|port| {
-                gateway.external_of(portcullis_nat::policy::Endpoint { address, port: 4000 + port }, at(e1(), port + 1)).address
-            })
-            .collect();
+        let own: BTreeSet<_> =
+            (0..20).map(|port| gateway.external_of(Endpoint { address, port: 4000 + port }, at(e1(), port + 1)).address).collect();
         assert_eq!(own.len(), 1, "{address} is paired");
         addresses.extend(own);
     }
@@ -136,6 +138,120 @@ fn rfc4787_req5_an_idle_mapping_lasts_five_minutes() {
     let external = gateway.external_of(h1(), e1());
     gateway.wait(seconds(300) + 1);
     gateway.outside(&udp(e1(), external)).is_dropped(DropReason::NoMapping);
+}
+
+/// The time of a session to a port, by asking: how many whole seconds after the packet a reply still comes in.
+fn lives_for(gateway: &mut Gateway<'_>, internal: Endpoint, remote: Endpoint) -> u32 {
+    gateway.external_of(internal, remote);
+    let session = gateway.sessions().into_iter().find(|session| session.internal == internal && session.remote == remote);
+    let left = session.expect("a session").expires_in;
+    assert_eq!(left % 1000, 1, "a timer runs out a millisecond after its time");
+    left / 1000
+}
+
+/// Rules with times of their own towards those ports. **Units:** seconds.
+fn towards(times: &[(u16, u64)]) -> Setup {
+    Setup::new().policy(|policy| policy.udp_ports = times_of(times))
+}
+
+fn times_of(times: &[(u16, u64)]) -> BTreeMap<u16, Duration> {
+    times.iter().map(|&(port, seconds)| (port, Duration::from_secs(seconds))).collect()
+}
+
+/// "REQ-5 a) For specific destination ports in the well-known port range (ports 0-1023), a NAT MAY have shorter UDP mapping timers that are
+/// specific to the IANA-registered application running over that specific destination port."
+#[test]
+fn rfc4787_req5a_ports_that_the_rules_name_have_timers_of_their_own() {
+    for workers in [1, 4] {
+        let mut gateway = towards(&[(53, 30), (123, 10), (161, 10), (443, 2), (5060, 3600)]).workers(workers).build();
+        for (port, time) in [(53, 30), (123, 10), (161, 10), (443, 2), (5060, 3600), (80, 300), (54, 300)] {
+            assert_eq!(lives_for(&mut gateway, at(h1(), 7000 + port), at(e1(), port)), time, "port {port}, {workers} workers");
+        }
+        let external = gateway.external_of(h2(), at(e1(), 123));
+        gateway.wait(seconds(10));
+        gateway.outside(&udp(at(e1(), 123), external)).delivered();
+        gateway.wait(seconds(10) + 1);
+        gateway.outside(&udp(at(e1(), 123), external)).is_dropped(DropReason::NoMapping);
+    }
+}
+
+/// Packets refresh such a session as they do others, by the same way: answered, it is one for the fast path.
+#[test]
+fn rfc4787_req5a_a_short_session_is_refreshed_and_goes_the_fast_path() {
+    let mut gateway = towards(&[(53, 30)]).build();
+    let external = gateway.external_of(h1(), e1());
+    gateway.outside(&udp(e1(), external)).delivered();
+    gateway.external_of(h1(), e1());
+    let before = gateway.count(Counter::FastPath);
+    for _ in 0..10 {
+        gateway.wait(seconds(29));
+        gateway.outside(&udp(e1(), external)).delivered();
+        gateway.wait(seconds(29));
+        assert_eq!(gateway.external_of(h1(), e1()), external);
+    }
+    assert_eq!(gateway.count(Counter::FastPath) - before, 20);
+    assert_eq!(gateway.sessions()[0].state, SessionState::Replied);
+    gateway.wait(seconds(31));
+    gateway.outside(&udp(e1(), external)).is_dropped(DropReason::NoMapping);
+}
+
+/// A mapping lasts as long as any of its sessions, and what ends early leaves nothing behind.
+#[test]
+fn rfc4787_req5a_a_mapping_lasts_as_long_as_its_longest_session() {
+    let mut gateway = towards(&[(53, 30)]).build();
+    let external = gateway.external_of(h1(), e1());
+    assert_eq!(gateway.external_of(h1(), e2()), external);
+    gateway.wait(seconds(200));
+    assert_eq!((gateway.sessions().len(), gateway.external_of(h1(), e1())), (1, external));
+    gateway.wait(seconds(101) + SWEEP_ROUND * 2);
+    gateway.assert_empty();
+}
+
+/// "destination ports": of what a remote or a forward's client began, the remote's port is the source.
+#[test]
+fn rfc4787_req5a_what_comes_from_such_a_port_has_the_ordinary_time() {
+    let forwarded = forward(Protocol::Udp, 2000, 2000, &["10.0.0.3:6000"]);
+    let open = |policy: &mut Policy| {
+        policy.filtering_udp = Filtering::EndpointIndependent;
+        policy.forwards = vec![forwarded];
+    };
+    let mut gateway = towards(&[(53, 30)]).policy(open).build();
+    gateway.outside(&udp(e1(), Endpoint { address: X1, port: 2000 })).delivered();
+    let external = gateway.external_of(h1(), e2());
+    gateway.outside(&udp(e1(), external)).delivered();
+    gateway.external_of(h1(), e1());
+    let left: Vec<_> = gateway.sessions().iter().map(|session| session.expires_in).collect();
+    assert_eq!(left, [seconds(300) + 1; 3]);
+}
+
+/// TCP and ICMP have their own requirements.
+#[test]
+fn rfc4787_req5a_other_protocols_keep_their_times() {
+    let mut gateway = towards(&[(53, 30), (0, 30)]).build();
+    gateway.external_of_tcp(h1(), e1());
+    gateway.inside(&PacketBuilder::query(h1().address, e1().address, Query::Echo, 7)).forwarded();
+    let mut left: Vec<_> = gateway.sessions().iter().map(|session| (session.protocol, session.expires_in)).collect();
+    left.sort_unstable();
+    assert_eq!(left, [(Protocol::Icmp, seconds(60) + 1), (Protocol::Tcp, seconds(240) + 1)]);
+}
+
+/// Other rules hold for live sessions at once, whatever they were made under.
+#[test]
+fn rfc4787_req5a_a_reload_gives_live_sessions_the_times_of_the_new_rules() {
+    let mut gateway = towards(&[(53, 30), (123, 600)]).build();
+    let (dns, ntp) = (e1(), at(e1(), 123));
+    let external = gateway.external_of(h1(), dns);
+    gateway.external_of(h1(), ntp);
+    let left = |gateway: &Gateway<'_>, remote| {
+        gateway.sessions().into_iter().find(|session| session.remote == remote).map(|session| session.expires_in / 1000)
+    };
+    assert_eq!((left(&gateway, dns), left(&gateway, ntp)), (Some(30), Some(600)));
+    gateway.adopt(|policy| policy.udp_ports = times_of(&[(123, 30)]));
+    assert_eq!((left(&gateway, dns), left(&gateway, ntp)), (Some(300), Some(30)));
+    gateway.wait(seconds(31));
+    gateway.adopt(|policy| policy.udp_ports = BTreeMap::new());
+    gateway.outside(&udp(dns, external)).delivered();
+    assert_eq!(left(&gateway, dns), Some(300));
 }
 
 /// "REQ-5 b) The value of the NAT UDP mapping timer MAY be configurable."

@@ -7,6 +7,7 @@
 //! ```
 //! 198.19.0.0/16 is unreachable, 192.88.99.0/24 leads elsewhere. The pool's addresses are 203.0.113.1 and .2, and out0's own.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -85,6 +86,8 @@ pub struct Plan {
     pub hold: u64,
     /// Whether the timeouts are short instead of the RFCs'.
     pub short_timeouts: bool,
+    /// The ports that UDP has times of their own towards: those of other sessions, by number, so that waits meet them.
+    pub udp_ports: BTreeMap<u16, u8>,
     /// Whether the gateway answers at all.
     pub answers: bool,
     /// 13 or 1.
@@ -125,6 +128,16 @@ pub fn next_hops() -> Vec<(InterfaceId, Ipv4Addr)> {
     ]
 }
 
+/// One of the times that are not UDP's.
+const fn other_time(times: &Timeouts, number: u8) -> Duration {
+    match number {
+        0 => times.fragment,
+        1 => times.icmp,
+        2 => times.tcp_opening,
+        _ => times.tcp_established,
+    }
+}
+
 fn net(text: &str) -> Ipv4Net {
     text.parse().expect("a prefix")
 }
@@ -155,6 +168,7 @@ impl Plan {
             inbound_refresh: self.inbound_refresh,
             port_parity: if self.parity { PortParity::Preserve } else { PortParity::Any },
             port_hold: PortHold { time: Duration::from_secs(self.hold), ..PortHold::default() },
+            udp_ports: self.udp_ports.iter().map(|(&port, &number)| (port, other_time(&timeouts, number))).collect(),
             timeouts,
             icmp_errors: IcmpErrors { rate, burst, exhausted_code: self.exhausted_code, ..IcmpErrors::default() },
         }
@@ -294,10 +308,14 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         any::<bool>(),
         prop_oneof![2 => Just(0_u64), 1 => Just(5), 1 => Just(30)],
     );
+    let udp_ports = prop_oneof![
+        2 => Just(BTreeMap::new()),
+        1 => prop::collection::btree_map(prop_oneof![Just(53_u16), Just(80), FIRST_PORT..FIRST_PORT + 2], 0_u8..4, 1..4),
+    ];
     let mss = prop_oneof![2 => Just([MssClamp::Off; 4]), 1 => [clamp(), clamp(), clamp(), clamp()]];
     let links =
         (any::<bool>(), prop::bool::weighted(0.9), any::<bool>(), [mtu(), mtu(), mtu(), mtu()], prop::option::of(mtu()), mss);
-    let rest = (capacity, start(), rare_bits(), prop_oneof![6 => Just(0_u8), 1 => any::<u8>()]);
+    let rest = (capacity, start(), rare_bits(), prop_oneof![6 => Just(0_u8), 1 => any::<u8>()], udp_ports);
     (rules, answers, links, rest).prop_map(|(rules, answers, links, rest)| Plan {
         slots: rules.0,
         forwards: rules.1,
@@ -308,6 +326,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         parity: answers.2,
         hold: answers.3,
         short_timeouts: rules.6,
+        udp_ports: rest.4,
         answers: answers.0,
         exhausted_code: answers.1,
         tagged: links.0,
@@ -337,6 +356,7 @@ impl Default for Plan {
             parity: false,
             hold: 0,
             short_timeouts: true,
+            udp_ports: BTreeMap::new(),
             answers: true,
             exhausted_code: 13,
             tagged: true,

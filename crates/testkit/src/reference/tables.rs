@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use portcullis_nat::policy::{Endpoint, External, Policy, PortParity, Protocol};
 use portcullis_nat::view::SessionState;
@@ -61,9 +62,15 @@ impl Session {
             // To the inside, which has not answered, it is still opening.
             Protocol::Tcp if self.guest => tcp::timeout(SessionState::SynReceived, &policy.timeouts),
             Protocol::Tcp => tcp::timeout(state, &policy.timeouts),
-            Protocol::Udp => policy.timeouts.udp.as_millis() as u64,
+            Protocol::Udp => self.udp_idle(policy).as_millis() as u64,
             Protocol::Icmp => policy.timeouts.icmp.as_millis() as u64,
         }
+    }
+
+    /// RFC 4787, REQ-5a: shorter "for specific destination ports", which are the remote's where the inside began.
+    fn udp_idle(&self, policy: &Policy) -> Duration {
+        let of_port = policy.udp_ports.get(&self.remote.port).filter(|_| self.origin == Origin::Inside);
+        of_port.copied().unwrap_or(policy.timeouts.udp)
     }
 
     fn is_live(&self, now: u64, policy: &Policy) -> bool {
