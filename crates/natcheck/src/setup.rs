@@ -79,6 +79,8 @@ pub(crate) struct Setup {
     pub(crate) filtering: Option<(Filtering, Filtering)>,
     /// Idle times; none for the NAT's own defaults.
     pub(crate) timers: Option<Timers>,
+    /// A UDP port towards which sessions have another idle time.
+    pub(crate) udp_port: Option<(u16, Duration)>,
     /// The MTU of the inside and of the outside wire.
     pub(crate) mtu: (u16, u16),
     /// No ICMP errors of the NAT's own.
@@ -99,6 +101,7 @@ pub(crate) const DEFAULT: Setup = Setup {
     parity: false,
     filtering: None,
     timers: None,
+    udp_port: None,
     mtu: (1500, 1500),
     silent: false,
     exhausted_code: None,
@@ -129,6 +132,10 @@ pub(crate) const CLAMPED: Setup = Setup { name: "clamped", clamps: true, ..NARRO
 pub(crate) const NARROW_INSIDE: Setup = Setup { name: "narrow-inside", mtu: (1400, 1500), ..DEFAULT };
 /// Times that can be waited for.
 pub(crate) const QUICK: Setup = Setup { name: "quick", timers: Some(SHORT), ..DEFAULT };
+/// A well-known port, and a time towards it that can be waited for.
+pub(crate) const PORT_TIME: (u16, Duration) = (53, Duration::from_secs(4));
+/// Only UDP towards that port has such a time.
+pub(crate) const QUICK_PORT: Setup = Setup { name: "quick-port", udp_port: Some(PORT_TIME), ..DEFAULT };
 /// Where opening and closing have times of their own.
 pub(crate) const QUICK_APART: Setup = Setup { name: "quick-apart", timers: Some(APART), ..DEFAULT };
 /// As the first of them, and anyone may send.
@@ -142,7 +149,7 @@ pub(crate) const EXEMPTING: Setup = Setup { name: "exempting", exempts: true, ..
 pub(crate) const SILENT: Setup = Setup { name: "silent", silent: true, ..DEFAULT };
 
 /// All of them, in the order in which they are run.
-pub(crate) const ALL: [&Setup; 18] = [
+pub(crate) const ALL: [&Setup; 19] = [
     &DEFAULT,
     &FLOODED,
     &RANGED,
@@ -156,6 +163,7 @@ pub(crate) const ALL: [&Setup; 18] = [
     &CLAMPED,
     &NARROW_INSIDE,
     &QUICK,
+    &QUICK_PORT,
     &QUICK_APART,
     &QUICK_OPEN,
     &QUICK_TIGHT,

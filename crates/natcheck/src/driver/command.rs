@@ -86,6 +86,7 @@ fn variables(setup: &Setup, own_wires: bool) -> Vec<(&'static str, String)> {
         ("NATCHECK_FILTERING_UDP", filtering.0.to_owned()),
         ("NATCHECK_FILTERING_TCP", filtering.1.to_owned()),
         ("NATCHECK_UDP_TIMEOUT", seconds(timers.map(|timers| timers.udp))),
+        ("NATCHECK_UDP_PORT_TIMEOUT", setup.udp_port.map(|(port, time)| format!("{port} {}", time.as_secs())).unwrap_or_default()),
         ("NATCHECK_TCP_ESTABLISHED_TIMEOUT", seconds(timers.map(|timers| timers.established))),
         ("NATCHECK_TCP_TRANSITORY_TIMEOUT", seconds(timers.and_then(Timers::transitory))),
         ("NATCHECK_TCP_OPENING_TIMEOUT", seconds(timers.map(|timers| timers.opening))),

@@ -3,6 +3,7 @@
 //! Knows nft and sysctls. Conntrack's defaults stay unless a setup names times. A host keeps its address (`persistent`).
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::Result;
 use portcullis_lab::namespace::Namespace;
@@ -33,6 +34,11 @@ pub(super) fn start(namespace: &Namespace, setup: &Setup) -> Result<Started> {
     }
     // As systemd's defaults have it: a source has to be reachable by some interface.
     namespace.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
+    if let Some((port, time)) = setup.udp_port
+        && namespace.nft(&port_timer(port, time)).is_err()
+    {
+        return Ok(Started::Unsupported("this kernel, or this nft, has no timeout policies".to_owned()));
+    }
     namespace.nft(&rules(setup))?;
     // Conntrack's keys are there once a rule has loaded it.
     if let Some(timers) = setup.timers {
@@ -84,6 +90,24 @@ fn rules(setup: &Setup) -> String {
              }}
          }}",
         exempt[0], exempt[1]
+    )
+}
+
+/// A policy of conntrack's for UDP towards a port, which its entry is given after conntrack has made it, and before it is confirmed.
+fn port_timer(port: u16, time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!(
+        "table ip natcheck-times {{
+             ct timeout towards-port {{
+                 protocol udp
+                 l3proto ip
+                 policy = {{ unreplied : {seconds}, replied : {seconds} }}
+             }}
+             chain times {{
+                 type filter hook prerouting priority mangle; policy accept;
+                 udp dport {port} ct timeout set \"towards-port\"
+             }}
+         }}"
     )
 }
 

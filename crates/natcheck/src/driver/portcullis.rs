@@ -120,6 +120,9 @@ fn toml(setup: &Setup, workers: u32, socket: &Path) -> String {
             let _ = writeln!(text, "{key} = \"{}s\"", time.as_secs());
         }
     }
+    if let Some((port, time)) = setup.udp_port {
+        let _ = writeln!(text, "\n[timeouts.udp_ports]\n{port} = \"{}s\"", time.as_secs());
+    }
     if setup.silent || setup.exhausted_code.is_some() {
         text.push_str("\n[icmp]\n");
     }

@@ -14,7 +14,7 @@ use portcullis_nat::policy::Endpoint;
 use super::load::Fill;
 use crate::bench::{Bench, COMES, STAYS_AWAY, Transport};
 use crate::row::{Check, Level, Row, Trouble, require, violated};
-use crate::setup::{APART, QUICK, QUICK_APART, QUICK_OPEN, QUICK_TIGHT, SHORT};
+use crate::setup::{APART, PORT_TIME, QUICK, QUICK_APART, QUICK_OPEN, QUICK_PORT, QUICK_TIGHT, SHORT};
 use crate::wire::Side;
 
 use Level::{May, Must, Rec, Should};
@@ -25,7 +25,9 @@ pub(super) const ROWS: &[Row] = &[
         lives(bench, &[11, 31, 61, 119], |bench| idle(bench, Udp))
     })
     .waiting(),
-    Row::never("4787-5a", May, "RFC 4787, REQ-5a", "Shorter times for well-known ports", "no setup names such times"),
+    Row::new("4787-5a", May, "RFC 4787, REQ-5a", "Shorter times for well-known ports", shorter_to_a_port)
+        .with(&QUICK_PORT)
+        .waiting(),
     Row::new("4787-5b", May, "RFC 4787, REQ-5b", "The UDP time can be set", |bench| ends(bench, Udp, SHORT.udp))
         .with(&QUICK)
         .waiting(),
@@ -136,7 +138,11 @@ fn lives(bench: &Bench, ages: &[u64], flow: fn(&Bench) -> Check<Probe<'_>>) -> C
 
 /// A mapping that one packet opened, asked by a reply.
 fn idle(bench: &Bench, transport: Transport) -> Check<Probe<'_>> {
-    let (host, remote) = (bench.endpoint(), bench.remote());
+    idle_towards(bench, transport, bench.remote())
+}
+
+fn idle_towards(bench: &Bench, transport: Transport, remote: Endpoint) -> Check<Probe<'_>> {
+    let host = bench.endpoint();
     let external = bench.open(transport, host, remote)?;
     // What is gone is gone at the second try too; what was lost is not.
     let reply = move || heard(bench.reply(transport, remote, external, host, "after a pause"));
@@ -177,6 +183,20 @@ fn ends(bench: &Bench, transport: Transport, time: Duration) -> Check {
     Bench::sleep_until(start, time + LATENESS);
     require!(!late()?, "with the timer set to {time:?}, the mapping lives {LATENESS:?} longer");
     Ok(format!("with the timer set to {time:?}"))
+}
+
+/// Gone soon after the time that was set for the port, and towards another port alive then.
+fn shorter_to_a_port(bench: &Bench) -> Check {
+    let (port, time) = PORT_TIME;
+    let start = Instant::now();
+    let towards_it = || idle_towards(bench, Udp, Endpoint { port, ..bench.remote() });
+    let (early, late, other) = (towards_it()?, towards_it()?, idle(bench, Udp)?);
+    Bench::sleep_until(start, time.saturating_sub(EARLY));
+    require!(early()?, "with the timer towards port {port} set to {time:?}, the mapping is gone {EARLY:?} early");
+    Bench::sleep_until(start, time + LATENESS);
+    require!(!late()?, "with the timer towards port {port} set to {time:?}, the mapping lives {LATENESS:?} longer");
+    require!(other()?, "with the timer towards port {port} set to {time:?}, a mapping towards another port is gone as well");
+    Ok(format!("with the timer towards port {port} set to {time:?}"))
 }
 
 fn outbound_refreshes(bench: &Bench) -> Check {
