@@ -95,6 +95,7 @@ impl Config {
             port_hold: self.nat.port_hold,
             timeouts: self.timeouts,
             icmp_errors: self.icmp,
+            other_protocols: self.nat.other_protocols,
         }
     }
 

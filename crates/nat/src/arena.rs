@@ -22,6 +22,8 @@ pub struct Capacity {
     pub externals: u16,
     /// Fragmented packets followed at once.
     pub fragments: u32,
+    /// Translations of protocols without ports.
+    pub others: u32,
 }
 
 /// The alignment of the parts: a cache line.
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn the_stated_bytes_suffice_at_any_alignment() {
-        let capacity = Capacity { mappings: 10, sessions: 21, externals: 2, fragments: 4 };
+        let capacity = Capacity { mappings: 10, sessions: 21, externals: 2, fragments: 4, others: 3 };
         let mut memory = vec![0; capacity.bytes() + 7];
         for shift in 0..8 {
             let end = shift + capacity.bytes();

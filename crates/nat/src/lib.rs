@@ -39,6 +39,7 @@ mod packet;
 mod path;
 pub mod policy;
 mod ports;
+mod protocols;
 mod record;
 mod refusal;
 mod rewrite;

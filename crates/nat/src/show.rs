@@ -26,6 +26,7 @@ impl Nat<'_> {
             sessions_limit: sessions.limit(),
             subscribers: self.state.subscribers.len() as u32,
             fragments: self.fragments.len() as u32,
+            ..Gauges::default()
         }
     }
 

@@ -323,6 +323,8 @@ impl<'m> Fleet<'m> {
             sessions_limit: all.sessions_limit + one.sessions_limit,
             subscribers: all.subscribers + one.subscribers,
             fragments: all.fragments + one.fragments,
+            others: all.others + one.others,
+            others_limit: all.others_limit + one.others_limit,
         })
     }
 

@@ -37,7 +37,7 @@ const MOST_HANDS: u8 = 2;
 const FRAME: usize = 2048;
 
 /// Enough for everything: what runs out does so earlier where it is shared out.
-const CAPACITY: Capacity = Capacity { mappings: 512, sessions: 1024, externals: POOL.len() as u16, fragments: 1024 };
+const CAPACITY: Capacity = Capacity { mappings: 512, sessions: 1024, externals: POOL.len() as u16, fragments: 1024, others: 1024 };
 
 /// What became of each frame, by number.
 type Ends = BTreeMap<u64, (Verdict, Vec<u8>)>;

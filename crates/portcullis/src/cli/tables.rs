@@ -344,6 +344,8 @@ mod tests {
                 sessions_limit: 2000,
                 subscribers: 3,
                 fragments: 0,
+                other_translations: 5,
+                other_translations_limit: 500,
             },
             ports: vec![api::PortUse {
                 pool: "default".to_owned(),

@@ -120,7 +120,16 @@ pub(crate) fn publish(worker: &mut WorkerDoors, now: Tick) {
     counters.drop_packet(DropReason::NoRoute);
     let report = Report {
         counters: &[&counters],
-        gauges: Gauges { mappings: 5, mappings_limit: 100, sessions: 7, sessions_limit: 200, subscribers: 2, fragments: 0 },
+        gauges: Gauges {
+            mappings: 5,
+            mappings_limit: 100,
+            sessions: 7,
+            sessions_limit: 200,
+            subscribers: 2,
+            fragments: 0,
+            others: 3,
+            others_limit: 50,
+        },
         frames: FrameFigures { total: 8192, got: 10, sent: 10, pool: 4000, in_flight: 4190, held: 2 },
         queues: &[QueueFigures { rx_ring_full: 3, ..QueueFigures::default() }],
         handed_in: 20,

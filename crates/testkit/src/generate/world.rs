@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use portcullis_nat::policy::{
     DeviceId, Endpoint, External, Filtering, Forward, IcmpErrors, Interface, InterfaceId, Mac, MappingBehaviour, MssClamp, Network,
-    Policy, PortHold, PortParity, PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
+    Policy, PortHold, PortParity, PortSet, Protocol, ProtocolSet, ReceivedChecksums, Route, Side, Timeouts,
 };
 use proptest::prelude::*;
 
@@ -141,6 +141,7 @@ impl Plan {
                 tcp_closing: seconds(10),
                 icmp: seconds(5),
                 fragment: seconds(3),
+                ..Timeouts::default()
             }
         } else {
             Timeouts::default()
@@ -157,6 +158,8 @@ impl Plan {
             port_hold: PortHold { time: Duration::from_secs(self.hold), ..PortHold::default() },
             timeouts,
             icmp_errors: IcmpErrors { rate, burst, exhausted_code: self.exhausted_code, ..IcmpErrors::default() },
+            // The reference does not know them.
+            other_protocols: ProtocolSet::EMPTY,
         }
     }
 

@@ -36,7 +36,7 @@ pub(crate) const CANARY: u8 = 0xC5;
 /// How many records the NAT holds in that world.
 pub(crate) fn capacity(plan: &Plan) -> Capacity {
     let (mappings, sessions, fragments) = plan.capacity;
-    Capacity { mappings, sessions, externals: POOL.len() as u16, fragments }
+    Capacity { mappings, sessions, externals: POOL.len() as u16, fragments, others: 1024 }
 }
 
 /// The one place that knows how a NAT is made.
