@@ -7,8 +7,7 @@
 /// TCP, UDP and ICMP, which have a translation of their own.
 const BY_PORT: [u8; 3] = [1, 6, 17];
 
-/// The Authentication Header. "Any change to the packet, including by NAT, will invalidate the message integrity check": it covers the
-/// addresses (RFC 3715, section 2.1 a).
+/// The Authentication Header, whose integrity check covers the addresses, so that no NAT can change them (RFC 3715, section 2.1 a).
 const AUTHENTICATION_HEADER: u8 = 51;
 
 /// What is said on one link only, or between routers: hop-by-hop options, IGMP, ICMPv6, OSPF, PIM, VRRP.

@@ -12,7 +12,7 @@ use portcullis_nat::counters::{Counter, Counters};
 use portcullis_nat::policy::{DeviceId, InterfaceId, Network, Policy};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DatagramToken, DropReason, Errand, Verdict};
-use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionView};
+use portcullis_nat::view::{Gauges, MappingView, OtherView, PortUse, SessionView};
 use portcullis_nat::{Capacity, Nat, Packet, Seeds};
 use portcullis_steering::toeplitz::Key;
 use portcullis_steering::{Owners, WorkerId};
@@ -296,6 +296,11 @@ impl<'m> Fleet<'m> {
     /// The live sessions of all workers.
     pub fn sessions(&self, now: Tick) -> Vec<SessionView> {
         self.views(|nat, cursor, views| nat.sessions(cursor, 64, now, views))
+    }
+
+    /// The live translations of protocols without ports, of all workers.
+    pub fn others(&self, now: Tick) -> Vec<OtherView> {
+        self.views(|nat, cursor, views| nat.others(cursor, 64, now, views))
     }
 
     /// The mappings of all workers.
