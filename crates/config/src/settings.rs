@@ -229,8 +229,8 @@ fn read_nat(table: &Table<'_>, report: &mut Report) -> NatRules {
 /// The words for all protocols and for none.
 pub(crate) const PROTOCOL_SETS: [(&str, ProtocolSet); 2] = [("all", ProtocolSet::ALL), ("none", ProtocolSet::EMPTY)];
 
-/// The names of protocols. **Source:** IANA, "Assigned Internet Protocol Numbers".
-pub(crate) const PROTOCOLS: [(&str, u8); 9] = [
+/// The names of protocols beside TCP, UDP and ICMP. **Source:** IANA, "Assigned Internet Protocol Numbers".
+pub const PROTOCOLS: [(&str, u8); 9] = [
     ("dccp", 33),
     ("esp", 50),
     ("etherip", 97),
@@ -245,7 +245,12 @@ pub(crate) const PROTOCOLS: [(&str, u8); 9] = [
 /// A word for a set, or a list of protocols.
 fn read_protocols(value: &Value<'_>, report: &mut Report) -> Option<ProtocolSet> {
     if value.is_text() {
-        return value.word(&PROTOCOL_SETS, report);
+        let text = value.text(report)?;
+        let set = PROTOCOL_SETS.iter().find(|(word, _)| *word == text).map(|&(_, set)| set);
+        if set.is_none() {
+            value.malformed(text, "a set of protocols", report);
+        }
+        return set;
     }
     let mut set = ProtocolSet::EMPTY;
     for element in value.list(report)? {

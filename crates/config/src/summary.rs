@@ -50,7 +50,7 @@ impl Config {
         };
         let exempt = if nat.exempt.is_empty() { String::new() } else { format!("; no translation to {}", listed(&nat.exempt)) };
         let mapping = word_of(&MAPPINGS, &nat.mapping);
-        format!("mapping {mapping}, filtering {filtering}{refresh}{parity}{hold}{exempt}{}", self.others_part())
+        format!("mapping {mapping}, filtering {filtering}{refresh}{parity}{hold}{}{exempt}", self.others_part())
     }
 
     /// What is said of other protocols: nothing where all are translated.
