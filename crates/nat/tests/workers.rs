@@ -70,7 +70,7 @@ fn what_another_worker_owns_is_handed_to_it_as_it_came_with_the_cause() {
         (0, PacketBuilder::raw(inside.address, outside.address, 47), remote, HandOffCause::OtherProtocol),
         (1, PacketBuilder::raw(outside.address, X1, 47).offset(9), remote, HandOffCause::OtherProtocol),
         (0, error(inside, outside, &gre(outside.address, inside.address)), remote, HandOffCause::IcmpError),
-        (1, error(host(9, 1), x, &gre(X1, outside.address)), remote, HandOffCause::IcmpError),
+        (1, error(outside, x, &gre(X1, outside.address)), remote, HandOffCause::IcmpError),
         (
             1,
             PacketBuilder::tcp(outside, Endpoint { port: 80, ..x }, SYN),
