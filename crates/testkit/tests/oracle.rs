@@ -64,7 +64,8 @@ fn a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged() {
         let gauges = bench.nat.gauges();
         // What became of a first fragment is remembered, whatever it was.
         let gauges = portcullis_nat::view::Gauges { fragments: 0, ..gauges };
-        format!("{gauges:?} {:?} {:?}", bench.nat.port_use(), bench.nat.sessions(bench.now))
+        let (sessions, others) = (bench.nat.sessions(bench.now), bench.nat.others(bench.now));
+        format!("{gauges:?} {:?} {sessions:?} {others:?}", bench.nat.port_use())
     }
     hold("a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged", 300, STEPS, |bench, step| {
         for frame in bench.stage.frames(step) {
@@ -214,7 +215,8 @@ fn no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep() {
     hold("no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep", 100, STEPS, |bench, step| {
         bench.step(step)?;
         let times = bench.policy.timeouts;
-        let longest = times.udp.max(times.tcp_established).max(times.tcp_opening).max(times.tcp_closing).max(times.icmp);
+        let longest =
+            times.udp.max(times.tcp_established).max(times.tcp_opening).max(times.tcp_closing).max(times.icmp).max(times.other);
         // Another step's traffic goes on from here: a copy of the world would be needed to look further than once.
         if bench.outcomes.len() < STEPS / 2 {
             return Ok(());
@@ -229,7 +231,11 @@ fn no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep() {
         bench.expire()?;
         bench.reference.swept();
         let gauges = bench.nat.gauges();
-        if (gauges.sessions, gauges.mappings, gauges.subscribers) == (0, 0, 0) { Ok(()) } else { Err(format!("{gauges:?}")) }
+        if (gauges.sessions, gauges.mappings, gauges.subscribers, gauges.others) == (0, 0, 0, 0) {
+            Ok(())
+        } else {
+            Err(format!("{gauges:?}"))
+        }
     });
 }
 

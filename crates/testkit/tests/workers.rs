@@ -18,7 +18,7 @@ use portcullis_nat::view::MappingView;
 use portcullis_nat::{Capacity, Seeds};
 use portcullis_testkit::builder::describe;
 use portcullis_testkit::fleet::{Done, Fleet, owners};
-use portcullis_testkit::generate::world::{POOL, mac_of, next_hops};
+use portcullis_testkit::generate::world::{OTHERS, POOL, flipped, mac_of, next_hops};
 use portcullis_testkit::generate::{Forwarded, Received, Scenario, Stage, Step, scaled, scenario};
 use portcullis_testkit::pcap::{Record, write_failure};
 use proptest::prelude::*;
@@ -100,6 +100,11 @@ impl<'m> Bench<'m> {
                 let slot = index.index(self.policy.externals.len());
                 let external = &mut self.policy.externals[slot];
                 external.address = if external.address.is_none() { Some(POOL[slot]) } else { None };
+                let (policy, now) = (Arc::new(self.policy.clone()), self.now);
+                self.each(|fleet| fleet.adopt_policy(&policy, now))?;
+            }
+            Step::Protocol(index) => {
+                self.policy.other_protocols = flipped(self.policy.other_protocols, *index.get(&OTHERS));
                 let (policy, now) = (Arc::new(self.policy.clone()), self.now);
                 self.each(|fleet| fleet.adopt_policy(&policy, now))?;
             }
@@ -289,6 +294,7 @@ fn ends(done: &[Done]) -> Ends {
 fn views(fleet: &Fleet<'_>, now: Tick) -> Vec<String> {
     let mut lines: Vec<_> = fleet.sessions(now).iter().map(|view| format!("{view:?}")).collect();
     lines.extend(fleet.mappings().iter().map(|view| format!("{view:?}")));
+    lines.extend(fleet.others(now).iter().map(|view| format!("{view:?}")));
     lines.sort();
     let counters = fleet.counters();
     // How many fragments overtook their first depends on the interleaving.

@@ -6,7 +6,7 @@ use portcullis_nat::policy::Timeouts;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::world::{Plan, mtu, plan};
+use super::world::{OTHERS, Plan, mtu, plan};
 use crate::builder::{ACK, Checksum, FIN, PSH, Query, RST, SYN};
 
 /// Where a new packet goes.
@@ -37,6 +37,10 @@ pub enum Kind {
     Query(Query),
     /// Another protocol.
     Other(u8),
+    /// UDP-Lite with that coverage of its checksum.
+    UdpLite(u16),
+    /// DCCP with that coverage of its checksum.
+    Dccp(u8),
     /// An ICMP message of another type.
     OtherIcmp(u8),
 }
@@ -146,6 +150,8 @@ pub enum Step {
     Neighbour(Index),
     /// An external address goes away or comes back.
     Address(Index),
+    /// A protocol without ports is translated no more, or again.
+    Protocol(Index),
 }
 
 /// How long to wait.
@@ -188,6 +194,8 @@ impl Wait {
             Timeout::Closing => times.tcp_closing,
             Timeout::Icmp => times.icmp,
             Timeout::Fragment => times.fragment,
+            Timeout::OtherOpening => times.other_opening,
+            Timeout::Other => times.other,
         };
         (time.as_millis() as u32).saturating_add_signed(i32::from(by))
     }
@@ -208,6 +216,10 @@ pub enum Timeout {
     Icmp,
     /// Fragments.
     Fragment,
+    /// Protocols without ports, before the first answer.
+    OtherOpening,
+    /// Protocols without ports.
+    Other,
 }
 
 /// A world and what happens in it.
@@ -238,14 +250,29 @@ fn query() -> impl Strategy<Value = Query> {
     prop_oneof![4 => Just(Query::Echo), 2 => Just(Query::EchoReply), 1 => Just(Query::Timestamp), 1 => Just(Query::TimestampReply)]
 }
 
+/// Protocols without ports: few, so that several hosts speak one with a remote, and now and then any. Boxed, as a choice of choices does not fit
+/// on a test's stack.
+fn other() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        4 => Just(Kind::Other(OTHERS[0])),
+        2 => prop::sample::select(&OTHERS[..]).prop_map(Kind::Other),
+        1 => prop::sample::select(&[2_u8, 51, 89][..]).prop_map(Kind::Other),
+        1 => any::<u8>().prop_map(Kind::Other),
+        2 => prop_oneof![Just(0_u16), Just(8), 9..40_u16].prop_map(Kind::UdpLite),
+        2 => prop_oneof![Just(0_u8), 1..8_u8].prop_map(Kind::Dccp)
+    ]
+    .boxed()
+}
+
 fn kind() -> impl Strategy<Value = Kind> {
     prop_oneof![
         6 => Just(Kind::Udp),
         6 => flags().prop_map(Kind::Tcp),
         4 => query().prop_map(Kind::Query),
-        1 => prop_oneof![Just(2_u8), Just(47), Just(132), any::<u8>()].prop_map(Kind::Other),
+        4 => other(),
         1 => prop_oneof![Just(4_u8), Just(5), Just(17), any::<u8>()].prop_map(Kind::OtherIcmp)
     ]
+    .boxed()
 }
 
 fn target() -> impl Strategy<Value = Target> {
@@ -328,7 +355,9 @@ fn wait() -> impl Strategy<Value = Wait> {
         Just(Timeout::Opening),
         Just(Timeout::Closing),
         Just(Timeout::Icmp),
-        Just(Timeout::Fragment)
+        Just(Timeout::Fragment),
+        Just(Timeout::OtherOpening),
+        Just(Timeout::Other)
     ];
     prop_oneof![
         3 => (0_u32..3000).prop_map(Wait::For),
@@ -364,7 +393,8 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => (any::<Index>(), mtu()).prop_map(|(interface, mtu)| Step::Mtu(interface, mtu)),
         1 => any::<Index>().prop_map(Step::Flip),
         1 => any::<Index>().prop_map(Step::Neighbour),
-        1 => any::<Index>().prop_map(Step::Address)
+        1 => any::<Index>().prop_map(Step::Address),
+        1 => any::<Index>().prop_map(Step::Protocol)
     ]
 }
 
