@@ -15,7 +15,7 @@ use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
 use portcullis_testkit::fleet::Fleet;
 use portcullis_testkit::generate::resolve::answered;
 use portcullis_testkit::generate::world::{MACS, POOL};
-use portcullis_testkit::generate::{Plan, Received, scaled, scenario};
+use portcullis_testkit::generate::{Plan, Received, scaled, scenario, scenario_of_others};
 use portcullis_testkit::reference::Outcome;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -35,10 +35,22 @@ fn eight_workers_and_the_reference_agree_about_every_packet() {
     // Longer ones: to find out who owns which port takes eight workers longer than many a packet.
     let scenarios = scenario(5 * STEPS).prop_map(|mut scenario| {
         // Tables are each worker's own; the reference has one.
-        scenario.plan.capacity = (512, 1024, 256);
+        (scenario.plan.capacity, scenario.plan.others) = ((512, 1024, 256), 1024);
         scenario
     });
     hold_on(8, "eight_workers_and_the_reference_agree_about_every_packet", 200, scenarios, Bench::checked);
+}
+
+/// Few remotes, so that hosts want the same ones; on several workers the remote's owner knows.
+#[test]
+fn one_worker_and_eight_and_the_reference_agree_about_protocols_without_ports() {
+    let name = "one_worker_and_eight_and_the_reference_agree_about_protocols_without_ports";
+    hold_on(1, name, 1000, scenario_of_others(STEPS), Bench::checked);
+    let scenarios = scenario_of_others(2 * STEPS).prop_map(|mut scenario| {
+        (scenario.plan.capacity, scenario.plan.others) = ((512, 1024, 256), 1024);
+        scenario
+    });
+    hold_on(8, name, 200, scenarios, Bench::checked);
 }
 
 #[test]

@@ -330,8 +330,13 @@ pub fn trim() -> impl Strategy<Value = Trim> {
 }
 
 fn send() -> impl Strategy<Value = Step> {
+    send_of(target(), kind())
+}
+
+/// New packets of those kinds to those targets.
+fn send_of(target: impl Strategy<Value = Target>, kind: impl Strategy<Value = Kind>) -> impl Strategy<Value = Step> {
     let port = prop_oneof![6 => Just(80_u16), 6 => Just(1000), 6 => Just(1001), 4 => 5000_u16..5002, 1 => Just(0)];
-    (sender(), port, target(), kind(), trim()).prop_map(|(sender, port, target, kind, trim)| Step::Send {
+    (sender(), port, target, kind, trim()).prop_map(|(sender, port, target, kind, trim)| Step::Send {
         sender,
         port,
         target,
@@ -396,6 +401,39 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => any::<Index>().prop_map(Step::Address),
         1 => any::<Index>().prop_map(Step::Protocol)
     ]
+}
+
+/// One step of a world where most speak protocols without ports, with few remotes.
+fn step_of_others() -> impl Strategy<Value = Step> {
+    let target = prop_oneof![
+        8 => any::<Index>().prop_map(|host| Target::Remote(host, 53)),
+        2 => any::<Index>().prop_map(|address| Target::Guess(address, 0)),
+        1 => target()
+    ];
+    let timeout = prop_oneof![Just(Timeout::OtherOpening), Just(Timeout::Other)];
+    let about = (timeout, -1_i8..=1).prop_map(|(timeout, by)| Step::Wait(Wait::About(timeout, by)));
+    prop_oneof![
+        12 => send_of(target, prop_oneof![8 => other(), 1 => kind()]).boxed(),
+        8 => (any::<Index>(), kind(), trim()).prop_map(|(of, kind, trim)| Step::Answer(of, kind, trim)).boxed(),
+        4 => complain().boxed(),
+        3 => again().boxed(),
+        1 => any::<Index>().prop_map(Step::Zero),
+        4 => about,
+        8 => step().boxed()
+    ]
+}
+
+/// A world with at most `most` steps, mostly of protocols without ports, in which little else stands in their way.
+pub fn scenario_of_others(most: usize) -> impl Strategy<Value = Scenario> {
+    let plan = plan().prop_map(|mut plan| {
+        plan.slots.truncate(2);
+        Plan { default_route: true, down: 0, untranslated: plan.untranslated & 0b110, ..plan }
+    });
+    (plan, any::<[u64; 4]>(), prop::collection::vec(step_of_others().boxed(), 1..=most)).prop_map(|(plan, seeds, steps)| Scenario {
+        plan,
+        seeds,
+        steps,
+    })
 }
 
 /// A world with at most `most` steps.

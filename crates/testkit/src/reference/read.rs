@@ -365,7 +365,9 @@ fn read_embedded_other(outer_header_len: usize, payload: &[u8], reading: &mut Re
     if header_len < 20 || quote.len() < header_len {
         return None;
     }
-    let (header_right, transport) = (verifies(&[&quote[..header_len]]), quote.len() - header_len);
+    let header_right = verifies(&[&quote[..header_len]]);
+    // RFC 4884, section 5.1: what stands behind a shorter datagram is padding.
+    let transport = quote.len().min(usize::from(word(quote, 2))).saturating_sub(header_len);
     let is_later = word(quote, 6) & 0x1FFF != 0;
     // RFC 792 has eight bytes quoted; and of later fragments there are no errors.
     if !header_right || transport < 8 || is_later || usize::from(word(quote, 2)) < header_len {
