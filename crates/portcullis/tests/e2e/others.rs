@@ -1,0 +1,205 @@
+//! Protocols without ports over real sockets: raw ones, and the kernel's UDP-Lite, which judges the checksum that the gateway has mended.
+//!
+//! Blind spots: the kernel's own GRE, SCTP and IPsec, which not every kernel has; over veth its SCTP would leave its checksum to the wire.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use portcullis_testkit::topology::namespace::Namespace;
+use portcullis_testkit::topology::program::wait_until;
+use portcullis_testkit::topology::sniff::{Seen, Sniffer};
+use portcullis_testkit::topology::{self, CLIENTS, GATEWAY_INSIDE, POOL, SERVER, SERVER_SECOND};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::world::{ANSWER, World, run_portcullis, usual};
+
+const GRE: u8 = 47;
+const ESP: u8 = 50;
+const SCTP: u8 = 132;
+const UDP_LITE: u8 = 136;
+
+/// The first bytes of what each protocol carries here, so that whoever listens does not take it for something else: GRE of a protocol for
+/// experiments, a security association, SCTP's ports and tag.
+fn head(protocol: u8) -> &'static [u8] {
+    match protocol {
+        GRE => &[0, 0, 0x88, 0xB5],
+        SCTP => &[0x10, 0x92, 0x10, 0x93, 0, 0, 0, 1, 0, 0, 0, 0],
+        _ => &[0, 0, 0x10, 0x92, 0, 0, 0, 1],
+    }
+}
+
+/// A host's end of a protocol without ports: what it sends has the kernel's IPv4 header, and fragments where it is long.
+struct Talker {
+    socket: Socket,
+    protocol: u8,
+}
+
+impl Talker {
+    fn open(host: &Namespace, address: &str, protocol: u8) -> Result<Self> {
+        let open = || -> std::io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
+            socket.bind(&at(address, 0).into())?;
+            socket.set_read_timeout(Some(ANSWER))?;
+            Ok(socket)
+        };
+        let socket = host.enter(open)?.with_context(|| format!("protocol {protocol} in {}", host.name()))?;
+        Ok(Self { socket, protocol })
+    }
+
+    fn send(&self, to: &str, text: &str) -> Result<()> {
+        let bytes = [head(self.protocol), text.as_bytes()].concat();
+        self.socket.send_to(&bytes, &at(to, 0).into()).with_context(|| format!("protocol {} to {to}", self.protocol))?;
+        Ok(())
+    }
+
+    /// Whom the next packet is from, and its text.
+    fn receive(&self) -> Result<(Ipv4Addr, String)> {
+        let mut packet = vec![0; 65_536];
+        let length = (&self.socket).read(&mut packet).with_context(|| format!("no packet of protocol {} came", self.protocol))?;
+        let source = Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]);
+        let start = usize::from(packet[0] & 15) * 4 + head(self.protocol).len();
+        Ok((source, String::from_utf8_lossy(&packet[start.min(length)..length]).into_owned()))
+    }
+
+    /// Fails unless the next packet is this one.
+    fn hears(&self, from: &str, text: &str) -> Result<()> {
+        let (source, heard) = self.receive()?;
+        ensure!(source.to_string() == from, "protocol {}: from {source} instead of {from}", self.protocol);
+        ensure!(heard == text, "protocol {}: {} bytes came, {} were sent", self.protocol, heard.len(), text.len());
+        Ok(())
+    }
+
+    /// Fails if a packet comes within a time that is ample on one machine.
+    fn hears_nothing(&self) -> Result<()> {
+        self.socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        if let Ok((source, text)) = self.receive() {
+            bail!("protocol {}: {text:?} came from {source}", self.protocol);
+        }
+        self.socket.set_read_timeout(Some(ANSWER))?;
+        Ok(())
+    }
+}
+
+fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddrV4::new(address.parse().expect("an address"), port).into()
+}
+
+fn client(world: &World, number: usize, protocol: u8) -> Result<Talker> {
+    Talker::open(world.client(number), CLIENTS[number], protocol)
+}
+
+/// How many packets were dropped for a reason.
+fn dropped(world: &World, reason: &str) -> Result<u64> {
+    let stats = world.json("stats --json")?;
+    let row = stats["drops"].as_array().context("no drops in the stats")?.iter().find(|row| row["name"] == reason);
+    Ok(row.and_then(|row| row["value"].as_u64()).unwrap_or_default())
+}
+
+fn wait_for_drop(world: &World, reason: &str, before: u64) -> Result<()> {
+    let counted = wait_until(Duration::from_secs(3), || dropped(world, reason).is_ok_and(|now| now > before));
+    ensure!(counted, "nothing more was counted as {reason}");
+    Ok(())
+}
+
+/// An ICMP error of that type and code, that quotes a packet of the protocol from `source`.
+fn is_error_about(packet: &Seen, kind: [u8; 2], protocol: u8, source: &str) -> bool {
+    let (icmp, quote) = (packet.payload(), packet.payload().get(8..).filter(|quote| quote.len() >= 20));
+    packet.protocol == 1
+        && icmp.starts_with(&kind)
+        && quote.is_some_and(|quote| {
+            quote[9] == protocol && Ipv4Addr::new(quote[12], quote[13], quote[14], quote[15]).to_string() == source
+        })
+}
+
+#[test]
+fn packets_and_fragments_of_gre_esp_and_sctp_reach_a_server_and_the_answers_come_back() {
+    run_portcullis(usual(), |world| {
+        for protocol in [GRE, ESP, SCTP] {
+            let (here, there) = (client(world, 0, protocol)?, Talker::open(world.server(), SERVER, protocol)?);
+            for text in ["short", &"fragments ".repeat(400)] {
+                here.send(SERVER, text)?;
+                there.hears(POOL, text).context("outbound")?;
+                there.send(POOL, text)?;
+                here.hears(SERVER, text).context("inbound")?;
+            }
+        }
+        let shown = world.metric("portcullis_other_translations", "")?;
+        ensure!(shown >= 3.0, "{shown} translations are shown");
+        Ok(())
+    });
+}
+
+/// RFC 3828, section 3.1: its checksum is over the addresses, and the kernel drops what has a wrong one.
+#[test]
+fn the_kernels_udp_lite_finds_its_checksums_right() {
+    run_portcullis(usual(), |world| {
+        let open = |host: &Namespace, address: &str| -> Result<Option<Socket>> {
+            let made = host.enter(|| Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::from(i32::from(UDP_LITE)))))?;
+            let Ok(socket) = made else { return Ok(None) };
+            socket.bind(&at(address, 7000).into())?;
+            socket.set_read_timeout(Some(ANSWER))?;
+            Ok(Some(socket))
+        };
+        let (Some(here), Some(there)) = (open(world.client(0), CLIENTS[0])?, open(world.server(), SERVER)?) else {
+            topology::skip("this kernel has no UDP-Lite", "others::the_kernels_udp_lite_finds_its_checksums_right");
+            return Ok(());
+        };
+        let hears = |socket: &Socket, text: &str| -> Result<()> {
+            let mut bytes = [0; 4096];
+            let mut reader: &Socket = socket;
+            let length = reader.read(&mut bytes).context("nothing came with a right checksum")?;
+            ensure!(&bytes[..length] == text.as_bytes(), "{length} bytes came, {} were sent", text.len());
+            Ok(())
+        };
+        for text in ["short", &"fragments ".repeat(300)] {
+            here.send_to(text.as_bytes(), &at(SERVER, 7000).into())?;
+            hears(&there, text).context("outbound")?;
+            there.send_to(text.as_bytes(), &at(POOL, 7000).into())?;
+            hears(&here, text).context("inbound")?;
+        }
+        Ok(())
+    });
+}
+
+/// There is one external address: the second client cannot be told from the first.
+#[test]
+fn a_second_client_is_refused_and_no_answer_goes_to_the_wrong_one() {
+    run_portcullis(usual(), |world| {
+        let there = Talker::open(world.server(), SERVER_SECOND, GRE)?;
+        let (first, second) = (client(world, 0, GRE)?, client(world, 1, GRE)?);
+        let before = dropped(world, "no_mapping")?;
+        there.send(POOL, "too early")?;
+        wait_for_drop(world, "no_mapping", before)?;
+        let errors = Sniffer::start(world.client(1))?;
+        first.send(SERVER_SECOND, "from the first")?;
+        there.hears(POOL, "from the first")?;
+        let before = dropped(world, "other_protocol_ambiguous")?;
+        second.send(SERVER_SECOND, "from the second")?;
+        wait_for_drop(world, "other_protocol_ambiguous", before)?;
+        there.hears_nothing().context("the second client's packet came out")?;
+        let is_told =
+            |packet: &Seen| is_error_about(packet, [3, 13], GRE, CLIENTS[1]) && packet.source.to_string() == GATEWAY_INSIDE;
+        let told = wait_until(Duration::from_secs(3), || !errors.seen(is_told).is_empty());
+        ensure!(told, "the second client was not told: {:?}", errors.seen(|packet| packet.protocol == 1));
+        there.send(POOL, "to the first")?;
+        first.hears(SERVER_SECOND, "to the first").context("and not what came too early")?;
+        second.hears_nothing()
+    });
+}
+
+/// The server has no such protocol: its kernel says so, and quotes what came with the pool's address.
+#[test]
+fn protocol_unreachable_comes_to_the_client_about_what_it_has_sent() {
+    run_portcullis(usual(), |world| {
+        /// EtherIP, which no kernel here listens to.
+        const ETHERIP: u8 = 97;
+        let errors = Sniffer::start(world.client(0))?;
+        client(world, 0, ETHERIP)?.send(SERVER, "anyone?")?;
+        let is_told = |packet: &Seen| is_error_about(packet, [3, 2], ETHERIP, CLIENTS[0]) && packet.source.to_string() == SERVER;
+        let told = wait_until(Duration::from_secs(3), || !errors.seen(is_told).is_empty());
+        ensure!(told, "not told: {:?}", errors.seen(|packet| packet.protocol == 1));
+        Ok(())
+    });
+}
