@@ -10,13 +10,17 @@ use anyhow::{Context, Result, bail, ensure};
 use portcullis_testkit::topology::namespace::Namespace;
 use portcullis_testkit::topology::program::wait_until;
 use portcullis_testkit::topology::sniff::{Seen, Sniffer};
-use portcullis_testkit::topology::{self, CLIENTS, GATEWAY_INSIDE, POOL, SERVER, SERVER_SECOND};
+use portcullis_testkit::topology::{self, CLIENTS, GATEWAY_INSIDE, GATEWAY_OUTSIDE, POOL, SERVER, SERVER_SECOND};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::host::with_interface_pool;
 use crate::world::{ANSWER, World, run_portcullis, usual};
 
 const GRE: u8 = 47;
 const ESP: u8 = 50;
+const AH: u8 = 51;
+/// EtherIP, which no kernel here listens to.
+const ETHERIP: u8 = 97;
 const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
 
@@ -192,14 +196,42 @@ fn a_second_client_is_refused_and_no_answer_goes_to_the_wrong_one() {
 /// The server has no such protocol: its kernel says so, and quotes what came with the pool's address.
 #[test]
 fn protocol_unreachable_comes_to_the_client_about_what_it_has_sent() {
-    run_portcullis(usual(), |world| {
-        /// EtherIP, which no kernel here listens to.
-        const ETHERIP: u8 = 97;
-        let errors = Sniffer::start(world.client(0))?;
-        client(world, 0, ETHERIP)?.send(SERVER, "anyone?")?;
-        let is_told = |packet: &Seen| is_error_about(packet, [3, 2], ETHERIP, CLIENTS[0]) && packet.source.to_string() == SERVER;
-        let told = wait_until(Duration::from_secs(3), || !errors.seen(is_told).is_empty());
-        ensure!(told, "not told: {:?}", errors.seen(|packet| packet.protocol == 1));
-        Ok(())
+    run_portcullis(usual(), |world| the_server_has_no_etherip(world));
+}
+
+fn the_server_has_no_etherip(world: &World) -> Result<()> {
+    let errors = Sniffer::start(world.client(0))?;
+    client(world, 0, ETHERIP)?.send(SERVER, "anyone?")?;
+    let is_told = |packet: &Seen| is_error_about(packet, [3, 2], ETHERIP, CLIENTS[0]) && packet.source.to_string() == SERVER;
+    let told = wait_until(Duration::from_secs(3), || !errors.seen(is_told).is_empty());
+    ensure!(told, "not told: {:?}", errors.seen(|packet| packet.protocol == 1));
+    Ok(())
+}
+
+/// On an address that the box has too, what no client has asked for is the box's own, and what is not translated always is.
+#[test]
+fn on_the_boxs_own_address_clients_are_answered_and_all_else_is_the_boxs() {
+    run_portcullis(with_interface_pool(), |world| {
+        let open = |host, address| Talker::open(host, address, GRE);
+        let (here, there) = (client(world, 0, GRE)?, open(world.server(), SERVER)?);
+        let of_box = open(world.topology.gateway(), GATEWAY_OUTSIDE)?;
+        for text in ["short", &"fragments ".repeat(400)] {
+            there.send(GATEWAY_OUTSIDE, text)?;
+            of_box.hears(SERVER, text).context("to the box")?;
+        }
+        for text in ["short", &"fragments ".repeat(400)] {
+            here.send(SERVER, text)?;
+            there.hears(GATEWAY_OUTSIDE, text).context("from the client")?;
+            there.send(GATEWAY_OUTSIDE, text)?;
+            here.hears(SERVER, text).context("to the client")?;
+        }
+        of_box.hears_nothing().context("the box hears what is the client's")?;
+        here.send(GATEWAY_OUTSIDE, "from inside")?;
+        of_box.hears(CLIENTS[0], "from inside")?;
+        let (headers, of_box) =
+            (Talker::open(world.server(), SERVER, AH)?, Talker::open(world.topology.gateway(), GATEWAY_OUTSIDE, AH)?);
+        headers.send(GATEWAY_OUTSIDE, "not translated")?;
+        of_box.hears(SERVER, "not translated")?;
+        the_server_has_no_etherip(world)
     });
 }
