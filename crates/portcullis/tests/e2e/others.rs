@@ -129,10 +129,27 @@ fn packets_and_fragments_of_gre_esp_and_sctp_reach_a_server_and_the_answers_come
                 here.hears(SERVER, text).context("inbound")?;
             }
         }
-        let shown = world.metric("portcullis_other_translations", "")?;
-        ensure!(shown >= 3.0, "{shown} translations are shown");
-        Ok(())
+        let shown = || world.metric("portcullis_other_translations", "");
+        // The workers tell their numbers ten times a second.
+        ensure!(
+            wait_until(Duration::from_secs(3), || shown().is_ok_and(|shown| shown >= 3.0)),
+            "{:?} translations are shown",
+            shown()
+        );
+        ["gre", "esp", "sctp"].into_iter().try_for_each(|protocol| is_listed(world, protocol))
     });
+}
+
+/// Whether the translation of the first client's packets to the server stands among the sessions.
+fn is_listed(world: &World, protocol: &str) -> Result<()> {
+    let listed = world.json_lines(&format!("sessions --json --protocol {protocol}"))?;
+    let ends =
+        |one: &serde_json::Value| ["internal", "external", "remote"].map(|end| one[end]["address"].as_str().map(str::to_owned));
+    let wanted = [CLIENTS[0], POOL, SERVER].map(|address| Some(address.to_owned()));
+    let found = listed.iter().find(|one| ends(one) == wanted).with_context(|| format!("{protocol} is not listed: {listed:?}"))?;
+    ensure!(found["protocol"] == protocol && found["state"] == "replied", "{found}");
+    ensure!(found["packets_out"].as_u64() > Some(1) && found["packets_in"].as_u64() > Some(1), "{found}");
+    Ok(())
 }
 
 /// RFC 3828, section 3.1: its checksum is over the addresses, and the kernel drops what has a wrong one.
