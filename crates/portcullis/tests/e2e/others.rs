@@ -7,6 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portcullis_testkit::topology::gateway::Setup;
 use portcullis_testkit::topology::namespace::Namespace;
 use portcullis_testkit::topology::program::wait_until;
 use portcullis_testkit::topology::sniff::{Seen, Sniffer};
@@ -250,5 +253,41 @@ fn on_the_boxs_own_address_clients_are_answered_and_all_else_is_the_boxs() {
         headers.send(GATEWAY_OUTSIDE, "not translated")?;
         of_box.hears(SERVER, "not translated")?;
         the_server_has_no_etherip(world)
+    });
+}
+
+/// Has the gateway read another setup, and waits until it has.
+fn reload(world: &World, setup: &Setup) -> Result<()> {
+    let (file, before) = (world.gateway.config_path(), world.gateway.log().len());
+    std::fs::write(&file, setup.toml(file.parent().context("a file in a directory")?))?;
+    let pid = world.gateway.pid().context("the gateway is a program")?;
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGHUP)?;
+    let reloaded = wait_until(Duration::from_secs(5), || world.gateway.log()[before..].contains("the configuration is reloaded"));
+    ensure!(reloaded, "not reloaded:\n{}", &world.gateway.log()[before..]);
+    // Each worker goes by it a moment later.
+    wait_until(Duration::from_millis(200), || false);
+    Ok(())
+}
+
+/// What is translated no more stays inside, and what comes from outside is the box's again, on an address that it has.
+#[test]
+fn a_reload_says_which_protocols_are_translated() {
+    run_portcullis(with_interface_pool(), |world| {
+        let (here, there) = (client(world, 0, GRE)?, Talker::open(world.server(), SERVER, GRE)?);
+        let of_box = Talker::open(world.topology.gateway(), GATEWAY_OUTSIDE, GRE)?;
+        here.send(SERVER, "before")?;
+        there.hears(GATEWAY_OUTSIDE, "before")?;
+        let tables = "[nat]\nother_protocols = [\"esp\"]\n".to_owned();
+        reload(world, &Setup { tables, ..with_interface_pool() })?;
+        let before = dropped(world, "unsupported_protocol")?;
+        here.send(SERVER, "no more")?;
+        wait_for_drop(world, "unsupported_protocol", before)?;
+        there.hears_nothing().context("what is not translated came out")?;
+        there.send(GATEWAY_OUTSIDE, "the box's")?;
+        of_box.hears(SERVER, "the box's")?;
+        here.hears_nothing().context("what is not translated came in")?;
+        reload(world, &with_interface_pool())?;
+        here.send(SERVER, "once more")?;
+        there.hears(GATEWAY_OUTSIDE, "once more")
     });
 }
