@@ -276,7 +276,10 @@ impl ReferenceNat {
         let target = Endpoint { address: flow.destination.address, port: transport_destination(received) };
         let starts = flow.objection().is_none();
         let query = flow.protocol == Protocol::Icmp;
-        let shared = query && self.is_shared(target.address) && half.choices.is_empty() && !starts;
+        // What it answers may be gone, although it may be there still.
+        let unasked =
+            half.choices.is_empty() || half.failures.iter().any(|failure| failure.reasons.contains(&DropReason::NoMapping));
+        let shared = query && self.is_shared(target.address) && unasked && !starts;
         legal.punt = shared || flow.protocol != Protocol::Icmp && self.is_unclaimed(flow.protocol, target);
         half.failures.iter().for_each(|failure| self.add(&mut legal, failure, received));
         legal.before_kept = (legal.drops.clone(), legal.replies.clone());
