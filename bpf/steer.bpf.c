@@ -124,6 +124,14 @@ struct {
 	__type(value, __u32);
 } exempt_prefixes SEC(".maps");
 
+/* The protocols beside TCP, UDP and ICMP that the NAT translates, by address alone. One entry. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pc_protocols);
+} other_protocols SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, PC_MAX_KERNEL_FRAGMENTS);
@@ -308,6 +316,23 @@ static __always_inline int owns_port(__u32 slot, __u8 protocol, __be16 port)
 	return set->words[(number >> 6) & (PC_PORT_WORDS - 1)] >> (number & 63) & 1;
 }
 
+/* Whether the NAT translates a protocol by address alone. */
+static __always_inline int is_other(__u8 protocol)
+{
+	__u32 only = 0;
+	struct pc_protocols *set;
+
+	if (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP)
+		return 0;
+	set = bpf_map_lookup_elem(&other_protocols, &only);
+	return set && set->words[protocol >> 6] >> (protocol & 63) & 1;
+}
+
+static __always_inline int is_from_outside(struct packet *packet)
+{
+	return packet->interface->side == PC_SIDE_OUTSIDE;
+}
+
 /* Whether the NAT may have sent the packet that an ICMP error quotes. */
 static __always_inline int owns_embedded(struct packet *packet)
 {
@@ -315,11 +340,12 @@ static __always_inline int owns_embedded(struct packet *packet)
 	struct pc_external *external;
 	struct ports_head *ports;
 	struct icmp_head *icmp;
-	__u32 header;
+	__u32 header, other;
 
 	if ((void *)(inner + 1) > packet->end || inner->version != 4 || inner->ihl < 5)
 		return 0;
-	if (inner->frag_off & bpf_htons(IPV4_OFFSET))
+	other = is_other(inner->protocol);
+	if (!other && inner->frag_off & bpf_htons(IPV4_OFFSET))
 		return 0;
 	__be32 source = inner->saddr;
 	external = bpf_map_lookup_elem(&externals, &source);
@@ -327,6 +353,8 @@ static __always_inline int owns_embedded(struct packet *packet)
 		return 0;
 	if (!(external->flags & PC_EXTERNAL_SHARED))
 		return 1;
+	if (other)
+		return is_from_outside(packet);
 
 	header = inner->ihl * 4;
 	if (inner->protocol == IPPROTO_ICMP) {
@@ -369,6 +397,12 @@ static __always_inline int shared(struct xdp_md *ctx, struct packet *packet, __u
 	struct iphdr *ip = packet->ip;
 	struct ports_head *ports = packet->transport;
 
+	/* Every fragment of such a packet says all that it takes. From inside it is the box's: nothing in it says for which host else. */
+	if (is_other(ip->protocol)) {
+		if (is_from_outside(packet))
+			return redirect_shared(ctx, packet);
+		return pass_shared(packet, PC_PASS_SHARED_PROTOCOL);
+	}
 	if (packet->fragment & IPV4_OFFSET) {
 		struct pc_fragment key = datagram_of(ip);
 

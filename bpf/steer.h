@@ -30,6 +30,8 @@
 #define PC_MAX_CARRIED 4096
 /* 64-bit words of a set of ports. */
 #define PC_PORT_WORDS 1024
+/* 64-bit words of a set of protocols. */
+#define PC_PROTOCOL_WORDS 4
 
 /* Sides of an interface. */
 #define PC_SIDE_INSIDE 1
@@ -81,6 +83,11 @@ struct pc_prefix {
 /* Bit n of the set is bit n % 64 of word n / 64. */
 struct pc_ports {
 	__u64 words[PC_PORT_WORDS];
+};
+
+/* Bit n of the set is bit n % 64 of word n / 64. */
+struct pc_protocols {
+	__u64 words[PC_PROTOCOL_WORDS];
 };
 
 struct pc_fragment {

@@ -4,11 +4,10 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A protocol that the NAT translates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// A protocol that the NAT translates. In messages and filters its name, or its number where it has none here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// ICMP queries; the identifier stands where the others have a port.
     Icmp,
@@ -16,31 +15,61 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// Another one, by its number: translated by address, without ports.
+    Other(u8),
 }
 
+/// The names of other protocols than the three. **Source:** IANA, "Assigned Internet Protocol Numbers".
+const OTHERS: [(&str, u8); 9] = [
+    ("dccp", 33),
+    ("esp", 50),
+    ("etherip", 97),
+    ("gre", 47),
+    ("ipip", 4),
+    ("ipv6", 41),
+    ("l2tp", 115),
+    ("sctp", 132),
+    ("udplite", 136),
+];
+
 impl Protocol {
+    /// The protocol of an IPv4 header's protocol number.
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Icmp,
+            6 => Self::Tcp,
+            17 => Self::Udp,
+            other => Self::Other(other),
+        }
+    }
+
     /// The IPv4 header's protocol number.
     pub const fn number(self) -> u8 {
         match self {
             Self::Icmp => 1,
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Other(number) => number,
         }
     }
 
-    /// The name in lines, filters and metric labels.
-    pub const fn name(self) -> &'static str {
+    /// The name in lines, filters and metric labels, where it has one.
+    pub fn name(self) -> Option<&'static str> {
         match self {
-            Self::Icmp => "icmp",
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
+            Self::Icmp => Some("icmp"),
+            Self::Tcp => Some("tcp"),
+            Self::Udp => Some("udp"),
+            Self::Other(number) => OTHERS.iter().find(|(_, known)| *known == number).map(|&(name, _)| name),
         }
     }
 }
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+        match self.name() {
+            Some(name) => f.pad(name),
+            None => f.pad(&self.number().to_string()),
+        }
     }
 }
 
@@ -48,10 +77,22 @@ impl FromStr for Protocol {
     type Err = crate::FilterError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Icmp, Self::Tcp, Self::Udp]
-            .into_iter()
-            .find(|protocol| text.eq_ignore_ascii_case(protocol.name()) || text.parse() == Ok(protocol.number()))
-            .ok_or_else(|| crate::FilterError::Protocol(text.to_owned()))
+        let other = OTHERS.map(|(_, number)| Self::Other(number));
+        let named = [Self::Icmp, Self::Tcp, Self::Udp].into_iter().chain(other);
+        let by_name = named.into_iter().find(|protocol| protocol.name().is_some_and(|name| text.eq_ignore_ascii_case(name)));
+        by_name.or_else(|| text.parse().ok().map(Self::from_number)).ok_or_else(|| crate::FilterError::Protocol(text.to_owned()))
+    }
+}
+
+impl Serialize for Protocol {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'d> Deserialize<'d> for Protocol {
+    fn deserialize<D: Deserializer<'d>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -104,7 +145,7 @@ pub enum Direction {
     Inbound,
 }
 
-/// One session: a mapping's external endpoint with one remote.
+/// One session: a mapping's external endpoint with one remote; or a translation of a protocol without ports, whose endpoints have port zero.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionEntry {
     /// The protocol.
@@ -204,10 +245,17 @@ mod tests {
 
     #[test]
     fn a_protocol_is_read_by_name_and_by_number() {
-        for protocol in [Protocol::Icmp, Protocol::Tcp, Protocol::Udp] {
-            assert_eq!(protocol.name().to_uppercase().parse(), Ok(protocol));
+        for protocol in (0..=u8::MAX).map(Protocol::from_number) {
             assert_eq!(protocol.number().to_string().parse(), Ok(protocol));
+            assert_eq!(protocol.to_string().to_uppercase().parse(), Ok(protocol));
+            let json = serde_json::to_string(&protocol).expect("plain data");
+            assert_eq!(json, format!("\"{protocol}\""));
+            assert_eq!(serde_json::from_str::<Protocol>(&json).expect("readable"), protocol);
         }
-        assert!("sctp".parse::<Protocol>().is_err());
+        assert_eq!("gre".parse(), Ok(Protocol::Other(47)));
+        assert_eq!((Protocol::Other(47).to_string(), Protocol::Other(253).to_string()), ("gre".to_owned(), "253".to_owned()));
+        for text in ["", "256", "-1", "ggp"] {
+            assert_eq!(text.parse::<Protocol>(), Err(crate::FilterError::Protocol(text.to_owned())));
+        }
     }
 }

@@ -79,7 +79,9 @@ pub enum FilterError {
 impl fmt::Display for FilterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Protocol(text) => write!(f, "'{text}' is no protocol: icmp, tcp, udp or 1, 6, 17"),
+            Self::Protocol(text) => {
+                write!(f, "'{text}' is no protocol: icmp, tcp, udp, gre, esp, sctp or another name, or a number from 0 to 255")
+            }
             Self::Endpoint(text) => write!(
                 f,
                 "'{text}' is no endpoint: ADDRESS, ADDRESS/0 to ADDRESS/32, each with or without :PORT (0 to 65535), or :PORT"

@@ -78,6 +78,12 @@ pub struct Gauges {
     pub subscribers: u64,
     /// Fragmented packets whose later fragments are followed.
     pub fragments: u64,
+    /// Live translations of protocols without ports.
+    #[serde(default)]
+    pub other_translations: u64,
+    /// Translations of protocols without ports that fit.
+    #[serde(default)]
+    pub other_translations_limit: u64,
 }
 
 /// Use of one external address for one protocol.
@@ -315,7 +321,16 @@ mod tests {
                 busy_poll: false,
                 steering: Some(Steering { way: "software".to_owned(), expected_share: 0.5, ..Steering::default() }),
             }],
-            gauges: Gauges { mappings: 1, mappings_limit: 2, sessions: 3, sessions_limit: 4, subscribers: 5, fragments: 6 },
+            gauges: Gauges {
+                mappings: 1,
+                mappings_limit: 2,
+                sessions: 3,
+                sessions_limit: 4,
+                subscribers: 5,
+                fragments: 6,
+                other_translations: 7,
+                other_translations_limit: 8,
+            },
             ports: vec![PortUse {
                 pool: "default".to_owned(),
                 address: Ipv4Addr::new(203, 0, 113, 10),

@@ -147,6 +147,10 @@ pub enum Problem {
     Repeated { found: String, what: String, line: u32 },
     #[error("`{found}` stands in this list already")]
     RepeatedValue { found: String },
+    #[error("protocol {protocol} is none that can be translated by address alone: {why}")]
+    NotByAddress { protocol: u8, why: &'static str },
+    #[error("{} for an opening translation is more than the {} for one that was answered", format_duration(*found), format_duration(*most))]
+    OpeningTooLong { found: Duration, most: Duration },
     #[error("only an inside interface has `{found}`")]
     InsideOnly { found: &'static str },
     #[error("no {side} interface is configured")]
@@ -216,6 +220,8 @@ impl Problem {
             Self::Unusable { .. } => "unicast addresses that hosts outside can answer to".to_owned(),
             Self::Repeated { .. } => "each name once".to_owned(),
             Self::RepeatedValue { .. } => "each value once".to_owned(),
+            Self::NotByAddress { .. } => "protocols other than 1 (ICMP), 6 (TCP), 17 (UDP) and 51 (AH)".to_owned(),
+            Self::OpeningTooLong { .. } => "`other_opening` at most as long as `other`".to_owned(),
             Self::InsideOnly { found } => format!("no `{found}` here, or side = \"inside\""),
             Self::NoInterface { side } => format!("at least one [[interface]] with side = \"{side}\""),
             Self::NoPool => "at least one [[pool]], such as one with addresses = [\"interface\"]".to_owned(),

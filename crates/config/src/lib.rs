@@ -37,7 +37,7 @@ pub use finding::{ConfigError, Doubt, Fault, Finding, Findings, Problem, Warning
 pub use forward::{Forward, ForwardAddress};
 pub use interface::Interface;
 pub use pool::{DEFAULT_PORTS, Pool, PoolEntry};
-pub use settings::{BusyPoll, Control, Limits, Log, LogLevel, Metrics, NatRules, WorkerRules};
+pub use settings::{BusyPoll, Control, Limits, Log, LogLevel, Metrics, NatRules, PROTOCOLS, WorkerRules};
 pub use snapshot::{HostAddresses, SlotSource};
 pub use source::Place;
 pub use system::SystemInterface;

@@ -193,6 +193,11 @@ impl<'t> Value<'t> {
         self.typed(self.inner.as_str(), report)
     }
 
+    /// Whether it is a text, where it may be something else.
+    pub(crate) const fn is_text(&self) -> bool {
+        matches!(self.inner, DeValue::String(_))
+    }
+
     pub(crate) fn boolean(&self, report: &mut Report) -> Option<bool> {
         self.typed(self.inner.as_bool(), report)
     }

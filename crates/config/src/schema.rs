@@ -40,6 +40,8 @@ const fn key(name: &'static str, default: Option<&'static str>, accepts: &'stati
 
 const PORTS: &str = "port ranges from 1 to 65535, such as \"1024-65535\" or \"1024-32767,61000-65535\"";
 const FILTERINGS: &str = "\"endpoint-independent\", \"address-dependent\" or \"address-and-port-dependent\"";
+const OTHER_PROTOCOLS: &str =
+    "\"all\", \"none\", or a list of protocol names and numbers from 0 to 255, such as [\"gre\", \"sctp\", \"esp\", 41]";
 const FLOW_TIME: &str = "a duration in quotes from 1s to 7days, such as \"300s\"";
 
 /// `[[interface]]`.
@@ -98,6 +100,7 @@ pub const NAT: Section = Section {
         key("port_hold", None, "a duration in quotes from 0s to 1h, such as \"120s\""),
         key("port_hold_most", Some("32768"), "a whole number from 1 to 65536"),
         key("exempt", Some("[]"), "a list of IPv4 prefixes, such as [\"10.0.0.0/8\"]"),
+        key("other_protocols", Some("\"all\""), OTHER_PROTOCOLS),
     ],
 };
 
@@ -119,6 +122,8 @@ pub const TIMEOUTS: Section = Section {
         key("tcp_closing", None, FLOW_TIME),
         key("icmp", Some("\"60s\""), FLOW_TIME),
         key("fragment", Some("\"15s\""), "a duration in quotes from 1s to 120s, such as \"15s\""),
+        key("other_opening", Some("\"30s\""), FLOW_TIME),
+        key("other", Some("\"600s\""), FLOW_TIME),
     ],
 };
 
@@ -131,6 +136,7 @@ pub const LIMITS: Section = Section {
         key("mappings", Some("262144"), "a whole number from 64 to 16777216"),
         key("sessions", Some("524288"), "a whole number from 64 to 33554432"),
         key("fragments", Some("4096"), "a whole number from 16 to 1048576"),
+        key("other_translations", Some("16384"), "a whole number from 16 to 1048576"),
         key("frames", Some("32768"), "a power of two from 4096 to 1048576"),
     ],
 };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use portcullis_nat::REST_MOST;
 use portcullis_nat::policy::{
-    Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, Timeouts, UDP_PORT_TIMES, UnsolicitedSyn,
+    Filtering, IcmpErrors, MappingBehaviour, PortHold, PortParity, ProtocolSet, Timeouts, UDP_PORT_TIMES, UnsolicitedSyn,
 };
 
 use crate::finding::{Doubt, Problem};
@@ -37,6 +37,8 @@ pub struct NatRules {
     pub port_hold: PortHold,
     /// Destinations that nothing is translated for: the kernel routes to and from them.
     pub exempt: Vec<Ipv4Net>,
+    /// The protocols beside TCP, UDP and ICMP that are translated by address.
+    pub other_protocols: ProtocolSet,
 }
 
 /// `[limits]`: what is allocated at start.
@@ -48,13 +50,15 @@ pub struct Limits {
     pub sessions: u32,
     /// Fragmented packets followed at once.
     pub fragments: u32,
+    /// Translations of protocols without ports.
+    pub other_translations: u32,
     /// Frames of packet memory, a power of two.
     pub frames: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { mappings: 262_144, sessions: 524_288, fragments: 4096, frames: 32_768 }
+        Self { mappings: 262_144, sessions: 524_288, fragments: 4096, other_translations: 16_384, frames: 32_768 }
     }
 }
 
@@ -223,7 +227,63 @@ fn read_nat(table: &Table<'_>, report: &mut Report) -> NatRules {
     let port_parity = table.get("port_parity").and_then(|value| value.word(&PARITIES, report)).unwrap_or_default();
     let port_hold = read_port_hold(table, filtering_udp, report);
     let exempt = table.get("exempt").map(|value| read_prefixes(&value, report).0).unwrap_or_default();
-    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh, port_parity, port_hold, exempt }
+    let other_protocols = table.get("other_protocols").and_then(|value| read_protocols(&value, report)).unwrap_or_default();
+    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh, port_parity, port_hold, exempt, other_protocols }
+}
+
+/// The words for all protocols and for none.
+pub(crate) const PROTOCOL_SETS: [(&str, ProtocolSet); 2] = [("all", ProtocolSet::ALL), ("none", ProtocolSet::EMPTY)];
+
+/// The names of protocols beside TCP, UDP and ICMP. **Source:** IANA, "Assigned Internet Protocol Numbers".
+pub const PROTOCOLS: [(&str, u8); 9] = [
+    ("dccp", 33),
+    ("esp", 50),
+    ("etherip", 97),
+    ("gre", 47),
+    ("ipip", 4),
+    ("ipv6", 41),
+    ("l2tp", 115),
+    ("sctp", 132),
+    ("udplite", 136),
+];
+
+/// A word for a set, or a list of protocols.
+fn read_protocols(value: &Value<'_>, report: &mut Report) -> Option<ProtocolSet> {
+    if value.is_text() {
+        let text = value.text(report)?;
+        let set = PROTOCOL_SETS.iter().find(|(word, _)| *word == text).map(|&(_, set)| set);
+        if set.is_none() {
+            value.malformed(text, "a set of protocols", report);
+        }
+        return set;
+    }
+    let mut set = ProtocolSet::EMPTY;
+    for element in value.list(report)? {
+        let found = element.word_or(&PROTOCOLS, 0..=255, |number| number as u8, report);
+        let Some(protocol) = found else { continue };
+        if !ProtocolSet::may_contain(protocol) {
+            report.fault(&element.spot, Problem::NotByAddress { protocol, why: why_not_by_address(protocol) });
+        } else if set.contains(protocol) {
+            report.fault(&element.spot, Problem::RepeatedValue { found: protocol_word(protocol) });
+        }
+        set.insert(protocol);
+    }
+    Some(set)
+}
+
+/// Of a protocol that no set may contain.
+const fn why_not_by_address(protocol: u8) -> &'static str {
+    match protocol {
+        1 => "ICMP is always translated, by identifier",
+        6 => "TCP is always translated, by port",
+        17 => "UDP is always translated, by port",
+        _ => "AH authenticates the addresses, so that no translation can pass (RFC 3715, section 2.1)",
+    }
+}
+
+/// A protocol as the file may have it: its name, or else its number.
+pub(crate) fn protocol_word(protocol: u8) -> String {
+    PROTOCOLS.iter().find(|(_, number)| *number == protocol).map_or_else(|| protocol.to_string(), |(name, _)| (*name).to_owned())
 }
 
 /// "Once an external port is deallocated, it SHOULD NOT be reallocated to a new mapping until at least 120 seconds have passed": RFC 6888, REQ-8.
@@ -257,6 +317,9 @@ const OPENING_REQUIRED: Required = (0, "");
 /// "An ICMP Query session timer MUST NOT expire in less than 60 seconds".
 const ICMP_REQUIRED: Required = (60, "RFC 5508, REQ-2,");
 
+/// No RFC says how long a translation of a protocol without ports has to last.
+const OTHER_REQUIRED: Required = (0, "");
+
 fn read_timeouts(table: &Table<'_>, report: &mut Report) -> Timeouts {
     let default = Timeouts::default();
     let mut flow = |name, required: Required, default| {
@@ -269,14 +332,24 @@ fn read_timeouts(table: &Table<'_>, report: &mut Report) -> Timeouts {
         found
     };
     let transitory = flow("tcp_transitory", TCP_TRANSITORY_REQUIRED, default.tcp_closing);
-    Timeouts {
+    let (other_opening, other) =
+        (flow("other_opening", OTHER_REQUIRED, default.other_opening), flow("other", OTHER_REQUIRED, default.other));
+    let times = Timeouts {
         udp: flow("udp", UDP_REQUIRED, default.udp),
         tcp_established: flow("tcp_established", TCP_ESTABLISHED_REQUIRED, default.tcp_established),
         tcp_opening: flow("tcp_opening", OPENING_REQUIRED, transitory),
         tcp_closing: flow("tcp_closing", TCP_TRANSITORY_REQUIRED, transitory),
         icmp: flow("icmp", ICMP_REQUIRED, default.icmp),
         fragment: table.get("fragment").and_then(|value| value.duration(FRAGMENT_TIME, report)).unwrap_or(default.fragment),
+        other_opening,
+        other,
+    };
+    if times.other_opening > times.other {
+        let spot = ["other_opening", "other"].into_iter().find_map(|name| table.get(name)).map(|value| value.spot);
+        let (found, most) = (times.other_opening, times.other);
+        report.fault(spot.as_ref().unwrap_or(&table.spot), Problem::OpeningTooLong { found, most });
     }
+    times
 }
 
 /// The most ports that have times of their own. Chosen: more than there are protocols of one question and one answer.
@@ -323,12 +396,13 @@ fn read_limits(table: &Table<'_>, report: &mut Report) -> Limits {
     let mappings = number("mappings", 64..=1 << 24, default.mappings);
     let sessions = number("sessions", 64..=1 << 25, default.sessions);
     let fragments = number("fragments", 16..=1 << 20, default.fragments);
+    let other_translations = number("other_translations", 16..=1 << 20, default.other_translations);
     let frames = table.get("frames").and_then(|value| read_frames(&value, report)).unwrap_or(default.frames);
     if sessions < mappings {
         let spot = table.get("sessions").or_else(|| table.get("mappings")).map_or_else(|| table.spot.clone(), |value| value.spot);
         report.warning(&spot, Doubt::FewerSessions { mappings, sessions });
     }
-    Limits { mappings, sessions, fragments, frames }
+    Limits { mappings, sessions, fragments, other_translations, frames }
 }
 
 /// Frames of packet memory. The least fills the rings of two queues; the most is 4 GiB of them.

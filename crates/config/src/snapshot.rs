@@ -96,6 +96,7 @@ impl Config {
             timeouts: self.timeouts,
             udp_ports: self.udp_ports.clone(),
             icmp_errors: self.icmp,
+            other_protocols: self.nat.other_protocols,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::Config;
 use crate::check::port_set;
 use crate::interface::Interface;
 use crate::pool::{Pool, PoolEntry};
-use crate::settings::{BUSY_POLLS, FILTERINGS, MAPPINGS, word_of};
+use crate::settings::{BUSY_POLLS, FILTERINGS, MAPPINGS, PROTOCOL_SETS, protocol_word, word_of};
 
 /// The most items of one kind that are listed. Chosen: what fits a screen.
 const ITEMS_MOST: usize = 16;
@@ -28,8 +28,8 @@ impl Config {
         lines.push(self.timeouts_line());
         let limits = &self.limits;
         lines.push(format!(
-            "limits: {} mappings, {} sessions, {} fragmented packets, {} frames",
-            limits.mappings, limits.sessions, limits.fragments, limits.frames
+            "limits: {} mappings, {} sessions, {} fragmented packets, {} translations of other protocols, {} frames",
+            limits.mappings, limits.sessions, limits.fragments, limits.other_translations, limits.frames
         ));
         lines.push(self.worker_line());
         let metrics = self.metrics.listen.map_or_else(|| "none".to_owned(), |listen| format!("http://{listen}/metrics"));
@@ -50,7 +50,18 @@ impl Config {
             format!("; freed ports rest {}, {} at most", format_duration(hold.time), hold.most)
         };
         let exempt = if nat.exempt.is_empty() { String::new() } else { format!("; no translation to {}", listed(&nat.exempt)) };
-        format!("mapping {}, filtering {filtering}{refresh}{parity}{hold}{exempt}", word_of(&MAPPINGS, &nat.mapping))
+        let mapping = word_of(&MAPPINGS, &nat.mapping);
+        format!("mapping {mapping}, filtering {filtering}{refresh}{parity}{hold}{}{exempt}", self.others_part())
+    }
+
+    /// What is said of other protocols: nothing where all are translated.
+    fn others_part(&self) -> String {
+        let others = self.nat.other_protocols;
+        match PROTOCOL_SETS.iter().find(|(_, set)| *set == others) {
+            Some(&("all", _)) => String::new(),
+            Some(_) => "; no other protocols".to_owned(),
+            None => format!("; of other protocols {}", listed(&others.iter().map(protocol_word).collect::<Vec<_>>())),
+        }
     }
 
     fn timeouts_line(&self) -> String {
@@ -62,6 +73,8 @@ impl Config {
             ("tcp closing", times.tcp_closing),
             ("icmp", times.icmp),
             ("fragment", times.fragment),
+            ("other opening", times.other_opening),
+            ("other", times.other),
         ];
         let times: Vec<_> = times.iter().map(|(name, time)| format!("{name} {}", format_duration(*time))).collect();
         let to_port = |(port, time): (&u16, &Duration)| format!("to port {port} {}", format_duration(*time));

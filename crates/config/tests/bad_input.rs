@@ -130,11 +130,47 @@ fn wrong_types_are_reported_with_the_one_that_is_wanted() {
         ("", "[nat]\ninbound_refresh = <<\"no\">>", "nat.inbound_refresh", &["legal: true or false"]),
         ("", "[nat]\nport_hold = <<\"61min\">>", "nat.port_hold", &["legal: durations from 0s to 1h"]),
         ("", "[nat]\nport_parity = <<\"even\">>", "nat.port_parity", &["legal: \"any\", \"preserve\""]),
+        ("", "[nat]\nother_protocols = <<47>>", "nat.other_protocols", &["found a whole number", "or a list of protocol names"]),
+        (
+            "",
+            "[nat]\nother_protocols = <<\"gre\">>",
+            "nat.other_protocols",
+            &["`gre` is not a set of protocols", "[\"gre\", \"sctp\""],
+        ),
+        ("", "[nat]\nother_protocols = [<<\"grre\">>]", "nat.other_protocols[0]", &["`grre` is none of the words", "\"gre\""]),
+        ("", "[nat]\nother_protocols = [47, <<256>>]", "nat.other_protocols[1]", &["256 is out of range", "from 0 to 255"]),
         ("", "<<[[log]]>>", "log", &["found a list", "one table, headed [log]"]),
     ]);
     let fault = only_fault("interface = 3\n[[pool]]\nname = \"a\"\naddresses = [\"192.0.2.1\"]");
     assert_eq!((fault.key.as_str(), fault.place.line), ("interface", 1));
     assert!(fault.to_string().contains("tables, each headed [[interface]]"), "{fault}");
+}
+
+#[test]
+fn what_is_not_translated_by_address_is_refused_with_the_reason() {
+    const LEGAL: &str = "protocols other than 1 (ICMP), 6 (TCP), 17 (UDP) and 51 (AH)";
+    check(&[
+        (
+            "",
+            "[nat]\nother_protocols = [<<1>>]",
+            "nat.other_protocols[0]",
+            &["protocol 1 is none", "ICMP is always translated", LEGAL],
+        ),
+        ("", "[nat]\nother_protocols = [47, <<6>>]", "nat.other_protocols[1]", &["TCP is always translated", LEGAL]),
+        ("", "[nat]\nother_protocols = [<<17>>]", "nat.other_protocols[0]", &["UDP is always translated", LEGAL]),
+        ("", "[nat]\nother_protocols = [<<51>>]", "nat.other_protocols[0]", &["AH authenticates the addresses", LEGAL]),
+        ("", "[nat]\nother_protocols = [\"gre\", <<47>>]", "nat.other_protocols[1]", &["`gre` stands in this list already"]),
+        ("", "[nat]\nother_protocols = [99, <<99>>]", "nat.other_protocols[1]", &["`99` stands in this list already"]),
+    ]);
+}
+
+#[test]
+fn an_opening_translation_may_not_last_longer_than_an_answered_one() {
+    const SAID: &str = "`other_opening` at most as long as `other`";
+    check(&[
+        ("", "[timeouts]\nother_opening = <<\"601s\">>", "timeouts.other_opening", &["10m 1s for an opening translation", SAID]),
+        ("", "[timeouts]\nother = <<\"29s\">>", "timeouts.other", &["30s for an opening translation", SAID]),
+    ]);
 }
 
 #[test]

@@ -11,7 +11,8 @@ use portcullis_config::{
     Warning,
 };
 use portcullis_nat::policy::{
-    Endpoint, External, Filtering, MappingBehaviour, MssClamp, PortHold, PortParity, Protocol, Side, Timeouts, UnsolicitedSyn,
+    Endpoint, External, Filtering, MappingBehaviour, MssClamp, PortHold, PortParity, Protocol, ProtocolSet, Side, Timeouts,
+    UnsolicitedSyn,
 };
 
 const INTERFACES: &str = r#"
@@ -105,13 +106,17 @@ port_parity = "preserve"
 port_hold = "3min"
 port_hold_most = 500
 exempt = ["198.18.0.0/24", "192.0.2.1/32"]
+other_protocols = ["gre", 41, "sctp", 0, 255]
 [timeouts]
 udp = "2min 30s"
 fragment = "1500ms"
+other_opening = "5s"
+other = "5s"
 [limits]
 mappings = 1_000
 sessions = 0x1000
 fragments = 16
+other_translations = 17
 frames = 8192
 [icmp]
 rate = 0
@@ -154,10 +159,15 @@ level = "debug"
     assert_eq!(config.nat.port_hold, PortHold { time: Duration::from_secs(180), most: 500 });
     assert_eq!(config.nat.exempt, ["198.18.0.0/24".parse().unwrap(), "192.0.2.1/32".parse().unwrap()]);
     assert!(config.summary().iter().any(|line| line.ends_with("no translation to 198.18.0.0/24, 192.0.2.1/32")));
+    let others: ProtocolSet = [47, 41, 132, 0, 255].into_iter().collect();
+    assert_eq!((config.nat.other_protocols, config.policy(&HostAddresses::default()).other_protocols), (others, others));
+    assert!(config.summary().iter().any(|line| line.contains("; of other protocols 0, ipv6, gre, sctp, 255; ")));
+    assert_eq!((config.timeouts.other_opening, config.timeouts.other), (Duration::from_secs(5), Duration::from_secs(5)));
     assert_eq!(config.timeouts.udp, Duration::from_secs(150));
     assert_eq!(config.timeouts.fragment, Duration::from_millis(1500));
     let limits = config.limits;
     assert_eq!((limits.mappings, limits.sessions, limits.fragments, limits.frames), (1000, 4096, 16, 8192));
+    assert_eq!(limits.other_translations, 17);
     assert_eq!((config.icmp.rate, config.icmp.burst, config.icmp.exhausted_code), (0, 1, 1));
     assert_eq!(config.icmp.unsolicited_syn, UnsolicitedSyn::Silent);
     assert_eq!((config.worker.count, config.worker.cores.as_slice(), config.worker.burst), (Some(1), [3].as_slice(), 32));
@@ -442,12 +452,25 @@ fn the_summary_says_what_an_operator_looks_for() {
             "pool pool11: 1 address (interface:eth0), 64512 ports per protocol (1024-65535, less the host's own on an address of the box)",
             "forward tcp interface:eth0:8080 -> 10.0.0.1:80",
             "mapping endpoint-independent, filtering address-and-port-dependent",
-            "timeouts: udp 5m, tcp established 2h 4m, tcp opening 4m, tcp closing 4m, icmp 1m, fragment 15s",
-            "limits: 262144 mappings, 524288 sessions, 4096 fragmented packets, 32768 frames",
+            "timeouts: udp 5m, tcp established 2h 4m, tcp opening 4m, tcp closing 4m, icmp 1m, fragment 15s, \
+             other opening 30s, other 10m",
+            "limits: 262144 mappings, 524288 sessions, 4096 fragmented packets, 16384 translations of other protocols, 32768 frames",
             "workers: as many as queues and cores allow, on cores of the gateway's choice, busy polling adaptive, bursts of 64",
             "metrics: http://127.0.0.1:9464/metrics; control: /run/portcullis/control.sock",
         ]
     );
+}
+
+#[test]
+fn the_sets_of_other_protocols_have_words() {
+    let set = |value: &str| config(&format!("{}[nat]\nother_protocols = {value}", pool("\"interface\"", "")));
+    let said = |value: &str| set(value).summary().iter().any(|line| line.ends_with("; no other protocols"));
+    assert_eq!((set("\"all\"").nat.other_protocols, said("\"all\"")), (ProtocolSet::ALL, false));
+    assert_eq!((set("\"none\"").nat.other_protocols, said("\"none\"")), (ProtocolSet::EMPTY, true));
+    assert_eq!((set("[]").nat.other_protocols, said("[]")), (ProtocolSet::EMPTY, true));
+    for (name, number) in portcullis_config::PROTOCOLS {
+        assert_eq!(set(&format!("[\"{name}\"]")).nat.other_protocols, [number].into_iter().collect());
+    }
 }
 
 #[test]

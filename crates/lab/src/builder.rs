@@ -1,7 +1,7 @@
-//! Builds packets for tests: Ethernet, VLAN, IPv4, UDP, TCP and ICMP, right or wrong on purpose, and reads them back as one line.
+//! Builds packets for tests: Ethernet, VLAN, IPv4, UDP, TCP, ICMP, UDP-Lite and DCCP, right or wrong on purpose, and reads them back as one line.
 //!
 //! Knows the wire formats from the RFCs and computes every checksum from scratch; shares no code with `wire`, so that a bug there
-//! shows here. Called by tests, the reference NAT and the generators. Sources: RFC 768, 791, 792, 1071, 4884, 9293.
+//! shows here. Called by tests, the reference NAT and the generators. Sources: RFC 768, 791, 792, 1071, 3828, 4340, 4884, 9293.
 //! Tests: below, against etherparse's reading of the same bytes.
 
 use std::net::Ipv4Addr;
@@ -89,6 +89,8 @@ enum Body {
     Tcp { source: u16, destination: u16, flags: u8, sequence: u32, acknowledgment: u32, options: Vec<u8> },
     Icmp { kind: u8, code: u8, rest: [u8; 4] },
     IcmpError { kind: u8, code: u8, rest: [u8; 4], quote: Vec<u8>, extension: Option<Vec<u8>> },
+    UdpLite { source: u16, destination: u16, coverage: u16 },
+    Dccp { source: u16, destination: u16, coverage: u8 },
     Raw { protocol: u8 },
 }
 
@@ -167,6 +169,18 @@ impl PacketBuilder {
     /// An ICMP message of any type; what stands behind its first eight bytes is the payload.
     pub fn icmp(source: Ipv4Addr, destination: Ipv4Addr, kind: u8, code: u8, rest: [u8; 4]) -> Self {
         Self::new(source, destination, Body::Icmp { kind, code, rest })
+    }
+
+    /// A UDP-Lite datagram whose checksum covers so many bytes, its header's eight at least; zero for all (RFC 3828, section 3.1).
+    pub fn udp_lite(source: Endpoint, destination: Endpoint, coverage: u16) -> Self {
+        let body = Body::UdpLite { source: source.port, destination: destination.port, coverage };
+        Self::new(source.address, destination.address, body)
+    }
+
+    /// A DCCP-Data packet whose checksum covers the header and so many words of data less one; zero for all (RFC 4340, section 9.2).
+    pub fn dccp(source: Endpoint, destination: Endpoint, coverage: u8) -> Self {
+        let body = Body::Dccp { source: source.port, destination: destination.port, coverage: coverage & 15 };
+        Self::new(source.address, destination.address, body)
     }
 
     /// A datagram of any protocol, its payload set by [`Self::payload`].
@@ -338,6 +352,8 @@ impl PacketBuilder {
             Body::Udp { .. } => 17,
             Body::Tcp { .. } => 6,
             Body::Icmp { .. } | Body::IcmpError { .. } => 1,
+            Body::UdpLite { .. } => 136,
+            Body::Dccp { .. } => 33,
             Body::Raw { protocol } => protocol,
         }
     }
@@ -364,6 +380,11 @@ impl PacketBuilder {
             Body::IcmpError { kind, code, rest, quote, extension } => {
                 (error_message(*kind, *code, *rest, quote, extension.as_deref()), Some(2))
             }
+            Body::UdpLite { source, destination, coverage } => {
+                let words = [*source, *destination, *coverage, 0];
+                (words.iter().flat_map(|word| word.to_be_bytes()).collect(), Some(6))
+            }
+            Body::Dccp { source, destination, coverage } => (dccp_header(*source, *destination, *coverage), Some(6)),
             Body::Raw { .. } => (Vec::new(), None),
         };
         bytes.extend(&self.payload);
@@ -376,9 +397,10 @@ impl PacketBuilder {
 
     /// What the checksum field of `segment`, whose field is zero still, shall hold.
     fn checksum_value(&self, segment: &[u8]) -> u16 {
-        let udp = self.protocol() == 17;
+        let udp = matches!(self.protocol(), 17 | 136);
         let pseudo = checksum::pseudo_header(self.source, self.destination, self.protocol(), segment.len());
-        let right = if self.protocol() == 1 { checksum::internet(&[segment]) } else { checksum::internet(&[&pseudo, segment]) };
+        let covered = &segment[..checksum::covered(self.protocol(), segment).unwrap_or(segment.len())];
+        let right = if self.protocol() == 1 { checksum::internet(&[segment]) } else { checksum::internet(&[&pseudo, covered]) };
         let right = if udp && right == 0 { 0xFFFF } else { right };
         match self.checksum {
             Checksum::Right => right,
@@ -447,6 +469,13 @@ impl PacketBuilder {
         };
         segment.chunks(size).enumerate().map(cut).collect()
     }
+}
+
+/// RFC 4340, section 5.1, with the long sequence number: sixteen bytes. Of type Data (2).
+fn dccp_header(source: u16, destination: u16, coverage: u8) -> Vec<u8> {
+    let mut header = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+    header.extend([4, coverage, 0, 0, 2 << 1 | 1, 0, 0, 0, 0, 0, 0, 1]);
+    header
 }
 
 fn icmp_header(kind: u8, code: u8, rest: [u8; 4]) -> Vec<u8> {

@@ -7,6 +7,7 @@ use zerocopy::FromBytes;
 
 use crate::due::Due;
 use crate::index::{Index, Line};
+use crate::others::Translation;
 use crate::policy::Protocol;
 use crate::ports::PortSpace;
 use crate::record::{Mapping, Session};
@@ -22,6 +23,8 @@ pub struct Capacity {
     pub externals: u16,
     /// Fragmented packets followed at once.
     pub fragments: u32,
+    /// Translations of protocols without ports.
+    pub others: u32,
 }
 
 /// The alignment of the parts: a cache line.
@@ -35,6 +38,8 @@ impl Capacity {
             self.mapping_lines() * size_of::<Line>(),
             self.sessions as usize * size_of::<Session>(),
             self.mappings as usize * size_of::<Mapping>(),
+            self.other_lines() * size_of::<Line>(),
+            self.others as usize * size_of::<Translation>(),
             self.port_spaces() * size_of::<PortSpace>(),
             Due::blocks_for(self.sessions as usize) * size_of::<[u8; 16]>(),
         ];
@@ -48,6 +53,11 @@ impl Capacity {
 
     fn mapping_lines(&self) -> usize {
         Index::lines_for(self.mappings as usize)
+    }
+
+    /// Each translation is found from both sides.
+    fn other_lines(&self) -> usize {
+        Index::lines_for(2 * self.others as usize)
     }
 
     fn port_spaces(&self) -> usize {
@@ -73,6 +83,8 @@ pub(crate) struct Arenas<'m> {
     pub(crate) mapping_lines: &'m mut [Line],
     pub(crate) sessions: &'m mut [Session],
     pub(crate) mappings: &'m mut [Mapping],
+    pub(crate) other_lines: &'m mut [Line],
+    pub(crate) others: &'m mut [Translation],
     pub(crate) ports: &'m mut [PortSpace],
     /// When each session is looked at again, sixteen bytes each.
     pub(crate) due: &'m mut [[u8; 16]],
@@ -85,11 +97,13 @@ impl<'m> Arenas<'m> {
         let memory = memory.get_mut(skip..).ok_or(TooSmall)?;
         let (session_lines, memory) = part(memory, capacity.session_lines())?;
         let (mapping_lines, memory) = part(memory, capacity.mapping_lines())?;
+        let (other_lines, memory) = part(memory, capacity.other_lines())?;
         let (ports, memory) = part(memory, capacity.port_spaces())?;
         let (sessions, memory) = part(memory, capacity.sessions as usize)?;
         let (mappings, memory) = part(memory, capacity.mappings as usize)?;
+        let (others, memory) = part(memory, capacity.others as usize)?;
         let (due, _) = part(memory, Due::blocks_for(capacity.sessions as usize))?;
-        Ok(Self { session_lines, mapping_lines, sessions, mappings, ports, due })
+        Ok(Self { session_lines, mapping_lines, sessions, mappings, other_lines, others, ports, due })
     }
 }
 
@@ -106,12 +120,13 @@ mod tests {
 
     #[test]
     fn the_stated_bytes_suffice_at_any_alignment() {
-        let capacity = Capacity { mappings: 10, sessions: 21, externals: 2, fragments: 4 };
+        let capacity = Capacity { mappings: 10, sessions: 21, externals: 2, fragments: 4, others: 3 };
         let mut memory = vec![0; capacity.bytes() + 7];
         for shift in 0..8 {
             let end = shift + capacity.bytes();
             let arenas = Arenas::cut(&mut memory[shift..end], &capacity).expect("enough memory");
             assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.ports.len(), arenas.due.len()), (21, 10, 6, 2));
+            assert_eq!((arenas.others.len(), arenas.other_lines.len()), (3, Index::lines_for(6)));
         }
         assert!(Arenas::cut(&mut memory[..capacity.bytes() - LINE - 1], &capacity).is_err());
     }

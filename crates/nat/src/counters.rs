@@ -75,6 +75,8 @@ counters! {
     HandedOffHairpin = "handed_off_hairpin_packets",
     /// Packets to forwarded ports handed to the owner of their server.
     HandedOffForward = "handed_off_forward_packets",
+    /// Packets of protocols without ports, handed to the owner of their remote address.
+    HandedOffOtherProtocol = "handed_off_other_protocol_packets",
     /// Packets whose maximum segment size was lowered.
     MssClamped = "mss_clamped_packets",
     /// Packets whose partial checksum was completed.
@@ -99,6 +101,7 @@ impl Counter {
             HandOffCause::Fragment => Self::HandedOffFragment,
             HandOffCause::Hairpin => Self::HandedOffHairpin,
             HandOffCause::Forward => Self::HandedOffForward,
+            HandOffCause::OtherProtocol => Self::HandedOffOtherProtocol,
         }
     }
 }

@@ -32,8 +32,8 @@ pub(crate) enum End {
     Destination,
 }
 
-/// Reads the packet that the error in `frame` quotes. The quoted identifier of an ICMP query is the port of the end that `ours` names.
-pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, DropReason> {
+/// Finds the packet that the error in `frame` quotes, whatever its protocol.
+pub(crate) fn find(frame: &[u8], layout: &Layout) -> Result<Embedded, DropReason> {
     let message = layout.payload(frame);
     if layout.fragment() != Fragment::Whole || !icmpv4::checksum_ok(message) {
         return Err(DropReason::BadIcmpChecksum);
@@ -42,8 +42,12 @@ pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, D
     if !matches!(header.kind(), icmpv4::DESTINATION_UNREACHABLE | icmpv4::TIME_EXCEEDED | icmpv4::PARAMETER_PROBLEM) {
         return Err(DropReason::UnsupportedIcmp);
     }
-    let quoted = embedded::quoted(message);
-    let embedded = embedded::parse_embedded(quoted).map_err(|_| DropReason::BadEmbeddedPacket)?;
+    embedded::parse_embedded(embedded::quoted(message)).map_err(|_| DropReason::BadEmbeddedPacket)
+}
+
+/// Reads the endpoints of the packet that was found in `frame`. The quoted identifier of an ICMP query is the port of the end that `ours` names.
+pub(crate) fn read(frame: &[u8], layout: &Layout, embedded: Embedded, ours: End) -> Result<Quoted, DropReason> {
+    let quoted = embedded::quoted(layout.payload(frame));
     let mut is_answer = false;
     let (protocol, source_port, destination_port) = match embedded.transport() {
         Transport::Tcp | Transport::Udp => {
@@ -59,7 +63,7 @@ pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, D
                 End::Destination => (Protocol::Icmp, 0, identifier),
             }
         }
-        // No session has sent such; on a shared address the host may have (IPsec, GRE).
+        // No session has sent such; on a shared address the host may have (AH, or what is configured not to be translated).
         _ => return Err(DropReason::IcmpNoSession),
     };
     let source = Endpoint { address: embedded.src(), port: source_port };
@@ -68,18 +72,18 @@ pub(crate) fn read(frame: &[u8], layout: &Layout, ours: End) -> Result<Quoted, D
 }
 
 /// Gives one end of the quoted packet another endpoint, and mends its checksums and the error's.
-pub(crate) fn rewrite_quoted(frame: &mut [u8], layout: &Layout, quoted: &Quoted, end: End, endpoint: Endpoint) {
+pub(crate) fn rewrite_quoted(frame: &mut [u8], layout: &Layout, embedded: &Embedded, end: End, endpoint: Endpoint) {
     let message = layout.payload_mut(frame);
     match end {
-        End::Source => quoted.embedded.set_src(message, endpoint.address, Some(endpoint.port)),
-        End::Destination => quoted.embedded.set_dst(message, endpoint.address, Some(endpoint.port)),
+        End::Source => embedded.set_src(message, endpoint.address, Some(endpoint.port)),
+        End::Destination => embedded.set_dst(message, endpoint.address, Some(endpoint.port)),
     }
 }
 
 /// Gives the quoted packet the identification back that it was sent with, where that is known.
-pub(crate) fn restore_id(frame: &mut [u8], layout: &Layout, quoted: &Quoted) {
-    if let Some(id) = quoted.original_id {
-        quoted.embedded.set_id(layout.payload_mut(frame), id);
+pub(crate) fn restore_id(frame: &mut [u8], layout: &Layout, embedded: &Embedded, original_id: Option<u16>) {
+    if let Some(id) = original_id {
+        embedded.set_id(layout.payload_mut(frame), id);
     }
 }
 

@@ -158,6 +158,9 @@ impl<'m> Nat<'m> {
     fn decide(&mut self, packet: &mut Packet<'_>, device: DeviceId, now: Tick) -> Decision {
         let arrival = arrival::read(packet, device, &self.network, &mut self.counters)?;
         arrival::check_addresses(&arrival, &self.network, &mut self.paths, &self.state)?;
+        if self.is_other(arrival.layout.protocol()) {
+            return self.translate_other(packet, &arrival, now);
+        }
         match arrival.layout.fragment() {
             Fragment::Whole => self.translate(packet, &arrival, now),
             Fragment::First | Fragment::Later => self.sequence(packet, &arrival, now),

@@ -12,6 +12,8 @@ use ipnet::Ipv4Net;
 use prefix_trie::PrefixMap;
 use zerocopy::{FromZeros, KnownLayout};
 
+pub use crate::protocols::ProtocolSet;
+
 /// Which way an interface looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -145,6 +147,10 @@ pub struct Timeouts {
     pub icmp: Duration,
     /// Fragments that wait for, or follow, their first (RFC 791 suggests 15 s).
     pub fragment: Duration,
+    /// A translation of a protocol without ports that nobody has answered yet (chosen: no RFC says; so long is the kernel's for GRE).
+    pub other_opening: Duration,
+    /// One that was answered (chosen: no RFC says; so long is the kernel's for protocols that it does not know).
+    pub other: Duration,
 }
 
 impl Default for Timeouts {
@@ -156,6 +162,8 @@ impl Default for Timeouts {
             tcp_closing: Duration::from_secs(240),
             icmp: Duration::from_secs(60),
             fragment: Duration::from_secs(15),
+            other_opening: Duration::from_secs(30),
+            other: Duration::from_secs(600),
         }
     }
 }
@@ -326,6 +334,8 @@ pub struct Policy {
     pub udp_ports: BTreeMap<u16, Duration>,
     /// The gateway's own ICMP errors.
     pub icmp_errors: IcmpErrors,
+    /// The protocols beside TCP, UDP and ICMP that are translated by address.
+    pub other_protocols: ProtocolSet,
 }
 
 /// A network device that frames come from and go to: the position of an AF_XDP attachment.

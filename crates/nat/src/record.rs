@@ -14,7 +14,7 @@ use crate::policy::{Endpoint, MappingBehaviour, Protocol, UDP_PORT_TIMES};
 use crate::slab::Record;
 use crate::view::{MappingView, SessionState, SessionView};
 
-/// The version of the layouts in this file.
+/// The version of the layouts in this file and of those beside it: the index's, the ports' and the other protocols' translations.
 pub const LAYOUT_VERSION: u32 = 5;
 
 /// A session: a mapping (or a forward) with one remote. Half a cache line.

@@ -64,9 +64,12 @@ pub(crate) const fn no_route() -> Refusal {
 /// The refusal of a first packet from inside: where something ran out, the sender is told (RFC 5508, REQ-8; RFC 6888, REQ-11).
 pub(crate) fn of_outbound(reason: DropReason, policy: &Policy) -> Refusal {
     match reason {
-        DropReason::PortsExhausted | DropReason::MappingsFull | DropReason::SessionsFull | DropReason::NoExternalAddress => {
-            Refusal::Answer(reason, Answer::Unreachable(policy.icmp_errors.exhausted_code))
-        }
+        DropReason::PortsExhausted
+        | DropReason::MappingsFull
+        | DropReason::SessionsFull
+        | DropReason::NoExternalAddress
+        | DropReason::OtherProtocolAmbiguous
+        | DropReason::OtherProtocolsFull => Refusal::Answer(reason, Answer::Unreachable(policy.icmp_errors.exhausted_code)),
         _ => Refusal::Drop(reason),
     }
 }

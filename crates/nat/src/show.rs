@@ -8,7 +8,7 @@ use crate::policy::Protocol;
 use crate::record::Mapping;
 use crate::state::State;
 use crate::time::Tick;
-use crate::view::{Gauges, MappingView, PortUse, SessionView};
+use crate::view::{Gauges, MappingView, OtherView, PortUse, SessionView};
 
 impl Nat<'_> {
     /// What was counted.
@@ -26,6 +26,8 @@ impl Nat<'_> {
             sessions_limit: sessions.limit(),
             subscribers: self.state.subscribers.len() as u32,
             fragments: self.fragments.len() as u32,
+            others: self.state.others.live(),
+            others_limit: self.state.others.limit(),
         }
     }
 
@@ -53,6 +55,12 @@ impl Nat<'_> {
             }
         }
         next
+    }
+
+    /// Appends the live translations of protocols without ports among the next `most` records from `cursor` on. Returns the next cursor, or none
+    /// at the end.
+    pub fn others(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<OtherView>) -> Option<u32> {
+        self.state.others.slice(cursor, most, now, into)
     }
 
     /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on: first those

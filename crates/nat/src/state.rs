@@ -19,6 +19,7 @@ use crate::counters::{Counter, Counters};
 use crate::due::Due;
 use crate::externals::Outer;
 use crate::index::Index;
+use crate::others::Translations;
 use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeouts};
 use crate::ports::{PortSpace, Rest};
 use crate::record::{Generation, Kind, NewSession, Session, flag};
@@ -77,6 +78,8 @@ struct OwnedPorts {
 pub(crate) struct State<'m> {
     pub(crate) sessions: Sessions<'m>,
     pub(crate) mappings: Mappings<'m>,
+    /// Of protocols without ports.
+    pub(crate) others: Translations<'m>,
     ports: &'m mut [PortSpace],
     pub(crate) subscribers: HashMap<u32, Subscriber, RandomState>,
     /// Live sessions by (mapping, remote address), of those made while the filter asked for them.
@@ -124,9 +127,11 @@ impl<'m> State<'m> {
         let arenas = Arenas::cut(memory, capacity)?;
         let sessions = Sessions::new(Index::new(arenas.session_lines), Slab::new(arenas.sessions), hasher);
         let mappings = Mappings::new(Index::new(arenas.mapping_lines), Slab::new(arenas.mappings), hasher.clone());
+        let others = Translations::new(Index::new(arenas.other_lines), Slab::new(arenas.others), hasher.clone());
         Ok(Self {
             sessions,
             mappings,
+            others,
             ports: arenas.ports,
             subscribers: HashMap::with_capacity_and_hasher(SUBSCRIBERS.min(capacity.mappings) as usize, hasher.clone()),
             remotes: HashMap::with_hasher(hasher.clone()),
@@ -187,6 +192,7 @@ impl<'m> State<'m> {
                 self.slot_of.insert(address, number as u16);
             }
         }
+        self.others.adopt(self.slots.iter().map(|slot| slot.address), &policy.timeouts);
         some_are_gone
     }
 

@@ -28,6 +28,10 @@ const SWEEP_ENDS: u32 = 128;
 /// that there may be (`config::ADDRESSES_MOST`) take a fifth of a second.
 const SWEEP_RESTS: (usize, u32) = (64, SWEEP_ENDS);
 
+/// Translations of protocols without ports that a step passes for each millisecond since the last, one after the other in memory: all that there
+/// are by default in an eighth of a second.
+const SWEEP_OTHERS: u32 = 128;
+
 /// Milliseconds that a step makes up for at most: what sleeps for longer sweeps later, rather than pause. Chosen, not measured.
 const SWEEP_ARREARS: u32 = 4;
 
@@ -94,6 +98,7 @@ impl Nat<'_> {
         if elapsed > 0 {
             let (spaces, ports) = SWEEP_RESTS;
             self.state.wake_ports((spaces * elapsed as usize, ports * elapsed), now);
+            self.state.others.sweep(SWEEP_OTHERS * elapsed.min(SWEEP_ARREARS), now);
         }
         self.fragments.expire(now);
         self.paths.refresh(now, &mut self.adjacencies);
@@ -107,6 +112,7 @@ impl Nat<'_> {
             self.sweep_records(&Step::ALL, now);
         }
         self.state.wake_ports((usize::MAX, u32::MAX), now);
+        self.state.others.sweep(u32::MAX, now);
         self.fragments.expire_all(now);
     }
 

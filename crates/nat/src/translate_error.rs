@@ -3,6 +3,8 @@
 //! Knows the order of the checks; `icmp` does the bytes. Invariant: an error neither makes, refreshes nor ends a session (RFC 4787,
 //! REQ-12; RFC 5508, REQ-6). Its source is not asked: routers on the way send errors (RFC 4787, REQ-12a).
 
+use portcullis_wire::embedded::Embedded;
+
 use crate::arrival::Arrival;
 use crate::counters::Counter;
 use crate::icmp::{self, End, Outer, Quoted};
@@ -14,6 +16,18 @@ use crate::policy::{Endpoint, Protocol, Side};
 use crate::refusal::Refusal;
 use crate::time::Tick;
 use crate::verdict::{DropReason, Errand, HandOffCause};
+
+/// The packet that an error is about, and the identification that its sender gave it, where that is known to be another one.
+pub(crate) struct About<'q> {
+    pub(crate) embedded: &'q Embedded,
+    pub(crate) original_id: Option<u16>,
+}
+
+impl<'q> From<&'q Quoted> for About<'q> {
+    fn from(quoted: &'q Quoted) -> Self {
+        Self { embedded: &quoted.embedded, original_id: quoted.original_id }
+    }
+}
 
 impl Nat<'_> {
     /// The way of an ICMP error.
@@ -32,7 +46,11 @@ impl Nat<'_> {
 
     /// About a packet that a session sent out: the quoted source is the session's external endpoint (RFC 5508, REQ-4).
     fn error_inbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, slot: u16, now: Tick) -> Decision {
-        let quoted = self.with_id(icmp::read(packet.frame(), &arrival.layout, End::Source)?, now);
+        let embedded = icmp::find(packet.frame(), &arrival.layout)?;
+        if self.is_other(embedded.protocol()) {
+            return self.error_inbound_about_other(packet, arrival, &embedded, now);
+        }
+        let quoted = self.with_id(icmp::read(packet.frame(), &arrival.layout, embedded, End::Source)?, now);
         if quoted.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
@@ -40,25 +58,30 @@ impl Nat<'_> {
         self.own_external(slot, quoted.protocol, ends, HandOffCause::IcmpError, Errand::Whole)?;
         let internal = self.internal_behind(&quoted, slot, now)?;
         let outer = Outer { source: arrival.source, destination: internal.address };
-        self.send_error(packet, arrival, outer, Way::Inbound, &[(End::Source, internal)], &quoted)
+        self.send_error(packet, arrival, outer, Way::Inbound, &[(End::Source, internal)], &About::from(&quoted))
     }
 
     /// About a packet that came in through a session: the quoted destination is its internal endpoint (RFC 5508, REQ-5).
     fn error_outbound(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, now: Tick) -> Decision {
-        let quoted = icmp::read(packet.frame(), &arrival.layout, End::Destination)?;
+        let embedded = icmp::find(packet.frame(), &arrival.layout)?;
+        if self.is_other(embedded.protocol()) {
+            return self.error_outbound_about_other(packet, arrival, &embedded, now);
+        }
+        let quoted = icmp::read(packet.frame(), &arrival.layout, embedded, End::Destination)?;
         self.own_receiver(&quoted)?;
         if quoted.source.address != arrival.destination {
             return Err(Refusal::Drop(DropReason::BadEmbeddedPacket));
         }
         let external = self.external_before(&quoted, now)?;
         let outer = Outer { source: external.address, destination: arrival.destination };
-        self.send_error(packet, arrival, outer, Way::Outbound, &[(End::Destination, external)], &quoted)
+        self.send_error(packet, arrival, outer, Way::Outbound, &[(End::Destination, external)], &About::from(&quoted))
     }
 
     /// About a packet that was hairpinned here: both of its endpoints go back to what its sender knows (RFC 5508, REQ-7). The receiver's
     /// owner knows the external endpoint that it was sent to, the sender's owner who sent it.
     fn error_hairpin(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, slot: u16, now: Tick) -> Decision {
-        let quoted = self.with_id(icmp::read(packet.frame(), &arrival.layout, End::Destination)?, now);
+        let embedded = icmp::find(packet.frame(), &arrival.layout)?;
+        let quoted = self.with_id(icmp::read(packet.frame(), &arrival.layout, embedded, End::Destination)?, now);
         let external = if let Errand::HairpinError { external } = packet.errand {
             external
         } else {
@@ -74,7 +97,7 @@ impl Nat<'_> {
         let internal = self.internal_behind(&back, slot, now)?;
         let outer = Outer { source: external.address, destination: internal.address };
         let changes = [(End::Destination, external), (End::Source, internal)];
-        self.send_error(packet, arrival, outer, Way::Hairpin, &changes, &quoted)
+        self.send_error(packet, arrival, outer, Way::Hairpin, &changes, &About::from(&quoted))
     }
 
     /// A quoted packet with the identification that it was sent with, if it was given another here.
@@ -104,14 +127,15 @@ impl Nat<'_> {
         number.map(|number| self.external_of(number)).ok_or(DropReason::IcmpNoSession)
     }
 
-    fn send_error(
+    /// Translates the error as it is now known to be, and sends it on its way.
+    pub(crate) fn send_error(
         &mut self,
         packet: &mut Packet<'_>,
         arrival: &Arrival,
         outer: Outer,
         way: Way,
         changes: &[(End, Endpoint)],
-        quoted: &Quoted,
+        about: &About<'_>,
     ) -> Decision {
         leave::check_ttl(packet.frame(), &arrival.layout)?;
         let side = match way {
@@ -121,9 +145,9 @@ impl Nat<'_> {
         let path = leave::path_towards(&mut self.paths, &self.network, outer.destination, side)?;
         leave::check_fit(packet, &arrival.layout, &path)?;
         for &(end, endpoint) in changes {
-            icmp::rewrite_quoted(packet.frame_mut(), &arrival.layout, quoted, end, endpoint);
+            icmp::rewrite_quoted(packet.frame_mut(), &arrival.layout, about.embedded, end, endpoint);
         }
-        icmp::restore_id(packet.frame_mut(), &arrival.layout, quoted);
+        icmp::restore_id(packet.frame_mut(), &arrival.layout, about.embedded, about.original_id);
         if let Some(header) = arrival.layout.ipv4_mut(packet.frame_mut()) {
             crate::rewrite::addresses(header, outer.source, outer.destination);
         }

@@ -92,11 +92,14 @@ pub enum HandOffCause {
     Hairpin,
     /// To a forwarded port: its server is another worker's subscriber.
     Forward,
+    /// Of a protocol without ports: its translation is the remote address's, which devices do not hash alone on either side.
+    OtherProtocol,
 }
 
 impl HandOffCause {
     /// All causes.
-    pub const ALL: [Self; 6] = [Self::Misplaced, Self::IcmpError, Self::IcmpQuery, Self::Fragment, Self::Hairpin, Self::Forward];
+    pub const ALL: [Self; 7] =
+        [Self::Misplaced, Self::IcmpError, Self::IcmpQuery, Self::Fragment, Self::Hairpin, Self::Forward, Self::OtherProtocol];
 }
 
 macro_rules! drop_reasons {
@@ -186,6 +189,10 @@ drop_reasons! {
     SessionsFull = "sessions_full",
     /// The session would have the same endpoints as another one.
     SessionConflict = "session_conflict",
+    /// Of a protocol without ports: another host speaks it with that remote from every external address.
+    OtherProtocolAmbiguous = "other_protocol_ambiguous",
+    /// The table of translations of protocols without ports is full.
+    OtherProtocolsFull = "other_protocols_full",
     /// A later fragment whose first has not been seen.
     FragmentWithoutFirst = "fragment_without_first",
     /// The fragment table is full.

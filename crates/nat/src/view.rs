@@ -74,6 +74,27 @@ pub struct SessionView {
     pub packets_in: u32,
 }
 
+/// One translation of a protocol without ports: an external address for an internal one, towards one remote address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherView {
+    /// The protocol's number.
+    pub protocol: u8,
+    /// The internal address.
+    pub internal: Ipv4Addr,
+    /// The external address.
+    pub external: Ipv4Addr,
+    /// The remote address.
+    pub remote: Ipv4Addr,
+    /// Whether it was answered: [`SessionState::Unreplied`] or [`SessionState::Replied`].
+    pub state: SessionState,
+    /// Time until it ends if nothing more comes. **Units:** milliseconds.
+    pub expires_in: u32,
+    /// Packets from the inside.
+    pub packets_out: u32,
+    /// Packets from the outside.
+    pub packets_in: u32,
+}
+
 /// One mapping: an internal endpoint's external endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingView {
@@ -119,4 +140,8 @@ pub struct Gauges {
     pub subscribers: u32,
     /// Fragmented packets whose later fragments are followed.
     pub fragments: u32,
+    /// Live translations of protocols without ports.
+    pub others: u32,
+    /// Translations of protocols without ports that fit.
+    pub others_limit: u32,
 }

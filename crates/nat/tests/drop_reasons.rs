@@ -10,7 +10,7 @@ use portcullis_testkit::builder::{ACK, Checksum, FIN, PacketBuilder, Query, SYN,
 
 mod common;
 
-use common::{GATEWAY_INSIDE, GATEWAY_OUTSIDE, Gateway, INSIDE, OUTSIDE, Setup, X1, at, e1, forward, h1, h2, own_mac};
+use common::{GATEWAY_INSIDE, GATEWAY_OUTSIDE, Gateway, INSIDE, OUTSIDE, Setup, X1, at, e1, e2, forward, h1, h2, own_mac};
 
 /// What the sender hears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,8 +160,8 @@ fn admission_rows() -> Vec<Row> {
 fn router_rows() -> Vec<Row> {
     use DropReason as R;
     vec![
-        row("GRE from inside", R::UnsupportedProtocol, Nothing, |g| {
-            from_inside(g, &PacketBuilder::raw(h1().address, e1().address, 47).payload_len(20))
+        row("AH from inside", R::UnsupportedProtocol, Nothing, |g| {
+            from_inside(g, &PacketBuilder::raw(h1().address, e1().address, 51).payload_len(20))
         }),
         row("an address mask request", R::UnsupportedIcmp, Nothing, |g| {
             from_inside(g, &PacketBuilder::icmp(h1().address, e1().address, 17, 0, [0; 4]).payload(&[0; 4]))
@@ -275,6 +275,24 @@ fn session_rows() -> Vec<Row> {
             |g| {
                 g.external_of(h1(), e1());
                 from_inside(g, &PacketBuilder::udp(h2(), e1()))
+            },
+        ),
+        row("GRE with a remote that another host speaks it with", R::OtherProtocolAmbiguous, Error(3, 13), |g| {
+            g.inside(&PacketBuilder::raw(h1().address, e1().address, 47)).forwarded();
+            from_inside(g, &PacketBuilder::raw(h2().address, e1().address, 47))
+        }),
+        row_in(
+            || {
+                let mut setup = Setup::new();
+                setup.capacity.others = 1;
+                setup
+            },
+            "no room for a translation of GRE",
+            R::OtherProtocolsFull,
+            Error(3, 13),
+            |g| {
+                g.inside(&PacketBuilder::raw(h1().address, e1().address, 47)).forwarded();
+                from_inside(g, &PacketBuilder::raw(h1().address, e2().address, 47))
             },
         ),
         row_in(Setup::new, "a remote that the server of a new forward speaks to already", R::SessionConflict, Nothing, |g| {

@@ -266,17 +266,26 @@ fn what_is_not_settled_takes_the_fast_path_too() {
     assert_eq!(fast(&gateway, &mut before), 0);
 }
 
-/// The fast path reads what is neither TCP nor UDP as if it were UDP, until it sees the session's protocol.
+/// The fast path reads what is neither TCP nor UDP as if it were UDP, until it sees the session's protocol. What is translated by address
+/// keeps its bytes.
 #[test]
 fn another_protocol_with_a_sessions_bytes_is_not_the_sessions() {
     let mut gateway = Setup::new().build();
     known(&mut gateway);
     let mut before = gateway.count(Counter::FastPath);
     let udp = gateway.frame_to(0, &PacketBuilder::udp(h1(), e1()).payload(&[1; 12]));
+    let sessions = gateway.sessions();
     for protocol in (0..=u8::MAX).filter(|protocol| ![1, 6, 17].contains(protocol)) {
         let packet = PacketBuilder::raw(h1().address, e1().address, protocol).payload(&udp[34..]);
-        gateway.inside(&packet).is_dropped(DropReason::UnsupportedProtocol);
+        let out = gateway.inside(&packet);
+        if gateway.policy.other_protocols.contains(protocol) {
+            let seen = out.forwarded();
+            assert_eq!((seen.source.address, &seen.segment[..6], &seen.segment[8..]), (X1, &udp[34..40], &udp[42..]));
+        } else {
+            out.is_dropped(DropReason::UnsupportedProtocol);
+        }
     }
+    assert_eq!(gateway.sessions(), sessions, "no session is touched");
     gateway.inside(&PacketBuilder::tcp(h1(), e1(), ACK)).is_dropped(DropReason::TcpNotSyn);
     assert_eq!(fast(&gateway, &mut before), 0);
 }

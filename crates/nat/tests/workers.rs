@@ -52,7 +52,9 @@ fn what_another_worker_owns_is_handed_to_it_as_it_came_with_the_cause() {
     let (inside, outside) = (host(2, 7), at(e1(), 9));
     let (x, owners) = (Endpoint { address: X1, port: 4242 }, gateway.owners.clone());
     let [subscriber, external] = [owners.of_subscriber(inside.address), owners.of_external(X1, 4242)];
+    let remote = owners.of_remote(outside.address);
     let quoted = |source, destination| PacketBuilder::udp(source, destination).datagram();
+    let gre = |source, destination| PacketBuilder::raw(source, destination, 47).datagram();
     let error = |from: Endpoint, to: Endpoint, quoted: &[u8]| PacketBuilder::icmp_error(from.address, to.address, 3, 1, quoted);
     let rows = [
         (0, PacketBuilder::udp(inside, outside), subscriber, HandOffCause::Misplaced),
@@ -65,6 +67,10 @@ fn what_another_worker_owns_is_handed_to_it_as_it_came_with_the_cause() {
         (1, PacketBuilder::query(outside.address, X1, Query::EchoReply, 4242), external, HandOffCause::IcmpQuery),
         (1, error(outside, x, &quoted(x, outside)), external, HandOffCause::IcmpError),
         (1, PacketBuilder::raw(outside.address, X1, 17).id(4242).offset(9), external, HandOffCause::Fragment),
+        (0, PacketBuilder::raw(inside.address, outside.address, 47), remote, HandOffCause::OtherProtocol),
+        (1, PacketBuilder::raw(outside.address, X1, 47).offset(9), remote, HandOffCause::OtherProtocol),
+        (0, error(inside, outside, &gre(outside.address, inside.address)), remote, HandOffCause::IcmpError),
+        (1, error(outside, x, &gre(X1, outside.address)), remote, HandOffCause::IcmpError),
         (
             1,
             PacketBuilder::tcp(outside, Endpoint { port: 80, ..x }, SYN),

@@ -96,7 +96,7 @@ addresses = ["203.0.113.10"]
 #[test]
 fn usage_errors_end_with_2() {
     for arguments in
-        [&[][..], &["frobnicate"], &["sessions", "--protocol", "sctp"], &["sessions", "--internal", "here"], &["check"]]
+        [&[][..], &["frobnicate"], &["sessions", "--protocol", "sctpp"], &["sessions", "--internal", "here"], &["check"]]
     {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

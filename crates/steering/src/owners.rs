@@ -7,6 +7,7 @@
 //! ```text
 //! inside:  source address              ─ rule ─ index ─ table ─ worker
 //! outside: destination address, port   ─ rule ─ index ─ table ─ worker
+//! a protocol without ports: remote address as inside, whichever way it goes
 //! a later fragment from outside: (destination address, identification) as outside
 //! ```
 
@@ -149,6 +150,13 @@ impl Owners {
     pub fn of_external(&self, address: Ipv4Addr, port: u16) -> WorkerId {
         let Some(rules) = &self.rules else { return WorkerId(0) };
         rules.outside.worker(rules.outside.index_of(address, port))
+    }
+
+    /// The owner of a remote address: of what is said with it in protocols without ports, whoever says it and whichever way it goes. No device
+    /// hashes that address alone on both sides, so that any hash does; this is the one at hand.
+    #[inline]
+    pub fn of_remote(&self, address: Ipv4Addr) -> WorkerId {
+        self.of_subscriber(address)
     }
 
     /// The worker that puts the fragments of a datagram from outside in order.

@@ -12,7 +12,7 @@ use portcullis_nat::counters::{Counter, Counters};
 use portcullis_nat::policy::{DeviceId, InterfaceId, Network, Policy};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DatagramToken, DropReason, Errand, Verdict};
-use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionView};
+use portcullis_nat::view::{Gauges, MappingView, OtherView, PortUse, SessionView};
 use portcullis_nat::{Capacity, Nat, Packet, Seeds};
 use portcullis_steering::toeplitz::Key;
 use portcullis_steering::{Owners, WorkerId};
@@ -298,6 +298,11 @@ impl<'m> Fleet<'m> {
         self.views(|nat, cursor, views| nat.sessions(cursor, 64, now, views))
     }
 
+    /// The live translations of protocols without ports, of all workers.
+    pub fn others(&self, now: Tick) -> Vec<OtherView> {
+        self.views(|nat, cursor, views| nat.others(cursor, 64, now, views))
+    }
+
     /// The mappings of all workers.
     pub fn mappings(&self) -> Vec<MappingView> {
         self.views(|nat, cursor, views| nat.mappings(cursor, 64, views))
@@ -323,6 +328,8 @@ impl<'m> Fleet<'m> {
             sessions_limit: all.sessions_limit + one.sessions_limit,
             subscribers: all.subscribers + one.subscribers,
             fragments: all.fragments + one.fragments,
+            others: all.others + one.others,
+            others_limit: all.others_limit + one.others_limit,
         })
     }
 

@@ -20,6 +20,7 @@ mod errors;
 mod fragments;
 mod halves;
 mod legal;
+mod others;
 pub(crate) mod read;
 mod rewrite;
 mod shares;
@@ -85,6 +86,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Fragmented packets.
     pub fragments: usize,
+    /// Translations of protocols without ports.
+    pub others: usize,
 }
 
 /// From this rate and burst on the reference demands every ICMP error that is due; below, a missing one is no disagreement.
@@ -111,7 +114,8 @@ impl ReferenceNat {
     /// An oracle that remembers nothing, at the moment `start`.
     pub fn new(policy: Arc<Policy>, network: Arc<Network>, limits: Limits, start: Tick) -> Self {
         let (limiter, shares) = (limiter(&policy), Shares::new(Owners::single(), &policy));
-        let (tables, unsolicited) = (Tables::default(), Vec::new());
+        let (mut tables, unsolicited) = (Tables::default(), Vec::new());
+        tables.others.adopt(&policy);
         Self { policy, network, limits, limiter, shares, tables, unsolicited, again: false, tick: start, clock: 0 }
     }
 
@@ -139,6 +143,7 @@ impl ReferenceNat {
             self.doubt_unsolicited();
         }
         self.shares.adopt(&policy);
+        self.tables.others.adopt(&policy);
         self.policy = policy;
         self.tables.retire(|session| addresses.contains(&session.external.address));
     }
@@ -210,7 +215,7 @@ impl ReferenceNat {
         output: &[u8],
     ) -> Result<Outcome, Disagreement> {
         self.advance(now);
-        let reading = read::read(input);
+        let reading = self.read(input);
         let id = reading.link.and_then(|link| self.network.interface_of(device, link.vlan().filter(|&vlan| vlan != 0)));
         let shown = shown(&reading, verdict, output);
         let legal = self.decide(&reading, input, id, shown);
@@ -241,6 +246,21 @@ impl ReferenceNat {
 }
 
 impl ReferenceNat {
+    /// Reads a frame, with what the rules leave untranslated as such.
+    fn read(&self, input: &[u8]) -> read::Reading {
+        let mut reading = read::read(input);
+        let Some(datagram) = &mut reading.datagram else { return reading };
+        let (translated, is_later) = (self.policy.other_protocols, datagram.offset > 0);
+        match &mut datagram.transport {
+            Transport::Other if translated.contains(datagram.protocol) => {}
+            Transport::Other if is_later => datagram.transport = Transport::Later,
+            Transport::Other => datagram.transport = Transport::Unsupported(DropReason::UnsupportedProtocol),
+            Transport::Error { other, .. } => *other = other.take().filter(|quoted| translated.contains(quoted.protocol)),
+            _ => {}
+        }
+        reading
+    }
+
     /// Takes down the identification that a datagram in fragments, or to be split, went on with.
     fn note_identification(
         &mut self,
@@ -257,7 +277,9 @@ impl ReferenceNat {
                 entry.id = after.id;
             }
         }
-        if after.id != before.id || before.more_fragments && outcome != Outcome::Inbound {
+        // By address, no two hosts ever have the same end outside.
+        let by_name = !matches!(before.transport, Transport::Other);
+        if after.id != before.id || by_name && before.more_fragments && outcome != Outcome::Inbound {
             let outside = (after.source, after.destination, after.id, after.protocol);
             let inside = (before.source, before.destination, before.id, before.protocol);
             self.tables.rename(tables::Renamed { outside, inside, at: self.clock }).map_err(|why| vec![why])?;

@@ -15,7 +15,7 @@ use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
 use portcullis_testkit::fleet::Fleet;
 use portcullis_testkit::generate::resolve::answered;
 use portcullis_testkit::generate::world::{MACS, POOL};
-use portcullis_testkit::generate::{Plan, Received, scaled, scenario};
+use portcullis_testkit::generate::{Plan, Received, scaled, scenario, scenario_of_others};
 use portcullis_testkit::reference::Outcome;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -35,10 +35,22 @@ fn eight_workers_and_the_reference_agree_about_every_packet() {
     // Longer ones: to find out who owns which port takes eight workers longer than many a packet.
     let scenarios = scenario(5 * STEPS).prop_map(|mut scenario| {
         // Tables are each worker's own; the reference has one.
-        scenario.plan.capacity = (512, 1024, 256);
+        (scenario.plan.capacity, scenario.plan.others) = ((512, 1024, 256), 1024);
         scenario
     });
     hold_on(8, "eight_workers_and_the_reference_agree_about_every_packet", 200, scenarios, Bench::checked);
+}
+
+/// Few remotes, so that hosts want the same ones; on several workers the remote's owner knows.
+#[test]
+fn one_worker_and_eight_and_the_reference_agree_about_protocols_without_ports() {
+    let name = "one_worker_and_eight_and_the_reference_agree_about_protocols_without_ports";
+    hold_on(1, name, 1000, scenario_of_others(STEPS), Bench::checked);
+    let scenarios = scenario_of_others(2 * STEPS).prop_map(|mut scenario| {
+        (scenario.plan.capacity, scenario.plan.others) = ((512, 1024, 256), 1024);
+        scenario
+    });
+    hold_on(8, name, 200, scenarios, Bench::checked);
 }
 
 #[test]
@@ -64,7 +76,8 @@ fn a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged() {
         let gauges = bench.nat.gauges();
         // What became of a first fragment is remembered, whatever it was.
         let gauges = portcullis_nat::view::Gauges { fragments: 0, ..gauges };
-        format!("{gauges:?} {:?} {:?}", bench.nat.port_use(), bench.nat.sessions(bench.now))
+        let (sessions, others) = (bench.nat.sessions(bench.now), bench.nat.others(bench.now));
+        format!("{gauges:?} {:?} {sessions:?} {others:?}", bench.nat.port_use())
     }
     hold("a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged", 300, STEPS, |bench, step| {
         for frame in bench.stage.frames(step) {
@@ -214,7 +227,8 @@ fn no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep() {
     hold("no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep", 100, STEPS, |bench, step| {
         bench.step(step)?;
         let times = bench.policy.timeouts;
-        let longest = times.udp.max(times.tcp_established).max(times.tcp_opening).max(times.tcp_closing).max(times.icmp);
+        let longest =
+            times.udp.max(times.tcp_established).max(times.tcp_opening).max(times.tcp_closing).max(times.icmp).max(times.other);
         // Another step's traffic goes on from here: a copy of the world would be needed to look further than once.
         if bench.outcomes.len() < STEPS / 2 {
             return Ok(());
@@ -229,7 +243,11 @@ fn no_session_outlives_its_timeout_by_more_than_a_round_of_the_sweep() {
         bench.expire()?;
         bench.reference.swept();
         let gauges = bench.nat.gauges();
-        if (gauges.sessions, gauges.mappings, gauges.subscribers) == (0, 0, 0) { Ok(()) } else { Err(format!("{gauges:?}")) }
+        if (gauges.sessions, gauges.mappings, gauges.subscribers, gauges.others) == (0, 0, 0, 0) {
+            Ok(())
+        } else {
+            Err(format!("{gauges:?}"))
+        }
     });
 }
 

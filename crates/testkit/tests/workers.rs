@@ -1,7 +1,7 @@
 //! The property of ownership: the same packets on one worker, on two and on eight give the same bytes, mappings, sessions and counters.
 //!
-//! Random traffic with fragments in any order, ICMP errors, queries, hairpins, forwards and time passing goes to eight workers, each
-//! frame to any of them; the others get the same frames and the same choices of ports. Knows `Nat`'s public face only. `PROPTEST_CASES`
+//! Random traffic with fragments in any order, ICMP errors, queries, hairpins, forwards, protocols without ports and time passing goes to eight
+//! workers, each frame to any of them; the others get the same frames and the same choices of ports. Knows `Nat`'s public face only. `PROPTEST_CASES`
 //! scales it. Blind spots: exhaustion (a share is smaller than the whole), changes of forwards, workers that adopt rules one after
 //! the other, full rings between workers.
 
@@ -18,8 +18,8 @@ use portcullis_nat::view::MappingView;
 use portcullis_nat::{Capacity, Seeds};
 use portcullis_testkit::builder::describe;
 use portcullis_testkit::fleet::{Done, Fleet, owners};
-use portcullis_testkit::generate::world::{POOL, mac_of, next_hops};
-use portcullis_testkit::generate::{Forwarded, Received, Scenario, Stage, Step, scaled, scenario};
+use portcullis_testkit::generate::world::{OTHERS, POOL, flipped, mac_of, next_hops};
+use portcullis_testkit::generate::{Forwarded, Received, Scenario, Stage, Step, scaled, scenario, scenario_of_others};
 use portcullis_testkit::pcap::{Record, write_failure};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestError, TestRunner};
@@ -37,7 +37,7 @@ const MOST_HANDS: u8 = 2;
 const FRAME: usize = 2048;
 
 /// Enough for everything: what runs out does so earlier where it is shared out.
-const CAPACITY: Capacity = Capacity { mappings: 512, sessions: 1024, externals: POOL.len() as u16, fragments: 1024 };
+const CAPACITY: Capacity = Capacity { mappings: 512, sessions: 1024, externals: POOL.len() as u16, fragments: 1024, others: 1024 };
 
 /// What became of each frame, by number.
 type Ends = BTreeMap<u64, (Verdict, Vec<u8>)>;
@@ -100,6 +100,11 @@ impl<'m> Bench<'m> {
                 let slot = index.index(self.policy.externals.len());
                 let external = &mut self.policy.externals[slot];
                 external.address = if external.address.is_none() { Some(POOL[slot]) } else { None };
+                let (policy, now) = (Arc::new(self.policy.clone()), self.now);
+                self.each(|fleet| fleet.adopt_policy(&policy, now))?;
+            }
+            Step::Protocol(index) => {
+                self.policy.other_protocols = flipped(self.policy.other_protocols, *index.get(&OTHERS));
                 let (policy, now) = (Arc::new(self.policy.clone()), self.now);
                 self.each(|fleet| fleet.adopt_policy(&policy, now))?;
             }
@@ -232,6 +237,17 @@ impl<'m> Bench<'m> {
         self.check_ownership()
     }
 
+    /// What is said with a remote in protocols without ports is its owner's.
+    fn check_ownership_of_others(&mut self, worker: usize) -> Result<(), String> {
+        let (mut others, mut cursor) = (Vec::new(), Some(0));
+        while let Some(from) = cursor {
+            cursor = self.fleets[0].nat(worker).others(from, 64, self.now, &mut others);
+        }
+        let owners = self.fleets[0].owners();
+        let strange = others.iter().find(|other| usize::from(owners.of_remote(other.remote).0) != worker);
+        strange.map_or(Ok(()), |other| Err(format!("worker {worker} has {other:?}, whose answers come to another")))
+    }
+
     /// Each mapping's external endpoint is its own, and its subscriber's owner's.
     fn check_ownership(&mut self) -> Result<(), String> {
         let mut taken = BTreeSet::new();
@@ -249,12 +265,12 @@ impl<'m> Bench<'m> {
                     return Err(format!("two mappings have {:?}", mapping.external));
                 }
             }
+            self.check_ownership_of_others(worker)?;
         }
         Ok(())
     }
 }
 
-/// A mapping by what no other has.
 /// What became of a frame, without the identifications that each fleet's workers choose among their own, nor the checksums over them: of
 /// fragments, of what is to be split, and in what an error quotes. That they are right, the reference says.
 fn without_chosen_ids((verdict, bytes): &(Verdict, Vec<u8>)) -> (Verdict, Vec<u8>) {
@@ -274,6 +290,7 @@ fn without_chosen_ids((verdict, bytes): &(Verdict, Vec<u8>)) -> (Verdict, Vec<u8
     (*verdict, bytes)
 }
 
+/// A mapping by what no other has.
 fn name(mapping: &MappingView) -> String {
     format!("{:?} {:?} {:?} {:?}", mapping.protocol, mapping.internal, mapping.external, mapping.scope)
 }
@@ -289,6 +306,7 @@ fn ends(done: &[Done]) -> Ends {
 fn views(fleet: &Fleet<'_>, now: Tick) -> Vec<String> {
     let mut lines: Vec<_> = fleet.sessions(now).iter().map(|view| format!("{view:?}")).collect();
     lines.extend(fleet.mappings().iter().map(|view| format!("{view:?}")));
+    lines.extend(fleet.others(now).iter().map(|view| format!("{view:?}")));
     lines.sort();
     let counters = fleet.counters();
     // How many fragments overtook their first depends on the interleaving.
@@ -317,6 +335,9 @@ fn play(scenario: &Scenario, seen: &RefCell<Counters>) -> Result<(), (String, Ve
     for &counter in Counter::ALL {
         seen.borrow_mut().add(counter, counters.get(counter));
     }
+    for &reason in DropReason::ALL {
+        seen.borrow_mut().drop_packets(reason, counters.dropped(reason));
+    }
     Ok(())
 }
 
@@ -337,19 +358,37 @@ fn check_traffic(seen: &Counters) {
     assert!(counts.iter().all(|&(_, count)| count >= 20), "{counts:?}");
 }
 
-#[test]
-fn one_two_and_eight_workers_do_the_same() {
+/// The same of protocols without ports: hosts that want the same remotes, on workers that own them.
+fn check_others(seen: &Counters) {
+    let handed = seen.get(Counter::handed_off(HandOffCause::OtherProtocol));
+    let ambiguous = seen.dropped(DropReason::OtherProtocolAmbiguous);
+    assert!(handed >= 20 && ambiguous >= 5, "{handed} handed off, {ambiguous} ambiguous");
+}
+
+/// Plays scenarios; a failure is shrunk, and recorded under the test's name.
+fn hold(name: &str, cases: u32, scenarios: impl Strategy<Value = Scenario>, check: fn(&Counters)) {
     let seen = RefCell::new(Counters::default());
     let config =
-        ProptestConfig { cases: scaled(200), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
-    let outcome = TestRunner::new(config)
-        .run(&scenario(STEPS), |scenario| play(&scenario, &seen).map_err(|(why, _)| TestCaseError::fail(why)));
+        ProptestConfig { cases: scaled(cases), failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
+    let outcome =
+        TestRunner::new(config).run(&scenarios, |scenario| play(&scenario, &seen).map_err(|(why, _)| TestCaseError::fail(why)));
     match outcome {
-        Ok(()) => check_traffic(&seen.borrow()),
+        Ok(()) => check(&seen.borrow()),
         Err(TestError::Fail(_, minimal)) => {
             let (why, records) = play(&minimal, &seen).expect_err("a shrunk scenario fails again");
-            panic!("{why}\n{}", write_failure("one_two_and_eight_workers_do_the_same", &records));
+            panic!("{why}\n{}", write_failure(name, &records));
         }
         Err(TestError::Abort(why)) => panic!("given up: {why}"),
     }
+}
+
+#[test]
+fn one_two_and_eight_workers_do_the_same() {
+    hold("one_two_and_eight_workers_do_the_same", 200, scenario(STEPS), check_traffic);
+}
+
+#[test]
+fn one_two_and_eight_workers_do_the_same_in_protocols_without_ports() {
+    let name = "one_two_and_eight_workers_do_the_same_in_protocols_without_ports";
+    hold(name, 100, scenario_of_others(STEPS / 2), check_others);
 }

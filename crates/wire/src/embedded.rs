@@ -11,7 +11,7 @@ use crate::icmpv4::{self, IcmpHeader};
 use crate::ipv4::{self, Ipv4Header};
 use crate::packet::{self, Fragment, ParseError, Transport};
 use crate::ports::Ports;
-use crate::{tcp, udp};
+use crate::{pseudo, tcp, udp};
 
 /// Bytes behind the IPv4 header that an error quotes at least: "the first 64 bits of the original datagram's data" (RFC 792).
 pub const QUOTED_TRANSPORT_LEN: usize = 8;
@@ -116,6 +116,7 @@ impl Embedded {
             Transport::Tcp => tcp::CHECKSUM_OFFSET,
             Transport::Udp => udp::CHECKSUM_OFFSET,
             Transport::IcmpQuery(_) | Transport::IcmpError | Transport::OtherIcmp(_) => icmpv4::CHECKSUM_OFFSET,
+            Transport::Other(protocol) if pseudo::covers_addresses(protocol) => pseudo::CHECKSUM_OFFSET,
             Transport::Other(_) | Transport::None => return None,
         };
         let offset = self.l4 as usize + within;
@@ -184,6 +185,7 @@ impl Embedded {
             Transport::Udp => replace(bytes, offset, |old| address.and(port).apply_udp(old)),
             Transport::Tcp => replace(bytes, offset, |old| address.and(port).apply(old)),
             Transport::IcmpQuery(_) => replace(bytes, offset, |old| port.apply(old)),
+            Transport::Other(protocol) => replace(bytes, offset, |old| pseudo::after(protocol, old, address)),
             _ => Delta::NONE,
         }
     }
@@ -349,6 +351,26 @@ mod tests {
         assert!(icmpv4::checksum_ok(&message) && ipv4::header_checksum_ok(&message[8..]));
         bytes[60..62].copy_from_slice(&[0, 7]);
         assert_eq!(message[8 + 60..], bytes[60..]);
+    }
+
+    #[test]
+    fn a_quoted_checksum_over_the_addresses_is_mended_whatever_the_protocol() {
+        let (inner, outer) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(203, 0, 113, 9));
+        for (protocol, after) in [
+            (ipv4::UDP_LITE, Delta::of_address(inner, outer).apply_udp(0xABCD)),
+            (ipv4::DCCP, Delta::of_address(inner, outer).apply(0xABCD)),
+            (47, 0xABCD),
+            (132, 0xABCD),
+        ] {
+            let bytes = quoted_in_part(protocol, [0x13, 0x88, 0, 53, 4, 0xC4, 0xAB, 0xCD]);
+            let mut message = [&[3, 3, 0, 0, 0, 0, 0, 0][..], &bytes].concat();
+            icmpv4::fill_checksum(&mut message);
+            let embedded = parse_embedded(&bytes).expect("enough quoted");
+            embedded.set_src(&mut message, outer, Some(7));
+            assert!(icmpv4::checksum_ok(&message) && ipv4::header_checksum_ok(&message[8..]), "protocol {protocol}");
+            assert_eq!(message[8 + 60..8 + 66], bytes[60..66], "no port is written");
+            assert_eq!(message[8 + 66..], u16::to_be_bytes(after), "protocol {protocol}");
+        }
     }
 
     #[test]

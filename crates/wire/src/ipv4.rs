@@ -21,6 +21,10 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+/// The protocol number of DCCP.
+pub const DCCP: u8 = 33;
+/// The protocol number of UDP-Lite.
+pub const UDP_LITE: u8 = 136;
 /// The Don't Fragment flag, in the word that also has the fragment offset.
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// The More Fragments flag, in the same word.

@@ -17,5 +17,6 @@ pub mod ipv4;
 pub mod packet;
 pub mod partial;
 pub mod ports;
+pub mod pseudo;
 pub mod tcp;
 pub mod udp;

@@ -21,6 +21,8 @@ pub const MAX_PREFIXES: u32 = 65_536;
 pub const MAX_CARRIED: usize = 4096;
 /// 64-bit words of a set of ports.
 pub const PORT_WORDS: usize = 1024;
+/// 64-bit words of a set of protocols.
+pub const PROTOCOL_WORDS: usize = 4;
 
 pub(crate) const SIDE_INSIDE: u8 = 1;
 pub(crate) const SIDE_OUTSIDE: u8 = 2;
@@ -198,7 +200,7 @@ counters! {
     PassSharedPort "pass_shared_port" "Left to the kernel: a port of the box's own address that is not the NAT's."
     PassSharedIcmp "pass_shared_icmp" "Left to the kernel: ICMP to the box's own address that is not the NAT's."
     PassSharedFragment "pass_shared_fragment" "Left to the kernel: a later fragment whose first was the kernel's."
-    PassSharedProtocol "pass_shared_protocol" "Left to the kernel: another protocol to the box's own address."
+    PassSharedProtocol "pass_shared_protocol" "Left to the kernel: to the box's own address, of another protocol that is not the NAT's."
     PassPunted "pass_punted" "Left to the kernel: given back by the NAT, on its second way through (generic mode)."
     PassCarried "pass_carried" "Given to the NAT's worker in a datagram, which tells it the queue's NAPI context."
     GuardDropped "guard_dropped" "Dropped at egress: the kernel tried to forward it untranslated between the sides."
@@ -217,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_the_headers() {
-        let here: [(&str, u64); 21] = [
+        let here: [(&str, u64); 22] = [
             ("PC_MAX_DEVICES", MAX_DEVICES.into()),
             ("PC_MAX_QUEUES", MAX_QUEUES.into()),
             ("PC_MAX_INTERFACES", MAX_INTERFACES.into()),
@@ -226,6 +228,7 @@ mod tests {
             ("PC_MAX_PREFIXES", MAX_PREFIXES.into()),
             ("PC_MAX_CARRIED", MAX_CARRIED as u64),
             ("PC_PORT_WORDS", PORT_WORDS as u64),
+            ("PC_PROTOCOL_WORDS", PROTOCOL_WORDS as u64),
             ("PC_SIDE_INSIDE", SIDE_INSIDE.into()),
             ("PC_SIDE_OUTSIDE", SIDE_OUTSIDE.into()),
             ("PC_SIDE_ANY_SOURCE", SIDE_ANY_SOURCE.into()),

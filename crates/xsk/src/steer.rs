@@ -73,6 +73,9 @@ pub struct Interface {
 /// A set of ports: bit `n % 64` of word `n / 64`.
 pub type Ports = [u64; abi::PORT_WORDS];
 
+/// A set of protocols: bit `n % 64` of word `n / 64`.
+pub type Protocols = [u64; abi::PROTOCOL_WORDS];
+
 /// The ports that are the NAT's on an address that is the box's own, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedPorts {
@@ -153,6 +156,7 @@ struct Maps {
     kernel_prefixes: MapHandle,
     inside_prefixes: MapHandle,
     exempt_prefixes: MapHandle,
+    other_protocols: MapHandle,
     punted: MapHandle,
     counters: MapHandle,
 }
@@ -165,6 +169,7 @@ struct Written {
     kernel_prefixes: BTreeMap<PrefixKey, u32>,
     inside_prefixes: BTreeMap<PrefixKey, u32>,
     exempt_prefixes: BTreeMap<PrefixKey, u32>,
+    other_protocols: Protocols,
     /// Devices (by index) where the program runs in generic mode.
     generic: Vec<u32>,
 }
@@ -198,6 +203,7 @@ impl Steer {
                 kernel_prefixes: MapHandle::try_from(&*maps.kernel_prefixes)?,
                 inside_prefixes: MapHandle::try_from(&*maps.inside_prefixes)?,
                 exempt_prefixes: MapHandle::try_from(&*maps.exempt_prefixes)?,
+                other_protocols: MapHandle::try_from(&*maps.other_protocols)?,
                 punted: MapHandle::try_from(&*maps.punted)?,
                 counters: MapHandle::try_from(&*maps.counters)?,
             },
@@ -282,6 +288,17 @@ impl Steer {
         let entries = prefixes.iter().map(|&prefix| (prefix_key(prefix), 1)).collect();
         let (map, written) = (&self.maps.exempt_prefixes, &mut self.written.exempt_prefixes);
         tables::replace("exempt_prefixes", map, written, entries, PrefixKey::bytes, |one: &u32| one.to_ne_bytes())
+    }
+
+    /// Replaces the protocols beside TCP, UDP and ICMP that are translated by address. On addresses that the box shares, the rest of them are
+    /// the kernel's.
+    pub fn set_other_protocols(&mut self, protocols: &Protocols) -> Result<(), SteerError> {
+        if self.written.other_protocols != *protocols {
+            let bytes: Vec<u8> = protocols.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            tables::put("other_protocols", &self.maps.other_protocols, &0_u32.to_ne_bytes(), &bytes)?;
+            self.written.other_protocols = *protocols;
+        }
+        Ok(())
     }
 
     /// Replaces the external addresses. An address that stays keeps working meanwhile, with the ports of before or after.

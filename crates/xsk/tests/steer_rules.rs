@@ -21,6 +21,9 @@ const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const GRE: u8 = 47;
+const ESP: u8 = 50;
+/// The highest number of all.
+const LAST: u8 = 255;
 const MORE: u16 = 0x2000;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -293,6 +296,41 @@ fn later_fragments_follow_the_first() {
         gateway.outside("a large ping's rest", &ipv4(REMOTE, SHARED, ICMP, 2, &[0; 16]), Pass, Counter::PassSharedFragment);
         gateway.outside("gre's first", &ipv4(REMOTE, SHARED, GRE, MORE, &[0; 8]), Pass, Counter::PassSharedProtocol);
         gateway.outside("gre's rest", &ipv4(REMOTE, SHARED, GRE, 1, &[0; 8]), Pass, Counter::PassSharedFragment);
+        gateway.finish();
+    });
+}
+
+#[test]
+fn protocols_that_are_translated_by_address_come_to_the_nat_from_outside() {
+    as_root("protocols_that_are_translated_by_address_come_to_the_nat_from_outside", || {
+        let mut gateway = gateway();
+        gateway.steer.set_other_protocols(&[1 << GRE, 0, 0, 1 << 63]).unwrap();
+        let packet = |protocol, fragment| ipv4(REMOTE, SHARED, protocol, fragment, &[0; 8]);
+        for protocol in [GRE, LAST] {
+            for fragment in [0, MORE, MORE | 5, 5] {
+                let row = format!("protocol {protocol}, fragment word {fragment:#x}");
+                gateway.outside(&row, &packet(protocol, fragment), Redirect, Counter::Redirected);
+            }
+            let from_inside = ipv4(HOST, SHARED, protocol, 0, &[0; 8]);
+            gateway.inside("from inside it is the box's", &from_inside, Pass, Counter::PassSharedProtocol);
+        }
+        gateway.outside("dedicated", &ipv4(REMOTE, DEDICATED, ESP, 0, &[0; 8]), Redirect, Counter::Redirected);
+        gateway.outside("another protocol", &packet(ESP, 0), Pass, Counter::PassSharedProtocol);
+        gateway.outside("another protocol's first", &packet(ESP, MORE), Pass, Counter::PassSharedProtocol);
+        gateway.outside("another protocol's rest", &packet(ESP, 5), Pass, Counter::PassSharedFragment);
+        let about = |inner: &[u8]| ipv4(REMOTE, SHARED, ICMP, 0, &icmp(11, 0, inner));
+        let sent = |protocol, fragment| ipv4(SHARED, REMOTE, protocol, fragment, &[0; 8]);
+        gateway.outside("an error about one", &about(&sent(GRE, 0)), Redirect, Counter::Redirected);
+        gateway.outside("about one's header alone", &about(&sent(GRE, 0)[..20]), Redirect, Counter::Redirected);
+        gateway.outside("about a later fragment of one", &about(&sent(GRE, 5)), Redirect, Counter::Redirected);
+        gateway.outside("about another protocol", &about(&sent(ESP, 0)), Pass, Counter::PassSharedIcmp);
+        let stranger = ipv4(STRANGER, REMOTE, GRE, 0, &[0; 8]);
+        gateway.outside("about a stranger's", &about(&stranger), Pass, Counter::PassSharedIcmp);
+        let from_inside = ipv4(HOST, SHARED, ICMP, 0, &icmp(11, 0, &sent(GRE, 0)));
+        gateway.inside("an error from inside", &from_inside, Pass, Counter::PassSharedIcmp);
+        gateway.steer.set_other_protocols(&[1 << ESP, 0, 0, 0]).unwrap();
+        gateway.outside("no longer", &packet(GRE, 0), Pass, Counter::PassSharedProtocol);
+        gateway.outside("from now on", &packet(ESP, 0), Redirect, Counter::Redirected);
         gateway.finish();
     });
 }

@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071) the slow way: sixteen bits at a time, from scratch.
 //!
-//! Knows bytes only. No incremental updates live here: those are what it is there to check. Tests: RFC 1071's own example.
+//! Knows bytes, and which of them UDP-Lite and DCCP leave out. No incremental updates live here: those are what it is there to check. Tests: RFC 1071's own example.
 
 use std::net::Ipv4Addr;
 
@@ -36,6 +36,25 @@ pub fn internet(parts: &[&[u8]]) -> u16 {
 /// Whether `parts`, with their checksum in them, sum up as they should.
 pub fn verifies(parts: &[&[u8]]) -> bool {
     sum(parts) == 0xFFFF
+}
+
+/// How many bytes of a transport packet its checksum covers, from its header on. None where that cannot be: RFC 3828, section 3.1, of UDP-Lite,
+/// RFC 4340, section 9.2, of DCCP; of all others, all.
+pub fn covered(protocol: u8, segment: &[u8]) -> Option<usize> {
+    let len = match protocol {
+        136 => match usize::from(u16::from_be_bytes([*segment.get(4)?, *segment.get(5)?])) {
+            0 => segment.len(),
+            coverage if coverage < 8 => return None,
+            coverage => coverage,
+        },
+        33 => match (usize::from(*segment.get(4)?) * 4, usize::from(*segment.get(5)? & 15)) {
+            (header, _) if header < 12 => return None,
+            (_, 0) => segment.len(),
+            (header, coverage) => header + (coverage - 1) * 4,
+        },
+        _ => segment.len(),
+    };
+    (len <= segment.len()).then_some(len)
 }
 
 #[cfg(test)]

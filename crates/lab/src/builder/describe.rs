@@ -75,6 +75,8 @@ fn transport(protocol: u8, bytes: &[u8]) -> String {
         17 => format!(" UDP {} > {} sum {}", port(0), port(2), field(6)),
         6 => format!(" TCP {} > {} [{}] sum {}", port(0), port(2), flags(bytes.get(13).copied()), field(16)),
         1 => icmp(bytes),
+        33 => format!(" DCCP {} > {} sum {}", port(0), port(2), field(6)),
+        136 => format!(" UDP-Lite {} > {} sum {}", port(0), port(2), field(6)),
         other => format!(" protocol {other}"),
     }
 }

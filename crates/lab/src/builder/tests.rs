@@ -102,3 +102,34 @@ fn a_line_names_the_protocol_the_endpoints_and_the_quote() {
         assert!(!describe(&vec![0x45; len]).is_empty());
     }
 }
+
+/// RFC 3828, section 3.1, and RFC 4340, section 9.2: what is not covered may change, what is may not.
+#[test]
+fn the_checksums_of_udp_lite_and_dccp_cover_what_they_say() {
+    for (packet, header, uncovered) in [
+        (PacketBuilder::udp_lite(a(), b(), 0), 8, false),
+        (PacketBuilder::udp_lite(a(), b(), 8), 8, true),
+        (PacketBuilder::udp_lite(a(), b(), 9), 8, true),
+        (PacketBuilder::dccp(a(), b(), 0), 16, false),
+        (PacketBuilder::dccp(a(), b(), 1), 16, true),
+        (PacketBuilder::dccp(a(), b(), 2), 16, true),
+    ] {
+        let mut frame = packet.payload_len(7).build();
+        assert_eq!(verify(&frame), Ok(()));
+        let last = frame.len() - 1;
+        frame[last] ^= 1;
+        assert_eq!(verify(&frame).is_ok(), uncovered, "{}", describe(&frame));
+        frame[last] ^= 1;
+        frame[14 + 20 + header - 1] ^= 1;
+        assert!(verify(&frame).is_err(), "{}", describe(&frame));
+    }
+}
+
+#[test]
+fn a_udp_lite_checksum_of_zero_and_an_impossible_coverage_are_wrong() {
+    assert!(verify(&PacketBuilder::udp_lite(a(), b(), 0).checksum(Checksum::Zero).build()).is_err());
+    assert!(verify(&PacketBuilder::udp_lite(a(), b(), 7).payload_len(9).build()).is_err());
+    assert!(verify(&PacketBuilder::udp_lite(a(), b(), 18).payload_len(9).build()).is_err());
+    assert!(verify(&PacketBuilder::dccp(a(), b(), 3).payload_len(7).build()).is_err());
+    assert!(verify(&PacketBuilder::dccp(a(), b(), 0).checksum(Checksum::Wrong(1)).build()).is_err());
+}

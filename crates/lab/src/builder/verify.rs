@@ -1,10 +1,11 @@
-//! Says whether all of a frame's checksums are right, from scratch: IPv4, UDP, TCP, ICMP, and an ICMP error's embedded IPv4 header.
+//! Says whether all of a frame's checksums are right, from scratch: IPv4, UDP, TCP, ICMP, UDP-Lite, DCCP, and an ICMP error's embedded
+//! IPv4 header.
 //!
 //! Called by tests on what comes out of the NAT. Does not check the embedded transport checksum: quotes are cut (RFC 5508, REQ-3c).
 
 use std::net::Ipv4Addr;
 
-use super::checksum::{pseudo_header, verifies};
+use super::checksum::{covered, pseudo_header, verifies};
 
 /// Checks every checksum of an IPv4 frame. Fragments' transport checksums cannot be checked and are not.
 ///
@@ -49,8 +50,17 @@ fn transport(header: &[u8], payload: &[u8]) -> Result<(), String> {
         6 if verifies(&[&pseudo(payload.len()), payload]) => Ok(()),
         6 => Err("TCP checksum wrong".to_owned()),
         1 => icmp(payload),
+        33 => partly("DCCP", header[9], payload, &pseudo(payload.len())),
+        136 if payload.get(6..8) == Some(&[0, 0]) => Err("UDP-Lite checksum zero".to_owned()),
+        136 => partly("UDP-Lite", header[9], payload, &pseudo(payload.len())),
         _ => Ok(()),
     }
+}
+
+/// Of a protocol whose checksum may leave out data.
+fn partly(name: &str, protocol: u8, payload: &[u8], pseudo: &[u8]) -> Result<(), String> {
+    let len = covered(protocol, payload).ok_or_else(|| format!("{name} checksum coverage impossible"))?;
+    if verifies(&[pseudo, &payload[..len]]) { Ok(()) } else { Err(format!("{name} checksum wrong")) }
 }
 
 fn udp(payload: &[u8], pseudo: impl Fn(usize) -> [u8; 12]) -> Result<(), String> {

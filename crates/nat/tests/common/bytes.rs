@@ -40,6 +40,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script { bytes };
     let mut setup = setup(script.byte().unwrap_or(0));
     setup.capacity.externals = 2;
+    setup.capacity.others = 4;
     let mut memory = Vec::new();
     let mut gateway = setup.build_in(&mut memory);
     while let Some(action) = script.byte() {
@@ -128,8 +129,36 @@ fn mend(frame: &mut [u8]) {
     header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
+/// The choices of packets of other protocols; what stored inputs choose below keeps its meaning.
+const OTHERS: u8 = 240;
+
+/// A valid packet of a protocol without ports, or an error about one, and the interface that it comes by.
+fn other_template(gateway: &Gateway<'_>, choice: u8, detail: u8) -> (u16, PacketBuilder) {
+    let protocol = [47, 50, 132, 136, 33, 51, 0, 255][usize::from(detail >> 3) % 8];
+    let host = if detail & 1 == 0 { h1().address } else { h2().address };
+    let remote = if detail & 2 == 0 { e1().address } else { e2().address };
+    let outer = if detail & 4 == 0 { X1 } else { X2 };
+    let known = gateway.others().get(usize::from(detail) % 5).copied();
+    let (protocol, host, outer, remote) =
+        known.map_or((protocol, host, outer, remote), |known| (known.protocol, known.internal, known.external, known.remote));
+    let payload = usize::from(detail % 24);
+    let packet = |from, to| PacketBuilder::raw(from, to, protocol).payload_len(payload);
+    match choice % 8 {
+        0 | 1 => (0, PacketBuilder::raw(host, remote, [47, 50, 136, 33][usize::from(detail >> 6)]).payload_len(payload)),
+        2 => (0, packet(host, remote).more_fragments(true).payload_len(64)),
+        3 => (1, packet(remote, outer)),
+        4 => (1, packet(remote, outer).offset(9)),
+        5 => (0, packet(host, outer)),
+        6 => (1, PacketBuilder::icmp_error(e2().address, outer, 3 + detail % 10, detail % 16, &packet(outer, remote).datagram())),
+        _ => (0, PacketBuilder::icmp_error(host, remote, 3, detail % 16, &packet(remote, host).datagram())),
+    }
+}
+
 /// A valid packet and the interface that it comes by. Remotes and ports are few, so that sessions are met again.
 fn template(gateway: &Gateway<'_>, choice: u8, detail: u8) -> (u16, PacketBuilder) {
+    if choice >= OTHERS {
+        return other_template(gateway, choice, detail);
+    }
     let number = u16::from(detail);
     let internal = at(if detail & 1 == 0 { h1() } else { h2() }, 100 + number % 8);
     let remote = at(if detail & 2 == 0 { e1() } else { e2() }, 200 + number % 4);
@@ -223,6 +252,9 @@ fn check_tables(gateway: &Gateway<'_>) {
         mappings.iter().map(|mapping| (mapping.protocol as u8, mapping.external.address, mapping.external.port)).collect();
     assert_eq!(endpoints.len(), mappings.len(), "{mappings:?}");
     let gauges = gateway.nat.gauges();
+    let others = gateway.others();
+    let keys: std::collections::BTreeSet<_> = others.iter().map(|view| (view.protocol, view.external, view.remote)).collect();
+    assert!(keys.len() == others.len() && others.len() <= gauges.others as usize, "{others:?}");
     assert!(mappings.len() <= gauges.mappings as usize, "what has ended is swept later");
     assert!(gateway.sessions().len() <= gauges.sessions as usize);
     assert!(mappings.iter().all(|mapping| mapping.sessions > 0), "{mappings:?}");

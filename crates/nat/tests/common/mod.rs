@@ -15,7 +15,7 @@ use portcullis_nat::policy::{
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
-use portcullis_nat::view::{MappingView, SessionView};
+use portcullis_nat::view::{MappingView, OtherView, SessionView};
 use portcullis_nat::{Capacity, Packet, Seeds};
 use portcullis_steering::Owners;
 use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
@@ -110,7 +110,7 @@ impl Setup {
         Self {
             policy,
             network: network(),
-            capacity: Capacity { mappings: 4096, sessions: 8192, externals: 4, fragments: 64 },
+            capacity: Capacity { mappings: 4096, sessions: 8192, externals: 4, fragments: 64, others: 1024 },
             start: Tick(u32::MAX - 10_000),
             workers: if module_path!().starts_with("on_four_workers") { 4 } else { 1 },
             seeds: [1, 2, 3, 4],
@@ -366,6 +366,10 @@ impl Gateway<'_> {
         self.nat.sessions(self.now)
     }
 
+    pub(crate) fn others(&self) -> Vec<OtherView> {
+        self.nat.others(self.now)
+    }
+
     pub(crate) fn mappings(&self) -> Vec<MappingView> {
         self.nat.mappings()
     }
@@ -416,6 +420,7 @@ impl Gateway<'_> {
     pub(crate) fn assert_empty(&self) {
         let gauges = self.nat.gauges();
         assert_eq!((gauges.sessions, gauges.mappings, gauges.subscribers, gauges.fragments), (0, 0, 0, 0), "{gauges:?}");
+        assert_eq!(gauges.others, 0, "{gauges:?}");
         assert_eq!(self.ports_used(), 0, "no port is left taken");
         assert_eq!(self.count(Counter::SessionsCreated), self.count(Counter::SessionsRemoved));
         assert_eq!(self.count(Counter::MappingsCreated), self.count(Counter::MappingsRemoved));

@@ -8,6 +8,7 @@ mod icmp;
 mod icmp_errors;
 pub(crate) mod load;
 mod mapping;
+mod others;
 mod router;
 mod tcp;
 mod timers;
@@ -32,7 +33,7 @@ const WATCHED: [Row; 2] = [
 
 /// All rows, by their RFC, then those beside the RFCs' lists.
 pub(crate) fn all() -> Vec<Row> {
-    let parts: [&[Row]; 10] = [
+    let parts: [&[Row]; 11] = [
         mapping::ROWS,
         tcp::ROWS,
         icmp::ROWS,
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Row> {
         fragments::ROWS,
         load::ROWS,
         timers::ROWS,
+        others::ROWS,
         hostile::ROWS,
         &WATCHED,
     ];

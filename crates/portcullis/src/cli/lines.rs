@@ -47,10 +47,11 @@ fn tuples(session: &SessionEntry) -> ((Endpoint, Endpoint), (Endpoint, Endpoint)
 
 /// `kind` is the ICMP type: 8 for a request, 0 for its answer. An identifier is at the inside's end, whichever way the packet goes.
 fn tuple(f: &mut fmt::Formatter<'_>, protocol: Protocol, (from, to): (Endpoint, Endpoint), kind: u8) -> fmt::Result {
-    write!(f, "src={} dst={} ", from.address, to.address)?;
+    write!(f, "src={} dst={}", from.address, to.address)?;
     match protocol {
-        Protocol::Icmp => write!(f, "type={kind} code=0 id={}", if from.port == 0 { to.port } else { from.port }),
-        Protocol::Tcp | Protocol::Udp => write!(f, "sport={} dport={}", from.port, to.port),
+        Protocol::Icmp => write!(f, " type={kind} code=0 id={}", if from.port == 0 { to.port } else { from.port }),
+        Protocol::Tcp | Protocol::Udp => write!(f, " sport={} dport={}", from.port, to.port),
+        Protocol::Other(_) => Ok(()),
     }
 }
 
@@ -152,6 +153,18 @@ mod tests {
                 Outbound,
                 "icmp     1 7439 src=10.0.0.2 dst=198.51.100.1 type=8 code=0 id=50000 \
                  src=198.51.100.1 dst=203.0.113.10 type=0 code=0 id=1024",
+            ),
+            (
+                Protocol::Other(47),
+                SessionState::Replied,
+                Outbound,
+                "gre      47 7439 src=10.0.0.2 dst=198.51.100.1 src=198.51.100.1 dst=203.0.113.10 [ASSURED]",
+            ),
+            (
+                Protocol::Other(253),
+                SessionState::Unreplied,
+                Outbound,
+                "253      253 7439 src=10.0.0.2 dst=198.51.100.1 [UNREPLIED] src=198.51.100.1 dst=203.0.113.10",
             ),
         ] {
             assert_eq!(SessionLine(&session(protocol, state, direction)).to_string(), line);

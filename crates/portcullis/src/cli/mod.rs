@@ -104,7 +104,7 @@ struct List {
     /// One JSON value a line, for programs
     #[arg(long)]
     json: bool,
-    /// Only this protocol: icmp, tcp, udp, or its number
+    /// Only this protocol: icmp, tcp, udp, gre, esp, sctp or another name, or its number
     #[arg(long, value_name = "PROTOCOL")]
     protocol: Option<api::Protocol>,
     /// Only this internal endpoint

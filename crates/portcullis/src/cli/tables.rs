@@ -113,6 +113,9 @@ impl Page {
             share("mappings", gauges.mappings, gauges.mappings_limit),
             share("sessions", gauges.sessions, gauges.sessions_limit),
         ];
+        if self.shows(&[gauges.other_translations]) {
+            rows.push(share("translations of other protocols", gauges.other_translations, gauges.other_translations_limit));
+        }
         let all = stats.ports.len() <= PORTS_SHOWN;
         for each in stats.ports.iter().filter(|each| all || self.shows(&[each.used])) {
             let name = format!("{} ports of {} (pool {})", each.protocol, each.address, each.pool);
@@ -344,6 +347,8 @@ mod tests {
                 sessions_limit: 2000,
                 subscribers: 3,
                 fragments: 0,
+                other_translations: 5,
+                other_translations_limit: 500,
             },
             ports: vec![api::PortUse {
                 pool: "default".to_owned(),

@@ -2,7 +2,7 @@
 
 use portcullis_api as api;
 use portcullis_nat::policy;
-use portcullis_nat::view::{self, MappingView, SessionView};
+use portcullis_nat::view::{self, MappingView, OtherView, SessionView};
 
 /// A session as a message.
 pub(super) fn session(view: &SessionView) -> api::SessionEntry {
@@ -13,6 +13,22 @@ pub(super) fn session(view: &SessionView) -> api::SessionEntry {
         internal: endpoint(view.internal),
         external: endpoint(view.external),
         remote: endpoint(view.remote),
+        expires_in_milliseconds: view.expires_in,
+        packets_out: u64::from(view.packets_out),
+        packets_in: u64::from(view.packets_in),
+    }
+}
+
+/// A translation of a protocol without ports as a message: a session whose endpoints have no port. The inside always speaks first.
+pub(super) fn other(view: &OtherView) -> api::SessionEntry {
+    let without_port = |address| api::Endpoint { address, port: 0 };
+    api::SessionEntry {
+        protocol: api::Protocol::from_number(view.protocol),
+        state: state(view.state),
+        direction: api::Direction::Outbound,
+        internal: without_port(view.internal),
+        external: without_port(view.external),
+        remote: without_port(view.remote),
         expires_in_milliseconds: view.expires_in,
         packets_out: u64::from(view.packets_out),
         packets_in: u64::from(view.packets_in),
@@ -63,5 +79,18 @@ const fn state(state: view::SessionState) -> api::SessionState {
         From::FinReceived => api::SessionState::FinReceived,
         From::Closing => api::SessionState::Closing,
         From::Reset => api::SessionState::Reset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_protocol_has_the_name_that_the_configuration_has_for_it() {
+        for (name, number) in portcullis_config::PROTOCOLS {
+            assert_eq!(name.parse(), Ok(api::Protocol::Other(number)));
+            assert_eq!(api::Protocol::from_number(number).name(), Some(name));
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! nothing for [`STALLED`], and when the worker says nothing for [`SILENT`]; the last line says which.
 
 use std::convert::Infallible;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::doors::commands::{Chunk, Dump};
+use crate::doors::commands::{Busy, Chunk, Dump};
 
 /// The worker answers a slice between two bursts, or wakes from its idle sleep: milliseconds. This is a thousand times that.
 const SILENT: Duration = Duration::from_secs(2);
@@ -27,16 +28,30 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Chunks between the task and the connection.
 const CHUNKS: usize = 4;
 
-/// The body of the answer. `convert` makes the message of a record, `wanted` says which are sent.
-pub(super) fn body<V, E>(dumps: Vec<Dump<V>>, convert: fn(&V) -> E, wanted: impl Fn(&E) -> bool + Send + Sync + 'static) -> Body
+/// Dumps of one kind, and what makes messages of their records.
+pub(super) struct Part<D, V, E> {
+    pub(super) dumps: D,
+    pub(super) convert: fn(&V) -> E,
+}
+
+/// Asks for the dumps of the second kind, once those of the first are done: so that they do not wait at the worker meanwhile.
+pub(super) type Ask<V> = Box<dyn FnOnce() -> Result<Vec<Dump<V>>, Busy> + Send>;
+
+/// The body of the answer: the entries of the first part, then those of the other, if there is one. `wanted` says which are sent.
+pub(super) fn body<V, O, E>(
+    first: Part<Vec<Dump<V>>, V, E>,
+    then: Option<Part<Ask<O>, O, E>>,
+    wanted: impl Fn(&E) -> bool + Send + Sync + 'static,
+) -> Body
 where
     V: Send + 'static,
+    O: Send + 'static,
     E: Serialize + Send + 'static,
 {
     let (sender, mut receiver) = mpsc::channel::<Bytes>(CHUNKS);
     tokio::spawn(async move {
-        let mut stream = Stream { sender, entries: 0, wanted, convert };
-        let last = match stream.all(dumps).await {
+        let mut stream = Stream { sender, entries: 0, wanted, entry: PhantomData };
+        let last = match stream.both(first, then).await {
             Ok(()) => api::Line::<E>::End { entries: stream.entries },
             Err(Ended::Told(error)) => api::Line::Error(error),
             Err(Ended::Gone) => return,
@@ -56,28 +71,37 @@ enum Ended {
     Gone,
 }
 
-struct Stream<V, E, W> {
+struct Stream<E, W> {
     sender: mpsc::Sender<Bytes>,
     entries: u64,
     wanted: W,
-    convert: fn(&V) -> E,
+    entry: PhantomData<fn(&E)>,
 }
 
-impl<V, E: Serialize, W: Fn(&E) -> bool> Stream<V, E, W> {
-    async fn all(&mut self, dumps: Vec<Dump<V>>) -> Result<(), Ended> {
-        for dump in dumps {
-            self.one(dump).await?;
+impl<E: Serialize, W: Fn(&E) -> bool> Stream<E, W> {
+    async fn both<V, O>(&mut self, first: Part<Vec<Dump<V>>, V, E>, then: Option<Part<Ask<O>, O, E>>) -> Result<(), Ended> {
+        self.all(first).await?;
+        if let Some(Part { dumps, convert }) = then {
+            let dumps = dumps().map_err(|busy| Ended::Told(told(api::ErrorKind::Busy, busy.to_string())))?;
+            self.all(Part { dumps, convert }).await?;
         }
         Ok(())
     }
 
-    async fn one(&mut self, mut dump: Dump<V>) -> Result<(), Ended> {
+    async fn all<V>(&mut self, Part { dumps, convert }: Part<Vec<Dump<V>>, V, E>) -> Result<(), Ended> {
+        for dump in dumps {
+            self.one(dump, convert).await?;
+        }
+        Ok(())
+    }
+
+    async fn one<V>(&mut self, mut dump: Dump<V>, convert: fn(&V) -> E) -> Result<(), Ended> {
         let mut heard = Instant::now();
         loop {
             match dump.next() {
                 Chunk::End => return Ok(()),
                 Chunk::Records(records) => {
-                    let lines = self.lines(&records);
+                    let lines = self.lines(&records, convert);
                     dump.recycle(records);
                     if !lines.is_empty() {
                         self.send(lines).await?;
@@ -91,9 +115,9 @@ impl<V, E: Serialize, W: Fn(&E) -> bool> Stream<V, E, W> {
         }
     }
 
-    fn lines(&mut self, records: &[V]) -> Vec<u8> {
+    fn lines<V>(&mut self, records: &[V], convert: fn(&V) -> E) -> Vec<u8> {
         let mut lines = Vec::new();
-        for entry in records.iter().map(self.convert).filter(|entry| (self.wanted)(entry)) {
+        for entry in records.iter().map(convert).filter(|entry| (self.wanted)(entry)) {
             self.entries += 1;
             lines.append(&mut line(&api::Line::Entry(entry)));
         }
@@ -104,10 +128,10 @@ impl<V, E: Serialize, W: Fn(&E) -> bool> Stream<V, E, W> {
         match timeout(STALLED, self.sender.send(lines.into())).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Ended::Gone),
-            Err(_) => Err(Ended::Told(api::Error {
-                kind: api::ErrorKind::TooSlow,
-                message: format!("nothing was read for {} s, so the dump was given up", STALLED.as_secs()),
-            })),
+            Err(_) => {
+                let message = format!("nothing was read for {} s, so the dump was given up", STALLED.as_secs());
+                Err(Ended::Told(told(api::ErrorKind::TooSlow, message)))
+            }
         }
     }
 }
@@ -116,7 +140,11 @@ fn silent() -> api::Error {
     let seconds = SILENT.as_secs();
     let message =
         format!("the worker did not answer for {seconds} s: it is stuck (see `portcullis stats`) or busy with other dumps");
-    api::Error { kind: api::ErrorKind::WorkerSilent, message }
+    told(api::ErrorKind::WorkerSilent, message)
+}
+
+const fn told(kind: api::ErrorKind, message: String) -> api::Error {
+    api::Error { kind, message }
 }
 
 /// A message and a newline.

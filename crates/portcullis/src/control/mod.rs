@@ -23,7 +23,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use portcullis_api as api;
+use portcullis_nat::view::MappingView;
 
+use crate::doors::commands::{Busy, Dump};
 use window::Window;
 
 type Filter = Result<Query<api::SessionFilter>, QueryRejection>;
@@ -50,8 +52,10 @@ async fn sessions(State(window): State<Arc<Window>>, filter: Filter) -> Response
         Ok(filter) => filter,
         Err(rejection) => return bad_filter(&rejection),
     };
-    let ask = window.workers().iter().map(|worker| worker.commands.sessions()).collect();
-    stream(ask, convert::session, move |entry| filter.matches_session(entry))
+    let sessions = window.workers().iter().map(|worker| worker.commands.sessions()).collect();
+    let others: dump::Ask<_> = Box::new(move || window.workers().iter().map(|worker| worker.commands.others()).collect());
+    let others = dump::Part { dumps: others, convert: convert::other };
+    stream(sessions, convert::session, Some(others), move |entry| filter.matches_session(entry))
 }
 
 async fn mappings(State(window): State<Arc<Window>>, filter: Filter) -> Response {
@@ -59,8 +63,8 @@ async fn mappings(State(window): State<Arc<Window>>, filter: Filter) -> Response
         Ok(filter) => filter,
         Err(rejection) => return bad_filter(&rejection),
     };
-    let ask = window.workers().iter().map(|worker| worker.commands.mappings()).collect();
-    stream(ask, convert::mapping, move |entry| filter.matches_mapping(entry))
+    let mappings = window.workers().iter().map(|worker| worker.commands.mappings()).collect();
+    stream(mappings, convert::mapping, None::<NoOther>, move |entry| filter.matches_mapping(entry))
 }
 
 async fn stats(State(window): State<Arc<Window>>) -> Response {
@@ -84,18 +88,26 @@ fn error(status: StatusCode, kind: api::ErrorKind, message: String) -> Response 
     (status, Json(api::Error { kind, message })).into_response()
 }
 
-/// The dumps, one after the other, as JSON lines.
-fn stream<V, E>(
-    dumps: Result<Vec<crate::doors::commands::Dump<V>>, crate::doors::commands::Busy>,
+/// Mappings are of one kind.
+type NoOther = dump::Part<dump::Ask<MappingView>, MappingView, api::MappingEntry>;
+
+/// The dumps, one after the other, as JSON lines; then those of another kind.
+fn stream<V, O, E>(
+    dumps: Result<Vec<Dump<V>>, Busy>,
     convert: fn(&V) -> E,
+    then: Option<dump::Part<dump::Ask<O>, O, E>>,
     wanted: impl Fn(&E) -> bool + Send + Sync + 'static,
 ) -> Response
 where
     V: Send + 'static,
+    O: Send + 'static,
     E: serde::Serialize + Send + 'static,
 {
     match dumps {
-        Ok(dumps) => ([(header::CONTENT_TYPE, "application/jsonl")], dump::body(dumps, convert, wanted)).into_response(),
+        Ok(dumps) => {
+            let body = dump::body(dump::Part { dumps, convert }, then, wanted);
+            ([(header::CONTENT_TYPE, "application/jsonl")], body).into_response()
+        }
         Err(busy) => error(StatusCode::SERVICE_UNAVAILABLE, api::ErrorKind::Busy, busy.to_string()),
     }
 }

@@ -13,7 +13,7 @@ use portcullis_nat::policy::{
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::DropReason;
-use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionState, SessionView};
+use portcullis_nat::view::{Gauges, MappingView, OtherView, PortUse, SessionState, SessionView};
 use tokio::sync::oneshot;
 
 use super::socket;
@@ -27,6 +27,7 @@ use crate::doors::{self, ControlDoors, WorkerDoors};
 /// Tables of `sessions` sessions and as many mappings, every other record of the table being empty.
 struct Fake {
     sessions: u32,
+    others: u32,
 }
 
 const INTERNAL: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -48,11 +49,30 @@ fn session(number: u32) -> SessionView {
     }
 }
 
+fn other(number: u32) -> OtherView {
+    OtherView {
+        protocol: if number.is_multiple_of(2) { 47 } else { 253 },
+        internal: INTERNAL,
+        external: EXTERNAL,
+        remote: REMOTE,
+        state: SessionState::Replied,
+        expires_in: 600_000,
+        packets_out: 10_000 + number,
+        packets_in: 2,
+    }
+}
+
 impl Tables for Fake {
     fn sessions(&self, cursor: u32, most: u32, _: Tick, into: &mut Vec<SessionView>) -> Option<u32> {
         let end = cursor.saturating_add(most).min(2 * self.sessions);
         into.extend((cursor..end).filter(|record| record % 2 == 0).map(|record| session(record / 2)));
         (end < 2 * self.sessions).then_some(end)
+    }
+
+    fn others(&self, cursor: u32, most: u32, _: Tick, into: &mut Vec<OtherView>) -> Option<u32> {
+        let end = self.others.min(cursor + most);
+        into.extend((cursor..end).map(other));
+        (end < self.others).then_some(end)
     }
 
     fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
@@ -120,7 +140,16 @@ pub(crate) fn publish(worker: &mut WorkerDoors, now: Tick) {
     counters.drop_packet(DropReason::NoRoute);
     let report = Report {
         counters: &[&counters],
-        gauges: Gauges { mappings: 5, mappings_limit: 100, sessions: 7, sessions_limit: 200, subscribers: 2, fragments: 0 },
+        gauges: Gauges {
+            mappings: 5,
+            mappings_limit: 100,
+            sessions: 7,
+            sessions_limit: 200,
+            subscribers: 2,
+            fragments: 0,
+            others: 3,
+            others_limit: 50,
+        },
         frames: FrameFigures { total: 8192, got: 10, sent: 10, pool: 4000, in_flight: 4190, held: 2 },
         queues: &[QueueFigures { rx_ring_full: 3, ..QueueFigures::default() }],
         handed_in: 20,
@@ -143,6 +172,10 @@ struct Gateway {
 
 impl Gateway {
     fn start(name: &str, sessions: u32) -> Self {
+        Self::start_with(name, Fake { sessions, others: 0 })
+    }
+
+    fn start_with(name: &str, tables: Fake) -> Self {
         let socket = std::env::temp_dir().join(format!("portcullis-{name}-{}/control.sock", std::process::id()));
         let (worker, doors) = small_doors();
         let bound = socket::bind(&socket).expect("a socket");
@@ -153,7 +186,7 @@ impl Gateway {
             let stopped = async move { stopped.await.unwrap_or(()) };
             runtime.block_on(super::serve(bound, shown, stopped)).expect("the server ends well");
         });
-        let worker = thread::spawn(move || work(worker, &Fake { sessions }));
+        let worker = thread::spawn(move || work(worker, &tables));
         Self { socket, doors, stop: Some(stop), threads: vec![server, worker] }
     }
 
@@ -230,10 +263,36 @@ fn filters_are_obeyed_and_nonsense_is_refused() {
     assert_eq!(all_sessions(&client, &one).len(), 1);
     let none = api::SessionFilter { remote: "192.0.2.0/24".parse().ok(), ..Default::default() };
     assert_eq!(all_sessions(&client, &none).len(), 0);
-    for path in ["/v1/sessions?internal=here", "/v1/sessions?protocol=sctp", "/v1/mappings?extrenal=10.0.0.1", "/v2/stats"] {
+    for path in ["/v1/sessions?internal=here", "/v1/sessions?protocol=sctpp", "/v1/mappings?extrenal=10.0.0.1", "/v2/stats"] {
         let error = client.get::<api::Stats>(path).expect_err("nonsense");
         let Failure::Refused(error) = error else { panic!("{path}: {error:?}") };
         assert_eq!(error.kind, api::ErrorKind::BadRequest, "{path}");
+    }
+}
+
+#[test]
+fn translations_of_other_protocols_come_after_the_sessions_and_are_found_by_name_and_number() {
+    let gateway = Gateway::start_with("others", Fake { sessions: 300, others: 600 });
+    let client = gateway.client();
+    let entries = all_sessions(&client, &api::SessionFilter::default());
+    assert_eq!(entries.len(), 900);
+    assert!(entries[300..].iter().zip(10_000..).all(|(entry, number)| entry.packets_out == number));
+    let without_port = |address| api::Endpoint { address, port: 0 };
+    let first = api::SessionEntry {
+        protocol: api::Protocol::Other(47),
+        state: api::SessionState::Replied,
+        direction: api::Direction::Outbound,
+        internal: without_port(INTERNAL),
+        external: without_port(EXTERNAL),
+        remote: without_port(REMOTE),
+        expires_in_milliseconds: 600_000,
+        packets_out: 10_000,
+        packets_in: 2,
+    };
+    assert_eq!(entries[300], first);
+    for (protocol, count) in [("gre", 300), ("47", 300), ("253", 300), ("sctp", 0), ("tcp", 150), ("6", 150)] {
+        let filter = api::SessionFilter { protocol: protocol.parse().ok(), ..Default::default() };
+        assert_eq!(all_sessions(&client, &filter).len(), count, "{protocol}");
     }
 }
 
@@ -325,8 +384,8 @@ fn what_two_workers_publish_is_summed_and_shown_apart() {
     let second = &stats.workers[1];
     assert_eq!((second.handed_in, second.hand_off_refused, second.drops, stats.workers[0].drops), (6, 1, 0, 1));
     let causes: Vec<_> = second.handed_off.iter().map(|cause| (cause.name.as_str(), cause.value)).collect();
-    let expected = [("misplaced", 0), ("icmp_error", 0), ("icmp_query", 0), ("fragment", 4), ("hairpin", 0), ("forward", 0)];
-    assert_eq!(causes, expected);
+    let nothing = ["misplaced", "icmp_error", "icmp_query", "hairpin", "forward", "other_protocol"].map(|name| (name, 0));
+    assert_eq!(causes, [&nothing[..3], &[("fragment", 4)], &nothing[3..]].concat());
     let names: Vec<_> = stats.workers.iter().flat_map(|worker| &worker.queues).map(|queue| queue.queue).collect();
     assert_eq!((names, stats.queues.len()), (vec![0, 1], 2));
     let late = Instant::now() + STUCK_AFTER + Duration::from_secs(2);

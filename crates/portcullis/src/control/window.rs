@@ -277,11 +277,13 @@ fn gauges(published: &[Published]) -> api::Gauges {
         sessions_limit: sum.sessions_limit + gauges.sessions_limit,
         subscribers: sum.subscribers + gauges.subscribers,
         fragments: sum.fragments + gauges.fragments,
+        other_translations: sum.other_translations + gauges.other_translations,
+        other_translations_limit: sum.other_translations_limit + gauges.other_translations_limit,
     })
 }
 
 fn worker_gauges(worker: &Published) -> api::Gauges {
-    let Gauges { mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments } = worker.gauges;
+    let Gauges { mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments, others, others_limit } = worker.gauges;
     api::Gauges {
         mappings: u64::from(mappings),
         mappings_limit: u64::from(mappings_limit),
@@ -289,6 +291,8 @@ fn worker_gauges(worker: &Published) -> api::Gauges {
         sessions_limit: u64::from(sessions_limit),
         subscribers: u64::from(subscribers),
         fragments: u64::from(fragments),
+        other_translations: u64::from(others),
+        other_translations_limit: u64::from(others_limit),
     }
 }
 
@@ -314,13 +318,14 @@ fn worker_frames(frames: &FrameFigures) -> api::Frames {
 }
 
 /// The causes of hand-offs, with their names in metrics and tables.
-const CAUSES: [(HandOffCause, &str); 6] = [
+const CAUSES: [(HandOffCause, &str); 7] = [
     (HandOffCause::Misplaced, "misplaced"),
     (HandOffCause::IcmpError, "icmp_error"),
     (HandOffCause::IcmpQuery, "icmp_query"),
     (HandOffCause::Fragment, "fragment"),
     (HandOffCause::Hairpin, "hairpin"),
     (HandOffCause::Forward, "forward"),
+    (HandOffCause::OtherProtocol, "other_protocol"),
 ];
 
 fn handed_off(worker: &Published) -> Vec<api::Named> {

@@ -1,6 +1,6 @@
 //! The door "commands": requests from the control plane, answered by the worker in bounded slices between its bursts.
 //!
-//! Knows two dumps (sessions, mappings) and the phase of the gateway's life. Buffers travel in a circle: the asker makes them, the
+//! Knows three dumps (sessions, translations of other protocols, mappings) and the phase of the gateway's life. Buffers travel in a circle: the asker makes them, the
 //! worker fills them, so the worker allocates nothing and waits for nobody. Invariants: one call of [`Server::serve`] looks at no
 //! more than [`SLICE`] records; an asker that goes away ends its dump; a slow asker holds up only itself.
 //! Called by `worker.rs` (serve) and the control API (ask).
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use portcullis_nat::Nat;
 use portcullis_nat::time::Tick;
-use portcullis_nat::view::{MappingView, SessionView};
+use portcullis_nat::view::{MappingView, OtherView, SessionView};
 
 use super::sync::{ArrayQueue, AtomicBool, AtomicU8, Ordering};
 
@@ -43,6 +43,9 @@ pub(crate) trait Tables {
     /// See [`Nat::sessions`].
     fn sessions(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<SessionView>) -> Option<u32>;
 
+    /// See [`Nat::others`].
+    fn others(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<OtherView>) -> Option<u32>;
+
     /// See [`Nat::mappings`].
     fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32>;
 }
@@ -50,6 +53,10 @@ pub(crate) trait Tables {
 impl Tables for Nat<'_> {
     fn sessions(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<SessionView>) -> Option<u32> {
         Self::sessions(self, cursor, most, now, into)
+    }
+
+    fn others(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<OtherView>) -> Option<u32> {
+        Self::others(self, cursor, most, now, into)
     }
 
     fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
@@ -113,6 +120,7 @@ impl<V> Progress<V> {
 #[derive(Debug)]
 enum Request {
     Sessions(Progress<SessionView>),
+    Others(Progress<OtherView>),
     Mappings(Progress<MappingView>),
 }
 
@@ -120,6 +128,7 @@ impl Request {
     fn advance(&mut self, tables: &impl Tables, now: Tick) -> bool {
         match self {
             Self::Sessions(dump) => dump.advance(|cursor, into| tables.sessions(cursor, SLICE, now, into)),
+            Self::Others(dump) => dump.advance(|cursor, into| tables.others(cursor, SLICE, now, into)),
             Self::Mappings(dump) => dump.advance(|cursor, into| tables.mappings(cursor, SLICE, into)),
         }
     }
@@ -234,6 +243,11 @@ impl Asker {
         self.ask(Request::Sessions)
     }
 
+    /// Asks for all live translations of protocols without ports.
+    pub(crate) fn others(&self) -> Result<Dump<OtherView>, Busy> {
+        self.ask(Request::Others)
+    }
+
     /// Asks for all live mappings.
     pub(crate) fn mappings(&self) -> Result<Dump<MappingView>, Busy> {
         self.ask(Request::Mappings)
@@ -273,6 +287,10 @@ mod tests {
 
     impl Tables for Two {
         fn sessions(&self, _: u32, _: u32, _: Tick, _: &mut Vec<SessionView>) -> Option<u32> {
+            None
+        }
+
+        fn others(&self, _: u32, _: u32, _: Tick, _: &mut Vec<OtherView>) -> Option<u32> {
             None
         }
 

@@ -33,7 +33,8 @@ const LONGEST: u64 = 1_000_000_000;
 const COUNTS: usize = Counter::ALL.len();
 const DROPS: usize = DropReason::ALL.len();
 /// Words of the board before the queues'.
-const FIXED: usize = COUNTS + DROPS + 6 + WorkerFigures::WORDS + FrameFigures::WORDS;
+const FIXED: usize = COUNTS + DROPS + GAUGES + WorkerFigures::WORDS + FrameFigures::WORDS;
+const GAUGES: usize = 8;
 const WORDS_OF_A_PORT_USE: usize = 3;
 
 /// How much a worker has to tell.
@@ -414,14 +415,15 @@ impl Words<'_> {
     }
 }
 
-fn gauges_to_words(gauges: &Gauges) -> [u64; 6] {
-    let Gauges { mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments } = *gauges;
-    [mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments].map(u64::from)
+fn gauges_to_words(gauges: &Gauges) -> [u64; GAUGES] {
+    let Gauges { mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments, others, others_limit } = *gauges;
+    [mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments, others, others_limit].map(u64::from)
 }
 
-fn gauges_from_words(words: &[u64; 6]) -> Gauges {
-    let [mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments] = words.map(|word| word as u32);
-    Gauges { mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments }
+fn gauges_from_words(words: &[u64; GAUGES]) -> Gauges {
+    let [mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments, others, others_limit] =
+        words.map(|word| word as u32);
+    Gauges { mappings, mappings_limit, sessions, sessions_limit, subscribers, fragments, others, others_limit }
 }
 
 fn port_use_to_words(port_use: &PortUse) -> [u64; WORDS_OF_A_PORT_USE] {
@@ -451,7 +453,16 @@ mod tests {
     }
 
     fn report<'w>(counters: &'w [&'w Counters], queues: &'w [QueueFigures]) -> Report<'w> {
-        let gauges = Gauges { mappings: 1, mappings_limit: 2, sessions: 3, sessions_limit: 4, subscribers: 5, fragments: u32::MAX };
+        let gauges = Gauges {
+            mappings: 1,
+            mappings_limit: 2,
+            sessions: 3,
+            sessions_limit: 4,
+            subscribers: 5,
+            fragments: u32::MAX,
+            others: 6,
+            others_limit: 7,
+        };
         let frames = FrameFigures { total: 10, got: 7, sent: 4, pool: 6, in_flight: 5, held: 2 };
         Report { counters, gauges, frames, queues, handed_in: 8, refused: 9, generation: 7 }
     }

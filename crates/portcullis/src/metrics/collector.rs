@@ -98,6 +98,8 @@ impl Page {
             (names::SESSIONS_LIMIT, gauges.sessions_limit),
             (names::SUBSCRIBERS, gauges.subscribers),
             (names::FRAGMENTS, gauges.fragments),
+            (names::OTHER_TRANSLATIONS, gauges.other_translations),
+            (names::OTHER_TRANSLATIONS_LIMIT, gauges.other_translations_limit),
         ] {
             self.gauge(name, &[], value as f64);
         }
@@ -109,13 +111,13 @@ impl Page {
         let mut sums = BTreeMap::<_, (u64, u64, u64)>::new();
         for each in uses {
             let address = by_address.then(|| each.address.to_string());
-            let sum = sums.entry((each.pool.as_str(), address, each.protocol.name())).or_default();
+            let sum = sums.entry((each.pool.as_str(), address, each.protocol.to_string())).or_default();
             *sum = (sum.0 + each.used, sum.1 + each.resting, sum.2 + each.limit);
         }
         for ((pool, address, protocol), (used, resting, limit)) in &sums {
             let mut labels = vec![("pool", *pool)];
             labels.extend(address.iter().map(|address| ("address", address.as_str())));
-            labels.push(("protocol", *protocol));
+            labels.push(("protocol", protocol.as_str()));
             self.gauge(names::PORTS, &labels, *used as f64);
             self.gauge(names::PORTS_RESTING, &labels, *resting as f64);
             self.gauge(names::PORTS_LIMIT, &labels, *limit as f64);

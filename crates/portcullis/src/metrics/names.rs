@@ -41,6 +41,8 @@ names! {
     SESSIONS_LIMIT = "sessions_limit": "Sessions that fit.",
     SUBSCRIBERS = "subscribers": "Internal addresses with mappings.",
     FRAGMENTS = "fragmented_packets_followed": "Fragmented packets whose later fragments are followed.",
+    OTHER_TRANSLATIONS = "other_translations": "Live translations of protocols without ports.",
+    OTHER_TRANSLATIONS_LIMIT = "other_translations_limit": "Translations of protocols without ports that fit.",
     PORTS = "ports_in_use": "External ports taken by mappings; by address where the pools are small.",
     PORTS_RESTING = "ports_resting": "External ports whose mappings ended not long ago, and that are not given yet; by address where the pools are small.",
     PORTS_LIMIT = "ports_limit": "External ports that mappings may take; by address where the pools are small.",

@@ -306,6 +306,7 @@ fn write_tables(
         .and_then(|()| steer.set_kernel_prefixes(&prefixes))
         .and_then(|()| steer.set_inside_prefixes(&steering::inside_prefixes(&devices.interfaces)))
         .and_then(|()| steer.set_exempt_prefixes(&rules.nat.exempt))
+        .and_then(|()| steer.set_other_protocols(policy.other_protocols.words()))
         .and_then(|()| steer.set_externals(&steering::externals(policy)));
     written.map_err(|error| Failure::Other(error.into()))
 }

@@ -84,6 +84,7 @@ fn memory_of(rules: &Config) -> u64 {
         sessions: limits.sessions,
         externals: rules.slot_count(),
         fragments: limits.fragments,
+        others: limits.other_translations,
     };
     capacity.bytes() as u64 + u64::from(limits.frames) * 2048
 }

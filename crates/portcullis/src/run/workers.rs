@@ -139,6 +139,7 @@ fn nats(rules: &Config, owners: &Owners, workers: usize) -> Result<Vec<Nat<'stat
         sessions: division::part(limits.sessions, workers),
         externals: rules.slot_count(),
         fragments: division::part(limits.fragments, workers),
+        others: division::part(limits.other_translations, workers),
     };
     let each = if workers == 1 { String::new() } else { format!(" for each of {workers} workers") };
     tracing::info!(

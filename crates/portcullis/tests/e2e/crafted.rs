@@ -28,15 +28,17 @@ const UDP: Body = (17, b"\x10\x92\x10\x93\x00\x10\x00\x00crafted!");
 const UDP_TO_FORWARD: Body = (17, b"\x10\x92\x14\xb4\x00\x10\x00\x00crafted!");
 /// TCP with an ACK alone, from 4242 to 80.
 const TCP_ACK: Body = (6, b"\x10\x92\x00\x50\x00\x00\x00\x01\x00\x00\x00\x01\x50\x10\x20\x00\x00\x00\x00\x00crafted!");
-/// SCTP's number.
-const SCTP: Body = (132, b"\x10\x92\x10\x93\x00\x00\x00\x00crafted!");
+/// IPsec's authentication header, which covers the addresses (RFC 3715, section 2.1).
+const AH: Body = (51, b"\x3b\x01\x00\x00\x00\x00\x10\x92crafted!");
+/// GRE of a protocol for experiments.
+const GRE: Body = (47, b"\x00\x00\x88\xb5crafted!");
 /// A UDP header that claims more bytes than there are.
 const UDP_TOO_LONG: Body = (17, b"\x10\x92\x10\x93\x7f\xff\x00\x00crafted!");
 /// A redirect (type 5).
 const ICMP_REDIRECT: Body = (1, b"\x05\x01\x5d\x9f\x00\x00\x00\x00crafted!");
 
 /// A packet, and the reason for which it is dropped.
-const ROWS: [(From, &str, &str, Body, &str); 14] = [
+const ROWS: [(From, &str, &str, Body, &str); 17] = [
     (From::Inside, "172.16.9.9", "198.51.100.2", UDP, "spoofed_inside"),
     (From::Inside, "198.51.100.3", "198.51.100.2", UDP, "spoofed_inside"),
     (From::Inside, "203.0.113.10", "198.51.100.2", UDP, "spoofed_inside"),
@@ -44,12 +46,15 @@ const ROWS: [(From, &str, &str, Body, &str); 14] = [
     (From::Inside, "224.0.0.1", "198.51.100.2", UDP, "martian_source"),
     (From::Inside, "255.255.255.255", "198.51.100.2", UDP, "martian_source"),
     (From::Inside, "10.0.0.2", "240.0.0.1", UDP, "martian_destination"),
-    (From::Inside, "10.0.0.2", "198.51.100.2", SCTP, "unsupported_protocol"),
+    (From::Inside, "10.0.0.2", "198.51.100.2", AH, "unsupported_protocol"),
+    (From::Inside, "10.0.0.2", "203.0.113.10", GRE, "no_mapping"),
     (From::Inside, "10.0.0.2", "198.51.100.2", UDP_TOO_LONG, "bad_transport_header"),
     (From::Outside, "10.0.0.3", "203.0.113.10", UDP_TO_FORWARD, "spoofed_outside"),
     (From::Outside, "203.0.113.10", "203.0.113.10", UDP_TO_FORWARD, "spoofed_outside"),
     (From::Outside, "127.0.0.1", "203.0.113.10", UDP_TO_FORWARD, "martian_source"),
     (From::Outside, "203.0.113.2", "203.0.113.10", TCP_ACK, "no_mapping"),
+    (From::Outside, "203.0.113.2", "203.0.113.10", GRE, "no_mapping"),
+    (From::Outside, "203.0.113.2", "203.0.113.10", AH, "unsupported_protocol"),
     (From::Outside, "203.0.113.2", "203.0.113.10", ICMP_REDIRECT, "unsupported_icmp"),
 ];
 

@@ -20,6 +20,7 @@ mod host;
 mod load;
 mod offloads;
 mod operator;
+mod others;
 mod punch;
 mod reach;
 mod wire;

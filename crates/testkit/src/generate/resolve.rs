@@ -12,9 +12,9 @@ use super::steps::{Kind, Sender, Step, Target, Trim};
 use super::world::{FIRST_PORT, HOSTS, MACS, POOL, REMOTES, forwards, mac_of};
 use crate::builder::{
     Checksum, PacketBuilder,
-    checksum::{internet, sum},
+    checksum::{covered, internet, sum},
 };
-use crate::reference::read::{Datagram, Transport, read, word};
+use crate::reference::read::{DCCP, Datagram, Transport, UDP_LITE, read, word};
 
 /// Addresses that are nobody's, or the box's own, or not the sender's to use.
 pub const ODD: [Ipv4Addr; 12] = [
@@ -179,6 +179,8 @@ impl Stage {
         let (link, datagram, out) = (before.link?, before.datagram?, after.datagram?);
         let (field, payload) = match datagram.transport {
             Transport::Ports { protocol: portcullis_nat::policy::Protocol::Udp, .. } => (6, 8),
+            // The word behind the first is covered where all is.
+            Transport::Other if covers_all(&datagram) => (6, if datagram.protocol == DCCP { 16 } else { 8 }),
             Transport::Ports { .. } => (16, usize::from(datagram.bytes[datagram.header_len + 12] >> 4) * 4),
             _ => return None,
         };
@@ -229,6 +231,7 @@ impl Stage {
                 };
                 packet(at(destination, id), at(source, id), Kind::Query(query))
             }
+            Transport::Other => packet(at(destination, 1000), at(source, 1001), other_kind(&datagram)),
             _ => return None,
         };
         Some(self.finish(packet.payload_len(trim.payload).checksum(trim.checksum), interface, mac, trim))
@@ -258,8 +261,25 @@ impl Stage {
     }
 }
 
+/// The protocol of a datagram of one without ports, with a checksum where it has one over the addresses.
+fn other_kind(datagram: &Datagram) -> Kind {
+    match datagram.protocol {
+        UDP_LITE => Kind::UdpLite(0),
+        DCCP => Kind::Dccp(0),
+        other => Kind::Other(other),
+    }
+}
+
+/// Whether a datagram is a whole one, of UDP-Lite or DCCP, whose checksum leaves nothing out.
+fn covers_all(datagram: &Datagram) -> bool {
+    let segment = &datagram.bytes[datagram.header_len..];
+    let is_whole = !datagram.more_fragments && datagram.offset == 0;
+    let sums = matches!(datagram.protocol, UDP_LITE | DCCP);
+    is_whole && sums && segment.len() >= 8 && covered(datagram.protocol, segment) == Some(segment.len())
+}
+
 /// A plain answer to a frame, on the wire that it went over: addresses, ports and link-layer addresses reversed. None to what is
-/// neither UDP nor TCP nor an unfragmented query. TCP is answered with a SYN and ACK.
+/// a fragment, an ICMP error or cannot be read. TCP is answered with a SYN and ACK.
 pub fn answered(frame: &[u8]) -> Option<Vec<u8>> {
     let reading = read(frame);
     let (link, datagram) = (reading.link?, reading.datagram?);
@@ -274,9 +294,13 @@ pub fn answered(frame: &[u8]) -> Option<Vec<u8>> {
             let kind = Kind::Query(crate::builder::Query::EchoReply);
             (at(datagram.destination, id), at(datagram.source, id), kind)
         }
+        Transport::Other if datagram.offset == 0 => {
+            (at(datagram.destination, 1000), at(datagram.source, 1000), other_kind(&datagram))
+        }
         _ => return None,
     };
     let packet = packet(from, to, kind).mac(link.destination, link.source).vlan(link.vlan());
+    let packet = if let Kind::Other(_) = kind { packet.payload_len(8) } else { packet };
     (!datagram.more_fragments).then(|| packet.build())
 }
 
@@ -288,6 +312,8 @@ fn packet(source: Endpoint, destination: Endpoint, kind: Kind) -> PacketBuilder 
             let id = if destination.port >= FIRST_PORT { destination.port } else { source.port };
             PacketBuilder::query(source.address, destination.address, query, id)
         }
+        Kind::UdpLite(coverage) => PacketBuilder::udp_lite(source, destination, coverage),
+        Kind::Dccp(coverage) => PacketBuilder::dccp(source, destination, coverage),
         Kind::Other(protocol) => PacketBuilder::raw(source.address, destination.address, protocol),
         Kind::OtherIcmp(kind) => PacketBuilder::icmp(source.address, destination.address, kind, 0, [0; 4]),
     }

@@ -6,7 +6,7 @@ use portcullis_nat::policy::Timeouts;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::world::{Plan, mtu, plan};
+use super::world::{OTHERS, Plan, mtu, plan};
 use crate::builder::{ACK, Checksum, FIN, PSH, Query, RST, SYN};
 
 /// Where a new packet goes.
@@ -37,6 +37,10 @@ pub enum Kind {
     Query(Query),
     /// Another protocol.
     Other(u8),
+    /// UDP-Lite with that coverage of its checksum.
+    UdpLite(u16),
+    /// DCCP with that coverage of its checksum.
+    Dccp(u8),
     /// An ICMP message of another type.
     OtherIcmp(u8),
 }
@@ -146,6 +150,8 @@ pub enum Step {
     Neighbour(Index),
     /// An external address goes away or comes back.
     Address(Index),
+    /// A protocol without ports is translated no more, or again.
+    Protocol(Index),
 }
 
 /// How long to wait.
@@ -188,6 +194,8 @@ impl Wait {
             Timeout::Closing => times.tcp_closing,
             Timeout::Icmp => times.icmp,
             Timeout::Fragment => times.fragment,
+            Timeout::OtherOpening => times.other_opening,
+            Timeout::Other => times.other,
         };
         (time.as_millis() as u32).saturating_add_signed(i32::from(by))
     }
@@ -208,6 +216,10 @@ pub enum Timeout {
     Icmp,
     /// Fragments.
     Fragment,
+    /// Protocols without ports, before the first answer.
+    OtherOpening,
+    /// Protocols without ports.
+    Other,
 }
 
 /// A world and what happens in it.
@@ -238,14 +250,29 @@ fn query() -> impl Strategy<Value = Query> {
     prop_oneof![4 => Just(Query::Echo), 2 => Just(Query::EchoReply), 1 => Just(Query::Timestamp), 1 => Just(Query::TimestampReply)]
 }
 
+/// Protocols without ports: few, so that several hosts speak one with a remote, and now and then any. Boxed, as a choice of choices does not fit
+/// on a test's stack.
+fn other() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        4 => Just(Kind::Other(OTHERS[0])),
+        2 => prop::sample::select(&OTHERS[..]).prop_map(Kind::Other),
+        1 => prop::sample::select(&[2_u8, 51, 89][..]).prop_map(Kind::Other),
+        1 => any::<u8>().prop_map(Kind::Other),
+        2 => prop_oneof![Just(0_u16), Just(8), 9..40_u16].prop_map(Kind::UdpLite),
+        2 => prop_oneof![Just(0_u8), 1..8_u8].prop_map(Kind::Dccp)
+    ]
+    .boxed()
+}
+
 fn kind() -> impl Strategy<Value = Kind> {
     prop_oneof![
         6 => Just(Kind::Udp),
         6 => flags().prop_map(Kind::Tcp),
         4 => query().prop_map(Kind::Query),
-        1 => prop_oneof![Just(2_u8), Just(47), Just(132), any::<u8>()].prop_map(Kind::Other),
+        4 => other(),
         1 => prop_oneof![Just(4_u8), Just(5), Just(17), any::<u8>()].prop_map(Kind::OtherIcmp)
     ]
+    .boxed()
 }
 
 fn target() -> impl Strategy<Value = Target> {
@@ -303,8 +330,13 @@ pub fn trim() -> impl Strategy<Value = Trim> {
 }
 
 fn send() -> impl Strategy<Value = Step> {
+    send_of(target(), kind())
+}
+
+/// New packets of those kinds to those targets.
+fn send_of(target: impl Strategy<Value = Target>, kind: impl Strategy<Value = Kind>) -> impl Strategy<Value = Step> {
     let port = prop_oneof![6 => Just(80_u16), 6 => Just(1000), 6 => Just(1001), 4 => 5000_u16..5002, 1 => Just(0)];
-    (sender(), port, target(), kind(), trim()).prop_map(|(sender, port, target, kind, trim)| Step::Send {
+    (sender(), port, target, kind, trim()).prop_map(|(sender, port, target, kind, trim)| Step::Send {
         sender,
         port,
         target,
@@ -328,7 +360,9 @@ fn wait() -> impl Strategy<Value = Wait> {
         Just(Timeout::Opening),
         Just(Timeout::Closing),
         Just(Timeout::Icmp),
-        Just(Timeout::Fragment)
+        Just(Timeout::Fragment),
+        Just(Timeout::OtherOpening),
+        Just(Timeout::Other)
     ];
     prop_oneof![
         3 => (0_u32..3000).prop_map(Wait::For),
@@ -364,8 +398,42 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => (any::<Index>(), mtu()).prop_map(|(interface, mtu)| Step::Mtu(interface, mtu)),
         1 => any::<Index>().prop_map(Step::Flip),
         1 => any::<Index>().prop_map(Step::Neighbour),
-        1 => any::<Index>().prop_map(Step::Address)
+        1 => any::<Index>().prop_map(Step::Address),
+        1 => any::<Index>().prop_map(Step::Protocol)
     ]
+}
+
+/// One step of a world where most speak protocols without ports, with few remotes.
+fn step_of_others() -> impl Strategy<Value = Step> {
+    let target = prop_oneof![
+        8 => any::<Index>().prop_map(|host| Target::Remote(host, 53)),
+        2 => any::<Index>().prop_map(|address| Target::Guess(address, 0)),
+        1 => target()
+    ];
+    let timeout = prop_oneof![Just(Timeout::OtherOpening), Just(Timeout::Other)];
+    let about = (timeout, -1_i8..=1).prop_map(|(timeout, by)| Step::Wait(Wait::About(timeout, by)));
+    prop_oneof![
+        12 => send_of(target, prop_oneof![8 => other(), 1 => kind()]).boxed(),
+        8 => (any::<Index>(), kind(), trim()).prop_map(|(of, kind, trim)| Step::Answer(of, kind, trim)).boxed(),
+        4 => complain().boxed(),
+        3 => again().boxed(),
+        1 => any::<Index>().prop_map(Step::Zero),
+        4 => about,
+        8 => step().boxed()
+    ]
+}
+
+/// A world with at most `most` steps, mostly of protocols without ports, in which little else stands in their way.
+pub fn scenario_of_others(most: usize) -> impl Strategy<Value = Scenario> {
+    let plan = plan().prop_map(|mut plan| {
+        plan.slots.truncate(2);
+        Plan { default_route: true, down: 0, untranslated: plan.untranslated & 0b110, ..plan }
+    });
+    (plan, any::<[u64; 4]>(), prop::collection::vec(step_of_others().boxed(), 1..=most)).prop_map(|(plan, seeds, steps)| Scenario {
+        plan,
+        seeds,
+        steps,
+    })
 }
 
 /// A world with at most `most` steps.

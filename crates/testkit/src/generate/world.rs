@@ -14,7 +14,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use portcullis_nat::policy::{
     DeviceId, Endpoint, External, Filtering, Forward, IcmpErrors, Interface, InterfaceId, Mac, MappingBehaviour, MssClamp, Network,
-    Policy, PortHold, PortParity, PortSet, Protocol, ReceivedChecksums, Route, Side, Timeouts,
+    Policy, PortHold, PortParity, PortSet, Protocol, ProtocolSet, ReceivedChecksums, Route, Side, Timeouts,
 };
 use proptest::prelude::*;
 
@@ -43,6 +43,9 @@ pub const POOL: [Ipv4Addr; 3] = [Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(20
 
 /// The first port of a small pool.
 pub const FIRST_PORT: u16 = 40_000;
+
+/// Protocols without ports that most of them are of: GRE, SCTP, ESP, IPv4 in IPv4; and the two with checksums over the addresses.
+pub const OTHERS: [u8; 6] = [47, 132, 50, 4, 33, 136];
 
 /// The link-layer addresses of the gateway's interfaces.
 pub const MACS: [Mac; 4] = [[2, 0, 0, 0, 0, 0x10], [2, 0, 0, 0, 0, 0x10], [2, 0, 0, 0, 0, 0x20], [2, 0, 0, 0, 0, 0x30]];
@@ -106,12 +109,22 @@ pub struct Plan {
     pub route_mtu: Option<u16>,
     /// Mappings, sessions and fragmented packets that the NAT holds.
     pub capacity: (u32, u32, u32),
+    /// Translations of protocols without ports that it holds.
+    pub others: u32,
+    /// Which of [`OTHERS`] are not translated: bit by bit.
+    pub untranslated: u8,
     /// When it starts.
     pub start: u32,
     /// Which neighbours have no link-layer address: bit by bit over [`next_hops`].
     pub unresolved: u8,
     /// Which interfaces are down.
     pub down: u8,
+}
+
+/// The same set with a protocol more, or less.
+pub fn flipped(protocols: ProtocolSet, protocol: u8) -> ProtocolSet {
+    let others = protocols.iter().filter(|&other| other != protocol);
+    others.chain((!protocols.contains(protocol)).then_some(protocol)).collect()
 }
 
 /// The next hops of the world, with their interfaces.
@@ -154,6 +167,8 @@ impl Plan {
                 tcp_closing: seconds(10),
                 icmp: seconds(5),
                 fragment: seconds(3),
+                other_opening: seconds(4),
+                other: seconds(15),
             }
         } else {
             Timeouts::default()
@@ -171,7 +186,14 @@ impl Plan {
             udp_ports: self.udp_ports.iter().map(|(&port, &number)| (port, other_time(&timeouts, number))).collect(),
             timeouts,
             icmp_errors: IcmpErrors { rate, burst, exhausted_code: self.exhausted_code, ..IcmpErrors::default() },
+            other_protocols: self.other_protocols(),
         }
+    }
+
+    fn other_protocols(&self) -> ProtocolSet {
+        let not =
+            |protocol: u8| OTHERS.iter().position(|&other| other == protocol).is_some_and(|bit| self.untranslated >> bit & 1 == 1);
+        ProtocolSet::ALL.iter().filter(|&protocol| !not(protocol)).collect()
     }
 
     /// The network.
@@ -315,7 +337,8 @@ pub fn plan() -> impl Strategy<Value = Plan> {
     let mss = prop_oneof![2 => Just([MssClamp::Off; 4]), 1 => [clamp(), clamp(), clamp(), clamp()]];
     let links =
         (any::<bool>(), prop::bool::weighted(0.9), any::<bool>(), [mtu(), mtu(), mtu(), mtu()], prop::option::of(mtu()), mss);
-    let rest = (capacity, start(), rare_bits(), prop_oneof![6 => Just(0_u8), 1 => any::<u8>()], udp_ports);
+    let others = (prop_oneof![3 => Just(64_u32), 1 => 1_u32..4], rare_bits());
+    let rest = (capacity, start(), rare_bits(), prop_oneof![6 => Just(0_u8), 1 => any::<u8>()], others, udp_ports);
     (rules, answers, links, rest).prop_map(|(rules, answers, links, rest)| Plan {
         slots: rules.0,
         forwards: rules.1,
@@ -326,7 +349,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         parity: answers.2,
         hold: answers.3,
         short_timeouts: rules.6,
-        udp_ports: rest.4,
+        udp_ports: rest.5,
         answers: answers.0,
         exhausted_code: answers.1,
         tagged: links.0,
@@ -336,6 +359,8 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         route_mtu: links.4,
         mss: links.5,
         capacity: rest.0,
+        others: rest.4.0,
+        untranslated: rest.4.1,
         start: rest.1,
         unresolved: rest.2,
         down: rest.3,
@@ -366,6 +391,8 @@ impl Default for Plan {
             route_mtu: None,
             mss: [MssClamp::Off; 4],
             capacity: (64, 64, 64),
+            others: 64,
+            untranslated: 0,
             start: u32::MAX - 5_000,
             unresolved: 0,
             down: 0,

@@ -115,7 +115,9 @@ impl ReferenceNat {
         let failure = Failure { reasons: vec![DropReason::TtlExpired], answer: Answer::Due(reply), certain: true };
         let mut legal = Legal { punt: otherwise.punt, awaits: otherwise.awaits, ..Legal::default() };
         self.add(&mut legal, &failure, received);
-        let silent = received.interface.side == Side::Outside || !is_answerable(received.datagram);
+        // Of a protocol without ports, what comes from inside to an external address goes nowhere, whatever hops it has left.
+        let ends_here = matches!(received.datagram.transport, Transport::Other) && self.is_external(received.datagram.destination);
+        let silent = received.interface.side == Side::Outside || !is_answerable(received.datagram) || ends_here;
         legal.drops.extend(otherwise.drops.iter().filter(|_| silent));
         legal
     }
@@ -138,12 +140,14 @@ impl ReferenceNat {
             legal.punt = self.network.route(datagram.destination) == Some(Route::Local);
             return legal;
         }
-        if matches!(datagram.transport, Transport::Later) {
-            return self.later_fragment(received);
+        match datagram.transport {
+            Transport::Later => return self.later_fragment(received),
+            Transport::Other => return self.other(received, external),
+            _ => {}
         }
         match (&datagram.transport, outside, external) {
-            (Transport::Error { embedded, checksum_right }, ..) => {
-                self.error(received, embedded.as_ref(), *checksum_right, external)
+            (Transport::Error { embedded, other, checksum_right }, ..) => {
+                self.error(received, (embedded.as_ref(), other.as_ref()), *checksum_right, external)
             }
             (_, true, _) => self.inbound(received, shown),
             (_, false, false) => self.outbound(received, shown),
@@ -272,7 +276,10 @@ impl ReferenceNat {
         let target = Endpoint { address: flow.destination.address, port: transport_destination(received) };
         let starts = flow.objection().is_none();
         let query = flow.protocol == Protocol::Icmp;
-        let shared = query && self.is_shared(target.address) && half.choices.is_empty() && !starts;
+        // What it answers may be gone, although it may be there still.
+        let unasked =
+            half.choices.is_empty() || half.failures.iter().any(|failure| failure.reasons.contains(&DropReason::NoMapping));
+        let shared = query && self.is_shared(target.address) && unasked && !starts;
         legal.punt = shared || flow.protocol != Protocol::Icmp && self.is_unclaimed(flow.protocol, target);
         half.failures.iter().for_each(|failure| self.add(&mut legal, failure, received));
         legal.before_kept = (legal.drops.clone(), legal.replies.clone());

@@ -6,20 +6,29 @@ use portcullis_nat::policy::{Endpoint, Protocol, Side};
 use portcullis_nat::verdict::DropReason;
 
 use super::legal::{Forward, Legal, Received};
-use super::read::Embedded;
+use super::read::{Embedded, EmbeddedOther, word};
 use super::rewrite::{EmbeddedEnds, Ids, translated_error};
 use super::tables::{Session, SessionKey};
 use super::{Outcome, ReferenceNat};
 
 impl ReferenceNat {
     /// What may become of an ICMP error.
-    pub(super) fn error(&self, received: Received<'_>, embedded: Option<&Embedded>, checksum_right: bool, external: bool) -> Legal {
+    pub(super) fn error(
+        &self,
+        received: Received<'_>,
+        (embedded, other): (Option<&Embedded>, Option<&EmbeddedOther>),
+        checksum_right: bool,
+        external: bool,
+    ) -> Legal {
         let shared = external && self.is_shared(received.datagram.destination);
         if !checksum_right {
             let mut legal = Legal::dropped([DropReason::BadIcmpChecksum]);
             legal.drops.extend(embedded.is_none().then_some(DropReason::BadEmbeddedPacket));
             legal.punt = shared;
             return legal;
+        }
+        if let Some(other) = other {
+            return self.other_error(received, other, external);
         }
         let Some(embedded) = embedded else {
             let unreadable = [DropReason::BadEmbeddedPacket, DropReason::IcmpNoSession, DropReason::UnsupportedIcmp];
@@ -37,7 +46,7 @@ impl ReferenceNat {
     }
 
     /// No session has sent what the error is about.
-    fn stray(&self, received: Received<'_>) -> Legal {
+    pub(super) fn stray(&self, received: Received<'_>) -> Legal {
         if self.is_shared(received.datagram.destination) {
             return Legal { punt: true, ..Legal::default() };
         }
@@ -115,7 +124,9 @@ impl ReferenceNat {
             Ok(egress) => {
                 let mut expected = translated_error(received.datagram, embedded, outer, translated);
                 if embedded.header_right && outcome != Outcome::Outbound {
-                    expected.identification = Some((embedded.at, Ids::OneOf(self.tables.originals(received.datagram, embedded))));
+                    let quoted = word(&received.datagram.bytes, embedded.at + 4);
+                    let name = (embedded.source, embedded.destination, quoted, embedded.protocol as u8);
+                    expected.identification = Some((embedded.at, Ids::OneOf(self.tables.originals(name))));
                 }
                 let outcome = Outcome::Error(Box::new(outcome));
                 legal.forwards.push(Forward { outcome, expected, egress, effects: Vec::new() });

@@ -178,7 +178,9 @@ impl ReferenceNat {
     /// Takes down what a fragment's outcome says of its datagram.
     pub(super) fn note_fragment(&mut self, reading: &Reading, id: Option<InterfaceId>, outcome: &Outcome) {
         let Some(datagram) = &reading.datagram else { return };
-        if datagram.offset == 0 && !datagram.more_fragments || self.is_refused_early(reading, datagram, id) {
+        let is_nobodys_first = matches!(datagram.transport, Transport::Other);
+        let is_whole = datagram.offset == 0 && !datagram.more_fragments;
+        if is_nobodys_first || is_whole || self.is_refused_early(reading, datagram, id) {
             return;
         }
         let certain = self.has_been_ordered(reading, datagram, id, outcome);

@@ -120,7 +120,9 @@ impl Legal {
 /// Whether the gateway sends ICMP errors about a packet: RFC 1812, section 4.3.2.7, never about an ICMP error, a later fragment, or
 /// what was not addressed to one host.
 pub(super) fn is_answerable(datagram: &Datagram) -> bool {
-    !matches!(datagram.transport, Transport::Error { .. } | Transport::Later | Transport::Unsupported(_) | Transport::Unreadable)
+    let is_later = datagram.offset > 0;
+    let strange = matches!(datagram.transport, Transport::Error { .. } | Transport::Unsupported(_) | Transport::Unreadable);
+    !is_later && !strange
 }
 
 /// What was received, and where.

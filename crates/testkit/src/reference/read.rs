@@ -51,8 +51,10 @@ pub(crate) enum Transport {
     Ports { protocol: Protocol, source: u16, destination: u16, flags: u8 },
     /// An ICMP query or its reply.
     Query { id: u16, request: bool },
-    /// An ICMP error, and the packet in it where that can be read.
-    Error { embedded: Option<Embedded>, checksum_right: bool },
+    /// An ICMP error, and the packet in it where that can be read: of a protocol with ports or queries, or of another.
+    Error { embedded: Option<Embedded>, other: Option<EmbeddedOther>, checksum_right: bool },
+    /// Of a protocol beside TCP, UDP and ICMP: any fragment of it, or all.
+    Other,
     /// A fragment that is not the first.
     Later,
     /// Something that the NAT does not translate.
@@ -75,6 +77,20 @@ pub(crate) struct Embedded {
     /// The ports; an ICMP query's identifier in both.
     pub(crate) ports: (u16, u16),
     /// Where the transport's checksum stands, if it is quoted.
+    pub(crate) checksum_at: Option<usize>,
+}
+
+/// The same of a protocol of which only the addresses are known, and of any of its fragments.
+#[derive(Clone, Debug)]
+pub(crate) struct EmbeddedOther {
+    pub(crate) at: usize,
+    pub(crate) header_len: usize,
+    pub(crate) header_right: bool,
+    pub(crate) id: u16,
+    pub(crate) protocol: u8,
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    /// Where a checksum over the addresses stands, if it is quoted.
     pub(crate) checksum_at: Option<usize>,
 }
 
@@ -203,7 +219,7 @@ fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
         if usize::from(datagram.offset) * 8 + datagram.bytes.len() > 0xFFFF || datagram.bytes.len() == datagram.header_len {
             reading.tolerated.extend([DropReason::BadIpHeader, DropReason::BadTransportHeader, DropReason::Truncated]);
         }
-        return Transport::Later;
+        return if protocol.is_some() { Transport::Later } else { Transport::Other };
     }
     let payload = &datagram.bytes[datagram.header_len..];
     let whole = !datagram.more_fragments;
@@ -211,7 +227,7 @@ fn read_transport(datagram: &Datagram, reading: &mut Reading) -> Transport {
         Some(Protocol::Udp) => read_udp(payload, whole, reading),
         Some(Protocol::Tcp) => read_tcp(payload, whole, reading),
         Some(Protocol::Icmp) => read_icmp(datagram, payload, whole, reading),
-        None => Transport::Unsupported(DropReason::UnsupportedProtocol),
+        None => Transport::Other,
     }
 }
 
@@ -280,7 +296,8 @@ fn read_icmp(datagram: &Datagram, payload: &[u8], whole: bool, reading: &mut Rea
         }
         3 | 11 | 12 => {
             let embedded = read_embedded(datagram.header_len, payload, reading);
-            Transport::Error { embedded, checksum_right: verifies(&[payload]) }
+            let other = read_embedded_other(datagram.header_len, payload, reading);
+            Transport::Error { embedded, other, checksum_right: verifies(&[payload]) }
         }
         _ => {
             if !whole || !verifies(&[payload]) {
@@ -337,6 +354,47 @@ fn read_embedded(outer_header_len: usize, payload: &[u8], reading: &mut Reading)
         checksum_at: reaches.then_some(at + header_len + checksum),
     })
 }
+
+/// The packet in an error as far as addresses say whose it is.
+fn read_embedded_other(outer_header_len: usize, payload: &[u8], reading: &mut Reading) -> Option<EmbeddedOther> {
+    let quote = quoted(payload, reading);
+    if quote.len() < 20 || quote[0] >> 4 != 4 || Protocol::from_number(quote[9]).is_some() {
+        return None;
+    }
+    let header_len = usize::from(quote[0] & 15) * 4;
+    if header_len < 20 || quote.len() < header_len {
+        return None;
+    }
+    let header_right = verifies(&[&quote[..header_len]]);
+    // RFC 4884, section 5.1: what stands behind a shorter datagram is padding.
+    let transport = quote.len().min(usize::from(word(quote, 2))).saturating_sub(header_len);
+    let is_later = word(quote, 6) & 0x1FFF != 0;
+    // RFC 792 has eight bytes quoted; and of later fragments there are no errors.
+    if !header_right || transport < 8 || is_later || usize::from(word(quote, 2)) < header_len {
+        reading.tolerated.push(DropReason::BadEmbeddedPacket);
+    }
+    let at = outer_header_len + 8;
+    Some(EmbeddedOther {
+        at,
+        header_len,
+        header_right,
+        id: word(quote, 4),
+        protocol: quote[9],
+        source: address(quote, 12),
+        destination: address(quote, 16),
+        checksum_at: (sums_addresses(quote[9]) && !is_later && transport >= 8).then_some(at + header_len + 6),
+    })
+}
+
+/// Whether a protocol beside TCP, UDP and ICMP has a checksum over the addresses, at its sixth byte: DCCP (RFC 4340, section 9.1) and UDP-Lite
+/// (RFC 3828, section 3.1).
+pub(crate) const fn sums_addresses(protocol: u8) -> bool {
+    matches!(protocol, DCCP | UDP_LITE)
+}
+
+/// The numbers of the two.
+pub(crate) const DCCP: u8 = 33;
+pub(crate) const UDP_LITE: u8 = 136;
 
 /// Whether the transport checksum of a whole datagram is *partial*: the sum of the pseudo header, not complemented.
 pub(crate) fn is_partial(datagram: &Datagram) -> bool {

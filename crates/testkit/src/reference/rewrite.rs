@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use portcullis_nat::policy::{Endpoint, Protocol};
 
-use super::read::{Datagram, Embedded, Transport, is_partial, transport_checksum, word};
+use super::read::{Datagram, Embedded, EmbeddedOther, Transport, UDP_LITE, is_partial, sums_addresses, transport_checksum, word};
 use crate::builder::SYN;
 use crate::builder::checksum::internet;
 
@@ -29,6 +29,17 @@ pub(super) enum Ids {
 }
 
 impl Expected {
+    /// Moves a checksum over addresses of a protocol without ports. Of UDP-Lite zero is as of UDP: "an all zero transmitted checksum value is
+    /// prohibited" (RFC 3828, section 3.1).
+    fn move_other(&mut self, protocol: u8, at: usize, old: &[u16], new: &[u16]) {
+        let before = word(&self.bytes, at);
+        let value = if protocol == UDP_LITE { moved_udp(before, old, new) } else { moved(before, old, new) };
+        put(&mut self.bytes, at, value);
+        if protocol != UDP_LITE {
+            self.either_zero.push(at);
+        }
+    }
+
     /// Says where `seen` differs, if it does.
     pub(super) fn difference(&self, seen: &[u8]) -> Option<String> {
         if seen.len() < self.bytes.len() {
@@ -128,6 +139,19 @@ pub(super) fn translated(datagram: &Datagram, source: Endpoint, destination: End
     Expected { bytes, either_zero, identification: None }
 }
 
+/// The datagram, or fragment, of a protocol without ports with other addresses, one hop on.
+pub(super) fn translated_by_address(datagram: &Datagram, (source, destination): (Ipv4Addr, Ipv4Addr)) -> Expected {
+    let mut expected = Expected { bytes: datagram.bytes.clone(), either_zero: Vec::new(), identification: None };
+    let at = datagram.header_len;
+    if sums_addresses(datagram.protocol) && datagram.offset == 0 && datagram.bytes.len() >= at + 8 {
+        let old = [words(datagram.source), words(datagram.destination)].concat();
+        let new = [words(source), words(destination)].concat();
+        expected.move_other(datagram.protocol, at + 6, &old, &new);
+    }
+    header(&mut expected.bytes, at, source, destination);
+    expected
+}
+
 /// The same with a SYN's maximum segment size lowered to `most` (RFC 9293, section 3.7.1).
 pub(super) fn clamped(expected: &mut Expected, at: usize, most: u16) {
     let segment = &mut expected.bytes[at..];
@@ -190,27 +214,63 @@ pub(super) fn translated_error(
     outer: (Ipv4Addr, Ipv4Addr),
     ends: EmbeddedEnds,
 ) -> Expected {
-    let mut bytes = datagram.bytes.clone();
-    let mut either_zero = Vec::new();
-    let (at, transport) = (embedded.at, embedded.at + embedded.header_len);
-    let old_header = [words(embedded.source), words(embedded.destination)].concat();
-    let new_header = [words(ends.source.address), words(ends.destination.address)].concat();
-    bytes[at + 12..at + 16].copy_from_slice(&ends.source.address.octets());
-    bytes[at + 16..at + 20].copy_from_slice(&ends.destination.address.octets());
-    if embedded.header_right {
-        finish_header(&mut bytes, at, embedded.header_len);
-    } else {
-        let value = moved(word(&bytes, at + 10), &old_header, &new_header);
-        put(&mut bytes, at + 10, value);
-        either_zero.push(at + 10);
+    let mut expected = Expected { bytes: datagram.bytes.clone(), either_zero: Vec::new(), identification: None };
+    let (old, new) = ([embedded.source, embedded.destination], [ends.source.address, ends.destination.address]);
+    let (at, header_len) = (embedded.at, embedded.header_len);
+    let headers = expected.embedded_header((at, header_len), embedded.header_right, old, new);
+    let Expected { bytes, either_zero, .. } = &mut expected;
+    embedded_transport(bytes, embedded, at + header_len, ends, (&headers.0, &headers.1), either_zero);
+    expected.outer(datagram.header_len, outer);
+    expected
+}
+
+/// The same of a quoted packet of a protocol without ports: its addresses become `ends`.
+pub(super) fn translated_other_error(
+    datagram: &Datagram,
+    quoted: &EmbeddedOther,
+    outer: (Ipv4Addr, Ipv4Addr),
+    ends: (Ipv4Addr, Ipv4Addr),
+) -> Expected {
+    let mut expected = Expected { bytes: datagram.bytes.clone(), either_zero: Vec::new(), identification: None };
+    let (old, new) = ([quoted.source, quoted.destination], [ends.0, ends.1]);
+    let headers = expected.embedded_header((quoted.at, quoted.header_len), quoted.header_right, old, new);
+    if let Some(field) = quoted.checksum_at {
+        expected.move_other(quoted.protocol, field, &headers.0, &headers.1);
     }
-    embedded_transport(&mut bytes, embedded, transport, ends, (&old_header, &new_header), &mut either_zero);
-    let outer_len = datagram.header_len;
-    put(&mut bytes, outer_len + 2, 0);
-    let value = internet(&[&bytes[outer_len..]]);
-    put(&mut bytes, outer_len + 2, value);
-    header(&mut bytes, outer_len, outer.0, outer.1);
-    Expected { bytes, either_zero, identification: None }
+    expected.outer(datagram.header_len, outer);
+    expected
+}
+
+impl Expected {
+    /// Gives a quoted IPv4 header other addresses. Returns the words of those that it had, and of those that it has.
+    fn embedded_header(
+        &mut self,
+        (at, header_len): (usize, usize),
+        is_right: bool,
+        old: [Ipv4Addr; 2],
+        new: [Ipv4Addr; 2],
+    ) -> (Vec<u16>, Vec<u16>) {
+        let both = |ends: [Ipv4Addr; 2]| ends.into_iter().flat_map(words).collect::<Vec<_>>();
+        let (old, ends, new) = (both(old), new, both(new));
+        self.bytes[at + 12..at + 16].copy_from_slice(&ends[0].octets());
+        self.bytes[at + 16..at + 20].copy_from_slice(&ends[1].octets());
+        if is_right {
+            finish_header(&mut self.bytes, at, header_len);
+        } else {
+            let value = moved(word(&self.bytes, at + 10), &old, &new);
+            put(&mut self.bytes, at + 10, value);
+            self.either_zero.push(at + 10);
+        }
+        (old, new)
+    }
+
+    /// Makes an ICMP error's own checksum and header anew.
+    fn outer(&mut self, len: usize, (source, destination): (Ipv4Addr, Ipv4Addr)) {
+        put(&mut self.bytes, len + 2, 0);
+        let value = internet(&[&self.bytes[len..]]);
+        put(&mut self.bytes, len + 2, value);
+        header(&mut self.bytes, len, source, destination);
+    }
 }
 
 fn embedded_transport(

@@ -11,7 +11,7 @@ use portcullis_nat::policy::{Endpoint, External, Policy, PortParity, Protocol};
 use portcullis_nat::view::SessionState;
 
 use super::fragments::{Early, FragmentEntry, FragmentKey};
-use super::read::{Datagram, Embedded, word};
+use super::others::{Others, Translation};
 use super::shares::{PortKind, Shares};
 use super::tcp::{self, Direction};
 
@@ -109,6 +109,8 @@ pub(super) enum Effect {
     Fragment { key: FragmentKey, entry: FragmentEntry },
     /// A later fragment.
     LaterFragment { key: FragmentKey },
+    /// A packet that was translated by address.
+    Other { translation: Translation, direction: Direction },
 }
 
 impl Effect {
@@ -195,6 +197,7 @@ pub(super) struct Tables {
     pub(super) late_sessions: Vec<Session>,
     pub(super) late_mappings: Vec<Mapping>,
     pub(super) resting: Vec<Resting>,
+    pub(super) others: Others,
     now: u64,
     /// Sessions that were made with nothing shown of them. The view decides.
     pub(super) unseen: Vec<Unseen>,
@@ -205,6 +208,7 @@ impl Tables {
     /// Ends what was idle too long by `now`.
     pub(super) fn expire(&mut self, now: u64, policy: &Policy) {
         self.now = now;
+        self.others.expire(now, policy);
         self.retire(|session| session.is_live(now, policy));
         // What its own time has ended is nobody's guest.
         self.late_sessions.iter_mut().for_each(|late| late.guest &= late.is_live(now, policy));
@@ -261,6 +265,7 @@ impl Tables {
         });
         self.late_sessions = late;
         self.late_mappings.clear();
+        self.others.swept();
         let time = policy.port_hold.time.as_millis() as u64;
         for port in &mut self.resting {
             port.met.get_or_insert(now);
@@ -306,6 +311,7 @@ impl Tables {
                 }
                 Effect::Fragment { key, entry } => self.learn(key, entry),
                 Effect::LaterFragment { key } => self.touch(key, now),
+                Effect::Other { translation, direction } => self.others.commit(translation, direction, now, inbound_refresh),
             }
         }
     }
@@ -352,12 +358,10 @@ impl Tables {
         Ok(())
     }
 
-    /// The identifications that the packet in an error may have been sent with.
-    pub(super) fn originals(&self, datagram: &Datagram, embedded: &Embedded) -> Vec<u16> {
-        let quoted = word(&datagram.bytes, embedded.at + 4);
-        let outside = (embedded.source, embedded.destination, quoted, embedded.protocol as u8);
+    /// The identifications that a packet which an error quotes like that may have been sent with.
+    pub(super) fn originals(&self, outside: FragmentKey) -> Vec<u16> {
         let known = self.renamed.iter().filter(|renamed| renamed.outside == outside).map(|renamed| renamed.inside.2);
-        known.chain([quoted]).collect()
+        known.chain([outside.2]).collect()
     }
 
     /// A first fragment takes the place of an earlier one with its name.

@@ -63,11 +63,15 @@ impl ReferenceNat {
             () if self.limiter == Limiter::Ample && self.unsolicited.len() < REMEMBERED => Due::Answer,
             () => Due::Either,
         };
-        match self.unsolicited.iter_mut().find(is_held) {
+        let held = self.unsolicited.iter_mut().find(is_held);
+        // One that is in doubt may have been forgotten, and this one held in its place.
+        let may_be_forgotten = held.as_ref().is_some_and(|syn| syn.due == Due::Either);
+        match held {
             // The first one is answered, or the last: but who is silent once need not speak for a second one.
-            Some(syn) if syn.due != due => syn.due = if syn.due == Due::Answer { due } else { syn.due },
-            Some(_) => {}
-            None => {
+            Some(syn) if syn.due == Due::Answer => syn.due = due,
+            Some(_) if !may_be_forgotten || due == Due::Silence => {}
+            held => {
+                let due = if held.is_some() { Due::Either } else { due };
                 let (received, frame) = (self.clock, frame.to_vec());
                 self.unsolicited.push(Unsolicited { received, frame, interface: id, external, remote, due });
             }

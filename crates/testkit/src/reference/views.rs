@@ -119,6 +119,8 @@ impl ReferenceNat {
         let statics = tables.sessions.values().chain(&tables.late_sessions).filter(|session| session.mapping.is_none()).count();
         let most = tables.mappings.len() + tables.late_mappings.len() + statics;
         within("mappings", gauges.mappings, tables.mappings.len(), most)?;
+        let (live, most) = self.other_counts();
+        within("translations by address", gauges.others, live, most)?;
         for used in port_use {
             let of = |m: &&super::tables::Mapping| (m.protocol, m.external.address) == (used.protocol, used.address);
             let live = tables.mappings.values().filter(of).count();

@@ -17,9 +17,11 @@ use crate::pcap;
 
 /// The bound of a file; when it is full, it begins again. **Units:** millions of bytes.
 const MEGABYTES: &str = "50";
-/// What tshark checks, as it names the field that holds the verdict, of which 0 is bad. The header of the packet that an ICMP error
-/// quotes is among them.
-const CHECKED: [&str; 4] = ["ip", "tcp", "udp", "icmp"];
+/// What tshark checks, as it names the field that holds the verdict, of which 0 is bad: UDP-Lite is among UDP, and the header of the packet
+/// that an ICMP error quotes among IPv4's.
+const CHECKED: [&str; 5] = ["ip", "tcp", "udp", "dccp", "icmp"];
+/// What it has to be told to check; ICMP it always does.
+const TOLD: [&str; 5] = ["ip", "tcp", "udp", "udplite", "dccp"];
 
 /// A capture that goes on until it is dropped.
 #[derive(Debug)]
@@ -69,7 +71,7 @@ pub fn has_tshark() -> bool {
 /// **Errors:** tshark failed.
 pub fn judge(file: &Path) -> Result<Verdict> {
     let path = file.display().to_string();
-    let checks: Vec<_> = CHECKED[..3].iter().map(|name| format!("{name}.check_checksum:TRUE")).collect();
+    let checks: Vec<_> = TOLD.iter().map(|name| format!("{name}.check_checksum:TRUE")).collect();
     let fields: Vec<_> = CHECKED.iter().map(|name| format!("{name}.checksum.status")).collect();
     let mut arguments = vec!["-n", "-r", &path, "-T", "fields", "-e", "frame.number", "-e", "_ws.col.Info"];
     for check in &checks {
@@ -90,8 +92,8 @@ pub fn judge(file: &Path) -> Result<Verdict> {
 /// sender's is a partial one.
 fn complaint(line: &str) -> Option<String> {
     let columns: Vec<_> = line.split('\t').collect();
-    let &[ip, tcp, udp, icmp] = columns.get(2..)? else { return None };
-    let judged = if icmp.is_empty() { [ip, tcp, udp, ""] } else { [ip, "", "", icmp] };
+    let &[ip, tcp, udp, dccp, icmp] = columns.get(2..)? else { return None };
+    let judged = if icmp.is_empty() { [ip, tcp, udp, dccp, ""] } else { [ip, "", "", "", icmp] };
     let verdicts = CHECKED.iter().zip(judged);
     let wrong: Vec<_> = verdicts.filter(|(_, list)| list.split(',').any(|verdict| verdict == "0")).map(|(name, _)| *name).collect();
     (!wrong.is_empty()).then(|| format!("frame {}: {} checksum: {}", columns[0], wrong.join(" and "), columns[1]))
@@ -137,6 +139,8 @@ mod tests {
             PacketBuilder::udp(here, there).payload(b"some bytes").checksum(checksum),
             PacketBuilder::tcp(here, there, SYN).checksum(checksum),
             PacketBuilder::query(here.address, there.address, Query::Echo, 7).payload(b"some bytes").checksum(checksum),
+            PacketBuilder::udp_lite(here, there, 12).payload(b"some bytes").checksum(checksum),
+            PacketBuilder::dccp(here, there, 1).payload(b"some bytes").checksum(checksum),
         ]
     }
 
@@ -175,6 +179,9 @@ mod tests {
         let Some(verdict) = judged("spoiled_packets", &frames) else { return };
         let named: Vec<_> = verdict.bad.iter().map(|line| line.split(" checksum").next().unwrap_or_default()).collect();
         let last = format!("frame {}: udp", frames.len());
-        assert_eq!(named, ["frame 1: udp", "frame 2: tcp", "frame 3: icmp", "frame 4: ip", "frame 5: ip", &last], "{verdict:?}");
+        let kinds = ["udp", "tcp", "icmp", "udp", "dccp", "ip", "ip"].into_iter().enumerate();
+        let mut wanted: Vec<_> = kinds.map(|(at, kind)| format!("frame {}: {kind}", at + 1)).collect();
+        wanted.push(last);
+        assert_eq!(named, wanted, "{verdict:?}");
     }
 }

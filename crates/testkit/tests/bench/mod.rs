@@ -14,7 +14,7 @@ use portcullis_nat::verdict::Verdict;
 use portcullis_nat::{Capacity, Packet, Seeds};
 use portcullis_testkit::builder::describe;
 use portcullis_testkit::fleet::{Done, Fleet, owners};
-use portcullis_testkit::generate::world::{POOL, mac_of, next_hops};
+use portcullis_testkit::generate::world::{OTHERS, POOL, flipped, mac_of, next_hops};
 use portcullis_testkit::generate::{Forwarded, Plan, Received, Scenario, Stage, Step, scaled, scenario};
 use portcullis_testkit::pcap::{Record, write_failure};
 use portcullis_testkit::reference::{Limits, Outcome, ReferenceNat};
@@ -36,7 +36,7 @@ pub(crate) const CANARY: u8 = 0xC5;
 /// How many records the NAT holds in that world.
 pub(crate) fn capacity(plan: &Plan) -> Capacity {
     let (mappings, sessions, fragments) = plan.capacity;
-    Capacity { mappings, sessions, externals: POOL.len() as u16, fragments }
+    Capacity { mappings, sessions, externals: POOL.len() as u16, fragments, others: plan.others }
 }
 
 /// The one place that knows how a NAT is made.
@@ -97,6 +97,7 @@ impl<'m> Bench<'m> {
             mappings: gauges.mappings_limit as usize,
             sessions: gauges.sessions_limit as usize,
             fragments: plan.capacity.2 as usize,
+            others: gauges.others_limit as usize,
         };
         let (policy, network, now) = (plan.policy(), plan.network(), Tick(plan.start));
         let reference = ReferenceNat::new(Arc::new(policy.clone()), Arc::new(network.clone()), limits, now);
@@ -152,6 +153,7 @@ impl<'m> Bench<'m> {
                 self.rewire();
             }
             Step::Address(index) => self.flip_address(index.index(self.policy.externals.len()))?,
+            Step::Protocol(index) => self.flip_protocol(*index.get(&OTHERS))?,
             _ => {
                 if let Step::Again { after: Some(wait), .. } = step {
                     self.now = self.now.after(wait.milliseconds(&self.policy.timeouts));
@@ -205,6 +207,20 @@ impl<'m> Bench<'m> {
         }
         let external = &mut self.policy.externals[slot];
         external.address = if external.address.is_none() { Some(POOL[slot]) } else { None };
+        self.reload()
+    }
+
+    /// No rule says whether translations outlast their protocol's absence: it comes back when their time is over.
+    fn flip_protocol(&mut self, protocol: u8) -> Result<(), String> {
+        if !self.policy.other_protocols.contains(protocol) {
+            self.now = self.now.after(self.policy.timeouts.other.as_millis() as u32 + 1);
+            self.sweep()?;
+        }
+        self.policy.other_protocols = flipped(self.policy.other_protocols, protocol);
+        self.reload()
+    }
+
+    fn reload(&mut self) -> Result<(), String> {
         let policy = Arc::new(self.policy.clone());
         self.reference.advance(self.now);
         let given_up = self.nat.adopt_policy(&policy, self.now);
@@ -342,6 +358,7 @@ impl<'m> Bench<'m> {
         self.stage.externals = views.iter().map(|view| view.external).collect();
         let compared =
             self.reference.reconcile_sessions(&views).and_then(|()| self.reference.reconcile_mappings(&self.nat.mappings()));
+        let compared = compared.and_then(|()| self.reference.reconcile_others(&self.nat.others(self.now)));
         let compared = compared.and_then(|()| self.reference.check_gauges(&self.nat.gauges(), &self.nat.port_use()));
         compared.map_err(|disagreement| disagreement.to_string())
     }
