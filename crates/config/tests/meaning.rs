@@ -243,7 +243,7 @@ fn times_towards_ports_are_in_the_policy_and_warned_of_beyond_the_well_known_one
         config
             .summary()
             .iter()
-            .any(|line| line.ends_with("fragment 15s; udp to port 53 30s, to port 1023 2s, to port 1024 1m 59s, to port 5060 1h"))
+            .any(|line| line.ends_with("other 10m; udp to port 53 30s, to port 1023 2s, to port 1024 1m 59s, to port 5060 1h"))
     );
 }
 
