@@ -64,6 +64,14 @@ impl Batch {
         packets_of(&mut self.frames[at])
     }
 
+    /// The frames of a direction, each with its session's number in the four bytes from `place` on.
+    pub(crate) fn numbered(&mut self, at: usize, place: usize) -> &mut [Frame] {
+        for (frame, session) in self.frames[at].iter_mut().zip(&self.sessions[at]) {
+            frame.0[place..place + 4].copy_from_slice(&session.to_ne_bytes());
+        }
+        &mut self.frames[at]
+    }
+
     /// Sends the batch through, unmeasured.
     pub(crate) fn pass(&mut self, gateway: &mut Gateway<'_>) -> Result<()> {
         SIDES.into_iter().zip(&mut self.frames).try_for_each(|(side, frames)| gateway.pass(frames, side))

@@ -49,6 +49,7 @@ const HUGE_HEAP: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
     Rung,
+    Floor,
     Newcomers,
     Allocation,
     Expiry,
@@ -116,6 +117,9 @@ fn parts(most: u32) -> Vec<Part> {
             }));
         }
     }
+    parts.extend(
+        RUNGS.into_iter().map(|sessions| Part::new(What::Floor, sessions, "floor", &[("sessions", &*sessions.to_string())])),
+    );
     for mode in Mode::ALL {
         parts.push(Part::new(What::Newcomers, NEWCOMERS, "newcomers", &[("mode", mode.label())]));
     }
@@ -171,6 +175,7 @@ fn why_not(part: &Part) -> Option<&'static str> {
 fn measure_part(report: &mut Report, part: &Part) -> Result<()> {
     match part.what {
         What::Rung => report.ladder.push(ask(part)?),
+        What::Floor => report.floor.push(ask(part)?),
         What::Newcomers => report.newcomers.push(ask(part)?),
         What::Allocation => report.allocation.push(ask(part)?),
         What::Expiry => report.expiry.push(ask(part)?),

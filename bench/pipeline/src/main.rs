@@ -12,6 +12,7 @@ mod clock;
 mod count;
 mod expiry;
 mod figures;
+mod floor;
 mod flow;
 mod frame;
 mod gate;
@@ -56,6 +57,8 @@ enum Command {
     },
     /// Time for each packet of so many live sessions; prints one line of JSON.
     Rung(rung::Options),
+    /// What a packet costs that reads two lines of memory and is rewritten, and nothing else; prints one line of JSON.
+    Floor(floor::Options),
     /// Time for each new session while as many end; prints one line of JSON.
     Newcomers(newcomers::Options),
     /// Time for each first packet while the pool fills up, and beyond; prints one line of JSON.
@@ -98,6 +101,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::All(options) => ladder::run(options)?,
         Command::Plot { file } => plot::write(&Report::read(file)?)?,
         Command::Rung(options) => print(&rung::run(options)?)?,
+        Command::Floor(options) => print(&floor::run(options)?)?,
         Command::Newcomers(options) => print(&newcomers::run(options)?)?,
         Command::Allocation(options) => print(&allocation::run(options)?)?,
         Command::Expiry(options) => print(&expiry::run(options)?)?,

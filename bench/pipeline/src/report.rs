@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::{allocation, baseline, expiry, newcomers, rung, valgrind};
+use crate::{allocation, baseline, expiry, floor, newcomers, rung, valgrind};
 
 /// The version of the layout.
 pub(crate) const SCHEMA: u32 = 1;
@@ -25,6 +25,9 @@ pub(crate) struct Report {
     /// Seconds that the run took.
     pub(crate) seconds: f64,
     pub(crate) ladder: Vec<rung::Measured>,
+    /// Results of before it was measured have none.
+    #[serde(default)]
+    pub(crate) floor: Vec<floor::Measured>,
     /// Instructions a packet, by mode and kind.
     pub(crate) instructions: BTreeMap<String, f64>,
     pub(crate) misses: Vec<valgrind::Misses>,

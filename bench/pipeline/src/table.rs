@@ -155,6 +155,13 @@ fn ladder(report: &Report) -> Vec<Row> {
         };
         report.ladder.iter().find(is_it).map(|rung| rung.ns)
     };
+    for floor in &report.floor {
+        rows.push(Row::of(format!("floor, {} sessions", floor.sessions), &floor.ns, "ns"));
+        if let Some(packet) = of(floor.sessions) {
+            let row = Row::new(format!("packet over floor, {} sessions", floor.sessions), packet.median / floor.ns.median, "times");
+            rows.push(Row { steady: packet.p10 / floor.ns.p10, ..row });
+        }
+    }
     if let (Some(few), Some(many)) = (of(1000), of(16_515_072)) {
         let row = Row::new("packet, 16515072 sessions over 1000", many.median / few.median, "times").target(Some(3.0));
         rows.push(Row { steady: many.p10 / few.p10, ..row });
