@@ -304,10 +304,11 @@ impl ReferenceNat {
 
 /// Whether a packet that went no further has been through the first half of its hairpin, beyond doubt.
 fn is_after_first_half(legal: &Legal, outcome: &Outcome, tolerated: &[DropReason]) -> bool {
-    let (drops, replies) = &legal.before_kept;
+    let (drops, replies, punt) = &legal.before_kept;
     match outcome {
         Outcome::Dropped(reason) => !drops.contains(reason) && !tolerated.contains(reason),
         Outcome::Replied => replies.is_empty(),
+        Outcome::Punted => !punt,
         _ => true,
     }
 }

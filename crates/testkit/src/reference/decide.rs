@@ -282,7 +282,7 @@ impl ReferenceNat {
         let shared = query && self.is_shared(target.address) && unasked && !starts;
         legal.punt = shared || flow.protocol != Protocol::Icmp && self.is_unclaimed(flow.protocol, target);
         half.failures.iter().for_each(|failure| self.add(&mut legal, failure, received));
-        legal.before_kept = (legal.drops.clone(), legal.replies.clone());
+        legal.before_kept = (legal.drops.clone(), legal.replies.clone(), shared);
         legal.complaints.extend(half.complaint);
         for choice in half.choices {
             self.hairpin_second(&mut legal, received, flow, &choice, shown);

@@ -92,8 +92,8 @@ pub(super) struct Legal {
     /// What is left behind when the packet goes no further: the outbound half of a hairpin, one entry for each external endpoint that
     /// it may have been given (see `halves`).
     pub(super) kept: Vec<Effect>,
-    /// Reasons, and answers, that may have come before even that.
-    pub(super) before_kept: (Vec<DropReason>, Vec<Reply>),
+    /// Reasons, and answers, that may have come before even that, and whether the box may have been left the packet then.
+    pub(super) before_kept: (Vec<DropReason>, Vec<Reply>, bool),
     /// Why what the NAT seems to have chosen is not legal, for the message.
     pub(super) complaints: Vec<String>,
 }
