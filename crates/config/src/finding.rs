@@ -270,6 +270,11 @@ pub enum Doubt {
         "pool `{pool}` has {ports} ports of each address for {workers} workers: some workers, and the hosts that they serve, get none"
     )]
     FewerPorts { pool: String, ports: u32, workers: u16 },
+    #[error(
+        "the network {network} outside and {inside} inside, of `{interface}`, have addresses in common: hosts reach those of one side only, \
+         that which the kernel's routes lead to"
+    )]
+    SameAddresses { network: Ipv4Net, inside: Ipv4Net, interface: String },
     #[error("interface `{interface}` has no IPv4 address now: nothing is translated to it until it gets one")]
     NoAddress { interface: String },
 }

@@ -35,6 +35,9 @@ impl Config {
         let mut report = Report::new(self.origin.source.clone());
         for (interface, spots) in self.interfaces.iter().zip(&self.origin.interfaces) {
             check_exists(&interface.name, &spots.name, system, &mut report);
+            if interface.side == Side::Outside {
+                self.doubt_networks(&interface.name, &spots.name, system, &mut report);
+            }
         }
         for (pool, spots) in self.pools.iter().zip(&self.origin.pools) {
             for (entry, spot) in pool.addresses.iter().zip(&spots.addresses) {
@@ -62,6 +65,19 @@ impl Config {
             }
         }
         report.finish().unwrap_or_default()
+    }
+
+    /// A network outside should have no address of one inside, as RFC 4787, REQ-7, foresees: there is one table of routes.
+    fn doubt_networks(&self, name: &str, spot: &Spot, system: &[SystemInterface], report: &mut Report) {
+        let outside = system.iter().filter(|interface| interface.name == name).flat_map(|interface| &interface.addresses);
+        for network in outside.map(Ipv4Net::trunc) {
+            let mut inside = self.networks(system).filter(|(side, ..)| *side == Side::Inside);
+            let same = inside.find(|(_, _, inside)| inside.contains(&network) || network.contains(&inside.trunc()));
+            if let Some((_, interface, inside)) = same {
+                let (inside, interface) = (inside.trunc(), interface.name.clone());
+                report.warning(spot, Doubt::SameAddresses { network, inside, interface });
+            }
+        }
     }
 
     /// A fixed range must not be used inside, nor have an address that a network outside keeps for itself.

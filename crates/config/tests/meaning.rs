@@ -413,6 +413,17 @@ fn a_followed_interface_without_address_is_a_warning() {
 }
 
 #[test]
+fn a_network_that_is_inside_and_outside_is_a_warning() {
+    let config = config(&pool("\"interface\"", ""));
+    for (inside, outside) in [("10.0.0.1/24", "10.0.0.9/24"), ("10.0.0.1/24", "10.9.9.9/8"), ("10.0.0.1/8", "10.0.7.9/24")] {
+        let warnings = config.check_system(&system(inside, &[outside])).unwrap();
+        let shown = warnings[0].to_string();
+        assert!(warnings.len() == 1 && shown.contains("have addresses in common: hosts reach those of one side only"), "{shown}");
+    }
+    assert_eq!(config.check_system(&system("10.0.0.1/24", &["10.0.1.9/24"])).unwrap(), []);
+}
+
+#[test]
 fn a_pool_with_fewer_ports_than_workers_is_a_warning() {
     let config = config(&pool("\"203.0.113.10\"", "ports = \"5000-5002\""));
     assert_eq!(config.doubt_shares(3), []);
