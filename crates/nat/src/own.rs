@@ -10,6 +10,7 @@
 //! ICMP error from outside                     as an inbound packet from the quoted destination to the quoted source
 //! ICMP error from inside                      the subscriber that the quoted packet was for
 //! a fragment, to be put in order              from inside its subscriber; from outside its destination and identification
+//! of a protocol without ports                 the remote address, whichever way it goes (`translate_other.rs`, docs/adr/0011)
 //! ```
 
 use ahash::RandomState;
