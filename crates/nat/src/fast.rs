@@ -259,6 +259,7 @@ impl Nat<'_> {
             course.handed.bytes -= packet.len as u64;
         }
         let verdict = self.process_one(packet, device, now);
+        self.opened = Opened::ANY;
         self.left.push(verdict);
         device
     }

@@ -21,11 +21,15 @@ use crate::ports::Wish;
 use crate::state::Subscriber;
 use crate::time::Tick;
 
-/// The sessions that packets of a burst have begun, so that a later packet of one does not begin it again: a bit for their hashes.
+/// The sessions that packets of a burst have begun, so that a later packet of one does not begin it again: a bit for their hashes. Bits may
+/// be set for none, never the other way round.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Opened(u64);
 
 impl Opened {
+    /// Packets went the ordinary way, which may have begun any.
+    pub(crate) const ANY: Self = Self(u64::MAX);
+
     fn add(&mut self, hash: u64) {
         self.0 |= Self::bit(hash);
     }

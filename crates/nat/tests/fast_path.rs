@@ -146,6 +146,19 @@ fn a_burst_is_decided_in_order_whatever_is_known_of_its_packets() {
     assert_eq!(gateway.sessions().len(), 78, "77 and the first");
 }
 
+#[test]
+fn a_session_that_the_ordinary_way_begins_in_a_burst_is_not_begun_again() {
+    let mut gateway = Setup::new().build();
+    let flows: Vec<_> = (0..30_u16).map(|n| (at(h1(), 2000 + n % 10), e1())).collect();
+    // The first packet of each has an option, here that nothing follows.
+    let packet =
+        |n: usize, (from, to)| if n < 10 { PacketBuilder::udp(from, to).options(&[1; 4]) } else { PacketBuilder::udp(from, to) };
+    let frames: Vec<_> = flows.iter().enumerate().map(|(n, &flow)| gateway.frame_to(0, &packet(n, flow))).collect();
+    let sources: Vec<_> = gateway.burst(INSIDE, &frames).iter().map(|out| out.forwarded().source).collect();
+    assert!(sources[..10] == sources[10..20] && sources[..10] == sources[20..]);
+    assert_eq!((gateway.sessions().len(), gateway.count(Counter::SessionsCreated)), (10, 10));
+}
+
 /// As if the devices were cards on a wire.
 fn on_a_wire(gateway: &mut Gateway<'_>) {
     gateway.adopt_network(|network| network.interfaces.iter_mut().for_each(|link| link.checksums = ReceivedChecksums::Complete));
