@@ -16,22 +16,29 @@ pub(crate) struct Due<'m> {
     rounds: &'m mut [[u8; LANES]],
     /// The round that the sweep is in, modulo 256.
     now: u8,
+    /// How many rounds are made up for in this one, itself included: those whose time passed while the one before lasted.
+    makes_up_for: u8,
     /// Numbers below this one have been passed in this round.
     passed: u32,
 }
 
 impl<'m> Due<'m> {
+    /// Rounds that one can make up for: half of those that a byte tells apart, so that what is to come is not taken for what was.
+    pub(crate) const MOST_ROUNDS: u32 = 128;
+
     /// The elements that the bytes of so many records take.
     pub(crate) const fn blocks_for(records: usize) -> usize {
         records.div_ceil(LANES)
     }
 
     pub(crate) fn new(rounds: &'m mut [[u8; LANES]]) -> Self {
-        Self { rounds, now: 0, passed: 0 }
+        Self { rounds, now: 0, makes_up_for: 1, passed: 0 }
     }
 
-    /// A round has ended, and the one that is so many later begins.
+    /// A round has ended, and the one that is so many later begins, at most [`Due::MOST_ROUNDS`]. What was due in those between is due in it.
     pub(crate) fn begin_round(&mut self, rounds: u32) {
+        debug_assert!((1..=Self::MOST_ROUNDS).contains(&rounds), "{rounds} rounds");
+        self.makes_up_for = rounds as u8;
         (self.now, self.passed) = (self.now.wrapping_add(rounds as u8), 0);
     }
 
@@ -40,7 +47,8 @@ impl<'m> Due<'m> {
         self.passed = number;
     }
 
-    /// Has `number` looked at in so many rounds from this one, in 255 at the latest; in this one only if it has not been passed.
+    /// Has `number` looked at in so many rounds from this one, in 255 at the latest, or sooner where this one makes up for others; in this one
+    /// only if it has not been passed.
     pub(crate) fn set(&mut self, number: u32, rounds: u32) {
         let rounds = rounds.clamp(u32::from(number < self.passed), 255) as u8;
         let number = number as usize;
@@ -53,7 +61,9 @@ impl<'m> Due<'m> {
         let (from, end) = (from as usize, end as usize);
         let mut later = u32::MAX << (from % LANES);
         for (number, block) in self.rounds.iter().enumerate().take(end.div_ceil(LANES)).skip(from / LANES) {
-            let due = u8x16::new(*block).simd_eq(u8x16::splat(self.now)).to_bitmask() & later;
+            // How many rounds ago: of what is to come, nearly 256.
+            let ago = u8x16::splat(self.now) - u8x16::new(*block);
+            let due = ago.min(u8x16::splat(self.makes_up_for - 1)).simd_eq(ago).to_bitmask() & later;
             if due != 0 {
                 let found = number * LANES + due.trailing_zeros() as usize;
                 return (found < end).then_some(found as u32);
@@ -74,14 +84,17 @@ mod tests {
         fn it_finds_what_a_loop_finds(
             bytes in proptest::collection::vec(0_u8..3, 0..70),
             (from, end) in (0_u32..80, 0_u32..80),
-            rounds in 0_u8..3
+            (rounds, span) in (0_u8..3, 1_u8..3)
         ) {
             let mut memory = vec![[9; LANES]; Due::blocks_for(bytes.len())];
             memory.as_flattened_mut()[..bytes.len()].copy_from_slice(&bytes);
             let mut due = Due::new(&mut memory);
-            due.begin_round(u32::from(rounds));
+            // To where a round of so many leads to that number.
+            due.now = rounds.wrapping_sub(span);
+            due.begin_round(u32::from(span));
             let end = end.min(bytes.len() as u32);
-            let expected = (from..end).find(|&number| bytes[number as usize] == rounds);
+            let is_due = |byte: u8| (0..span).any(|ago| rounds.wrapping_sub(ago) == byte);
+            let expected = (from..end).find(|&number| is_due(bytes[number as usize]));
             prop_assert_eq!(due.next(from, end), expected);
         }
     }

@@ -1,12 +1,13 @@
 //! The sweep: ends what has been idle too long, a bounded step at a time.
 //!
 //! Knows time, the sessions and when each is to be looked at; no packets. Called between bursts, and when idle. Invariant: a session
-//! outlives its timeout in the tables by no more than a round, as long as steps come often enough; in look-ups by nothing. After other
+//! outlives its timeout in the tables by no more than a round, as long as steps come often enough and suffice; in look-ups by nothing. After other
 //! rules or another network every session is looked at in two whole rounds.
 
 use crate::adjacency::Adjacencies;
 use crate::ahead;
 use crate::counters::Counters;
+use crate::due::Due;
 use crate::nat::Nat;
 use crate::slab::Record as _;
 use crate::state::State;
@@ -23,6 +24,10 @@ const SWEEP_MOST: u32 = 4096;
 /// Sessions that a step ends at most for each millisecond since the last. Each takes a fraction of a microsecond (`just bench`): far more than
 /// to look at one. What is over and waits for the sweep has ended for look-ups, and has its port still.
 const SWEEP_ENDS: u32 = 128;
+
+/// Sessions that a step looks at for each millisecond since the last, those that it ends included: about ten nanoseconds each. When more come up in
+/// a round, as when all were made at one moment, the round lasts longer, and the next makes up for those that it took the time of.
+const SWEEP_LOOKS: u32 = 512;
 
 /// Address-and-protocol pairs, and ports of them, that a step looks at for each millisecond since the last, for ports that have rested. All
 /// that there may be (`config::ADDRESSES_MOST`) take a fifth of a second.
@@ -68,6 +73,8 @@ impl Sweep {
 pub(crate) struct Step {
     /// Records that it passes at most.
     pub(crate) most: u32,
+    /// Sessions that it looks at at most.
+    pub(crate) looks: u32,
     /// Sessions that it ends at most.
     pub(crate) ends: u32,
     /// Whether it looks at all sessions, not only at those that are due.
@@ -76,7 +83,7 @@ pub(crate) struct Step {
 
 impl Step {
     /// Everything at once.
-    pub(crate) const ALL: Self = Self { most: u32::MAX, ends: u32::MAX, looks_at_all: true };
+    pub(crate) const ALL: Self = Self { most: u32::MAX, looks: u32::MAX, ends: u32::MAX, looks_at_all: true };
 }
 
 impl Nat<'_> {
@@ -89,7 +96,8 @@ impl Nat<'_> {
         let bound = SWEEP_MOST * elapsed.clamp(1, SWEEP_ARREARS);
         let most = (self.sweep.due / round).min(u64::from(bound)) as u32;
         if most > 0 {
-            let step = Step { most, ends: SWEEP_ENDS * elapsed.max(1), looks_at_all: self.sweep.looks_at_all };
+            let [looks, ends] = [SWEEP_LOOKS, SWEEP_ENDS].map(|bound| bound * elapsed.max(1));
+            let step = Step { most, looks, ends, looks_at_all: self.sweep.looks_at_all };
             let passed = self.sweep_records(&step, now);
             self.sweep.due = self.sweep.due.saturating_sub(u64::from(passed.max(1)) * round);
         } else if records == 0 {
@@ -127,12 +135,12 @@ impl Nat<'_> {
     }
 
     /// After two rounds' ends since a policy came, one whole round lies between them, and it looked at every session. When steps did not come
-    /// for long, rounds are left out: what was due in them is found by looking at all.
+    /// for long, or had too much to do, the next round makes up for those that have passed meanwhile; for very many by looking at all.
     fn finish_round(&mut self, now: Tick) {
         let rounds = now.since(self.sweep.began) / SWEEP_ROUND;
         // One that ends before its time may bring sessions up too early, which does no harm.
         self.sweep.began = if rounds == 0 { now } else { self.sweep.began.after(rounds * SWEEP_ROUND) };
-        self.state.due.begin_round(rounds.max(1));
+        self.state.due.begin_round(rounds.clamp(1, Due::MOST_ROUNDS));
         self.sweep.cursor = 0;
         if self.sweep.looks_at_all {
             self.adjacencies.swept();
@@ -141,7 +149,7 @@ impl Nat<'_> {
         if self.sweep.rounds >= 2 {
             self.state.swept();
         }
-        self.sweep.looks_at_all = self.sweep.rounds < 2 || rounds > 1 || self.adjacencies.has_forgotten();
+        self.sweep.looks_at_all = self.sweep.rounds < 2 || rounds > Due::MOST_ROUNDS || self.adjacencies.has_forgotten();
     }
 }
 
@@ -158,11 +166,12 @@ impl State<'_> {
     ) -> (u32, bool) {
         let end = self.sessions.records.high_water().min(cursor.saturating_add(step.most));
         let start = cursor.min(end);
-        let (mut next, mut left) = (start, step.ends);
-        while next < end && left > 0 {
+        let (mut next, mut looks, mut left) = (start, step.looks, step.ends);
+        while next < end && looks > 0 && left > 0 {
             let mut numbers = [0; TOGETHER];
-            let room = TOGETHER.min(left as usize);
+            let room = TOGETHER.min(looks.min(left) as usize);
             let count = self.gather(&mut numbers[..room], &mut next, end, step.looks_at_all);
+            looks -= count as u32;
             self.due.pass(next);
             left -= self.look_at(&mut numbers[..count], now, adjacencies, counters);
         }
