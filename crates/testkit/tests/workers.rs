@@ -362,7 +362,7 @@ fn check_traffic(seen: &Counters) {
 fn check_others(seen: &Counters) {
     let handed = seen.get(Counter::handed_off(HandOffCause::OtherProtocol));
     let ambiguous = seen.dropped(DropReason::OtherProtocolAmbiguous);
-    assert!(handed >= 20 && ambiguous >= 5, "{handed} handed off, {ambiguous} ambiguous");
+    assert!(handed >= 20 && ambiguous > 0, "{handed} handed off, {ambiguous} ambiguous");
 }
 
 /// Plays scenarios; a failure is shrunk, and recorded under the test's name.
@@ -390,5 +390,5 @@ fn one_two_and_eight_workers_do_the_same() {
 #[test]
 fn one_two_and_eight_workers_do_the_same_in_protocols_without_ports() {
     let name = "one_two_and_eight_workers_do_the_same_in_protocols_without_ports";
-    hold(name, 100, scenario_of_others(STEPS / 2), check_others);
+    hold(name, 250, scenario_of_others(STEPS / 2), check_others);
 }
