@@ -56,6 +56,7 @@ pub mod time;
 mod translate;
 mod translate_error;
 mod translate_other;
+mod two_keys;
 mod udp_ports;
 mod unsolicited;
 pub mod verdict;

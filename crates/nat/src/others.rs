@@ -11,12 +11,13 @@ use core::time::Duration;
 use ahash::RandomState;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::index::{Index, NUMBERS};
+use crate::index::Index;
 use crate::policy::{Side, Timeouts};
 use crate::slab::{Record, Slab};
 use crate::table::TableFull;
 use crate::tcp::Direction;
 use crate::time::Tick;
+use crate::two_keys::{self, Hashes};
 use crate::verdict::DropReason;
 use crate::view::{OtherView, SessionState};
 
@@ -118,14 +119,9 @@ pub(crate) struct Translations<'m> {
     cursor: u32,
 }
 
-/// What the index has of a translation: its number, and in the lowest bit from which side its packets are found by it.
-const fn value_of(number: u32, side: Side) -> u32 {
-    number << 1 | side as u32
-}
-
 impl<'m> Translations<'m> {
     pub(crate) fn new(index: Index<'m>, records: Slab<'m, Translation>, hasher: RandomState) -> Self {
-        debug_assert!(records.limit() <= NUMBERS / 2, "the configuration's limit");
+        debug_assert!(records.limit() <= two_keys::MOST, "the configuration's limit");
         Self { index, records, hasher, externals: Vec::new(), live: Vec::new(), timers: [0; 2], cursor: 0 }
     }
 
@@ -187,18 +183,8 @@ impl<'m> Translations<'m> {
             protocol: pair.protocol,
             phase: Phase::OPENING,
         };
-        let [inner, outer] = self.hashes(&translation);
-        let number = self.records.insert(translation).ok_or(TableFull)?;
-        if self.index.insert(inner, value_of(number, Side::Inside)).is_err() {
-            self.records.remove(number);
-            return Err(TableFull);
-        }
-        if self.index.insert(outer, value_of(number, Side::Outside)).is_err() {
-            self.index.remove(inner, value_of(number, Side::Inside));
-            self.records.remove(number);
-            return Err(TableFull);
-        }
-        Ok(number)
+        let hashes = self.hashes(&translation);
+        two_keys::insert(&mut self.index, &mut self.records, translation, hashes)
     }
 
     /// Notes a packet. What goes out keeps a translation alive; what comes in does the first time, since it is an answer, and then only where
@@ -302,17 +288,16 @@ impl<'m> Translations<'m> {
     }
 
     fn remove(&mut self, number: u32) {
-        let [inner, outer] = self.hashes(self.records.get(number));
-        let removed =
-            self.index.remove(inner, value_of(number, Side::Inside)) && self.index.remove(outer, value_of(number, Side::Outside));
-        debug_assert!(removed, "translation {number} was not under its keys");
-        self.records.remove(number);
+        let hashes = self.hashes(self.records.get(number));
+        two_keys::remove(&mut self.index, &mut self.records, number, hashes);
     }
 
     /// The hashes of both keys.
-    fn hashes(&self, translation: &Translation) -> [u64; 2] {
+    fn hashes(&self, translation: &Translation) -> Hashes {
         let Translation { protocol, internal, external, remote, .. } = *translation;
-        [self.hash(Side::Inside, protocol, internal, remote), self.hash(Side::Outside, protocol, external, remote)]
+        let [inner, outer] = [(Side::Inside, internal), (Side::Outside, external)];
+        let hash = |(side, ours)| self.hash(side, protocol, ours, remote);
+        Hashes { inner: hash(inner), outer: hash(outer) }
     }
 
     fn hash(&self, side: Side, protocol: u8, ours: u32, remote: u32) -> u64 {

@@ -25,8 +25,9 @@ use crate::ports::{PortSpace, Rest};
 use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::{Record as _, Slab};
 use crate::sweep::Step;
-use crate::table::{Hashes, Holder, Mappings, Sessions, TableFull, has_soles};
+use crate::table::{Holder, Mappings, Sessions, TableFull, has_soles};
 use crate::time::Tick;
+use crate::two_keys::Hashes;
 use crate::udp_ports::UdpPorts;
 use crate::view::SessionState;
 

@@ -11,8 +11,8 @@ use crate::due::Due;
 use crate::nat::Nat;
 use crate::slab::Record as _;
 use crate::state::State;
-use crate::table::Hashes;
 use crate::time::Tick;
+use crate::two_keys::Hashes;
 
 /// A round over all sessions takes this long: one step each millisecond suffices for sixteen million sessions, and of those that are over
 /// at once 128 each time. **Units:** milliseconds.

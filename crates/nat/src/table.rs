@@ -14,6 +14,7 @@ use crate::index::{self, Index, NUMBERS};
 use crate::policy::{Endpoint, MappingBehaviour, Protocol, Side};
 use crate::record::{Mapping, Session, wire_halves, wire_word};
 use crate::slab::Slab;
+use crate::two_keys::{self, Hashes};
 
 /// The table is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,24 +34,9 @@ pub(crate) struct Sessions<'m> {
 /// the fetching is only more instructions. Chosen: twice such a cache.
 const LARGE: usize = 1 << 20;
 
-/// What the index has of a session: its number, and in the lowest bit from which side its packets are found by it.
-const fn value_of(number: u32, side: Side) -> u32 {
-    number << 1 | side as u32
-}
-
-/// The hashes of both keys of a session.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Hashes {
-    inner: u64,
-    outer: u64,
-}
-
-/// Sessions that the index can tell apart, by [`value_of`].
-const MOST_SESSIONS: u32 = NUMBERS / 2;
-
 impl<'m> Sessions<'m> {
     pub(crate) fn new(index: Index<'m>, records: Slab<'m, Session>, hasher: &RandomState) -> Self {
-        debug_assert!(records.limit() <= MOST_SESSIONS, "the configuration's limit");
+        debug_assert!(records.limit() <= two_keys::MOST, "the configuration's limit");
         let is_large = index.bytes() + records.limit() as usize * size_of::<Session>() > LARGE;
         Self { index, records, externals: Externals::new(), hash: KeyHash::new(hasher), is_large }
     }
@@ -139,18 +125,8 @@ impl<'m> Sessions<'m> {
 
     /// Stores a session under both keys. **Errors:** [`TableFull`]; nothing has changed then.
     pub(crate) fn insert(&mut self, session: Session) -> Result<u32, TableFull> {
-        let Hashes { inner, outer } = self.hashes(&session);
-        let number = self.records.insert(session).ok_or(TableFull)?;
-        if self.index.insert(inner, value_of(number, Side::Inside)).is_err() {
-            self.records.remove(number);
-            return Err(TableFull);
-        }
-        if self.index.insert(outer, value_of(number, Side::Outside)).is_err() {
-            self.index.remove(inner, value_of(number, Side::Inside));
-            self.records.remove(number);
-            return Err(TableFull);
-        }
-        Ok(number)
+        let hashes = self.hashes(&session);
+        two_keys::insert(&mut self.index, &mut self.records, session, hashes)
     }
 
     /// Has the index lines of a session fetched.
@@ -161,11 +137,8 @@ impl<'m> Sessions<'m> {
 
     /// Removes a session, whose hashes are given, and returns what it was.
     pub(crate) fn remove(&mut self, number: u32, hashes: &Hashes) -> Session {
-        let (session, Hashes { inner, outer }) = (*self.records.get(number), *hashes);
-        let removed =
-            self.index.remove(inner, value_of(number, Side::Inside)) && self.index.remove(outer, value_of(number, Side::Outside));
-        debug_assert!(removed, "session {number} was not under its keys");
-        self.records.remove(number);
+        let session = *self.records.get(number);
+        two_keys::remove(&mut self.index, &mut self.records, number, *hashes);
         session
     }
 

@@ -1,0 +1,51 @@
+//! Records that packets from either side find by a key of that side: one index has both.
+//!
+//! Knows records, numbers and hashes, not what is hashed. Called by the session table and by that of protocols without ports. Invariant: a
+//! record is in the index under both of its hashes, or there is none.
+
+use crate::index::{Index, NUMBERS};
+use crate::policy::Side;
+use crate::slab::{Record, Slab};
+use crate::table::TableFull;
+
+/// Records that the index can tell apart, by [`value_of`].
+pub(crate) const MOST: u32 = NUMBERS / 2;
+
+/// What the index has of a record: its number, and in the lowest bit from which side its packets are found by it.
+const fn value_of(number: u32, side: Side) -> u32 {
+    number << 1 | side as u32
+}
+
+/// The hashes of both keys of a record.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Hashes {
+    pub(crate) inner: u64,
+    pub(crate) outer: u64,
+}
+
+/// Stores a record under both hashes. **Errors:** [`TableFull`]; nothing has changed then.
+pub(crate) fn insert<R: Record>(
+    index: &mut Index<'_>,
+    records: &mut Slab<'_, R>,
+    record: R,
+    Hashes { inner, outer }: Hashes,
+) -> Result<u32, TableFull> {
+    let number = records.insert(record).ok_or(TableFull)?;
+    if index.insert(inner, value_of(number, Side::Inside)).is_err() {
+        records.remove(number);
+        return Err(TableFull);
+    }
+    if index.insert(outer, value_of(number, Side::Outside)).is_err() {
+        index.remove(inner, value_of(number, Side::Inside));
+        records.remove(number);
+        return Err(TableFull);
+    }
+    Ok(number)
+}
+
+/// Removes a record, whose hashes are given.
+pub(crate) fn remove<R: Record>(index: &mut Index<'_>, records: &mut Slab<'_, R>, number: u32, Hashes { inner, outer }: Hashes) {
+    let removed = index.remove(inner, value_of(number, Side::Inside)) && index.remove(outer, value_of(number, Side::Outside));
+    debug_assert!(removed, "record {number} was not under its keys");
+    records.remove(number);
+}
