@@ -112,7 +112,14 @@ pub(crate) fn link_of(side: Side) -> Link {
 
 impl Plan {
     fn capacity(&self) -> Capacity {
-        Capacity { mappings: self.capacity, sessions: self.capacity, externals: self.externals, fragments: 1024, others: 1024 }
+        Capacity {
+            mappings: self.capacity,
+            bare_mappings: 0,
+            sessions: self.capacity,
+            externals: self.externals,
+            fragments: 1024,
+            others: 1024,
+        }
     }
 
     /// The memory that the tables take. **Units:** bytes.

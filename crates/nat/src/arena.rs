@@ -17,6 +17,8 @@ use crate::record::{Mapping, Session};
 pub struct Capacity {
     /// Mappings.
     pub mappings: u32,
+    /// Bare mappings: of UDP that is kept without sessions. Zero where UDP has sessions like the others.
+    pub bare_mappings: u32,
     /// Sessions.
     pub sessions: u32,
     /// External address slots.
@@ -120,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_stated_bytes_suffice_at_any_alignment() {
-        let capacity = Capacity { mappings: 10, sessions: 21, externals: 2, fragments: 4, others: 3 };
+        let capacity = Capacity { mappings: 10, bare_mappings: 0, sessions: 21, externals: 2, fragments: 4, others: 3 };
         let mut memory = vec![0; capacity.bytes() + 7];
         for shift in 0..8 {
             let end = shift + capacity.bytes();

@@ -458,6 +458,7 @@ impl Mapping {
             external: self.external(),
             scope: (scope.address != Ipv4Addr::UNSPECIFIED).then_some(scope),
             sessions: self.sessions,
+            bare: None,
         }
     }
 }

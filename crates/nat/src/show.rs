@@ -66,8 +66,8 @@ impl Nat<'_> {
     /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on: first those
     /// that a session stands for, then those with a record. Returns the next cursor, or none at the end. A mapping that gets its second
     /// session meanwhile may come twice.
-    pub fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
-        let State { sessions, mappings, .. } = &self.state;
+    pub fn mappings(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<MappingView>) -> Option<u32> {
+        let (State { sessions, mappings, .. }, _) = (&self.state, now);
         if cursor & AMONG_RECORDS == 0 {
             let (records, next) = sessions.records.slice(cursor, most);
             let soles = records.filter(|(_, session)| session.sole().is_some());

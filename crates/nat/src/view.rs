@@ -106,8 +106,21 @@ pub struct MappingView {
     pub external: Endpoint,
     /// Of an endpoint-dependent mapping, the remote endpoint or address (port zero) that it is for.
     pub scope: Option<Endpoint>,
-    /// Live sessions under it, without guests.
+    /// Live sessions under it, without guests. None under a bare mapping.
     pub sessions: u32,
+    /// What else is known of a bare mapping; none of one that has sessions.
+    pub bare: Option<BareView>,
+}
+
+/// What a bare mapping says of itself, which others have sessions for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BareView {
+    /// Time until it ends if nothing more comes. **Units:** milliseconds.
+    pub expires_in: u32,
+    /// Packets from the inside; wraps.
+    pub packets_out: u32,
+    /// Packets from the outside; wraps.
+    pub packets_in: u32,
 }
 
 /// Use of one external address for one protocol.

@@ -304,8 +304,8 @@ impl<'m> Fleet<'m> {
     }
 
     /// The mappings of all workers.
-    pub fn mappings(&self) -> Vec<MappingView> {
-        self.views(|nat, cursor, views| nat.mappings(cursor, 64, views))
+    pub fn mappings(&self, now: Tick) -> Vec<MappingView> {
+        self.views(|nat, cursor, views| nat.mappings(cursor, 64, now, views))
     }
 
     fn views<V>(&self, slice: impl Fn(&Nat<'m>, u32, &mut Vec<V>) -> Option<u32>) -> Vec<V> {

@@ -58,7 +58,7 @@ fn no_two_live_mappings_share_an_external_endpoint() {
     hold("no_two_live_mappings_share_an_external_endpoint", 300, STEPS, |bench, step| {
         bench.step(step)?;
         let forwards = bench.policy.forwards.clone();
-        let views = bench.nat.mappings();
+        let views = bench.nat.mappings(bench.now);
         for (number, one) in views.iter().enumerate() {
             let shared = views[..number].iter().find(|other| (other.protocol, other.external) == (one.protocol, one.external));
             let forwarded = forwards.iter().any(|f| f.protocol == one.protocol && (f.first..=f.last).contains(&one.external.port));
@@ -302,7 +302,7 @@ fn ports_are_found_to_the_last_one_and_no_live_mapping_is_evicted() {
         let refused = send(&mut nat, ports + 1);
         assert_eq!(refused.verdict, Verdict::Transmit(DeviceId(0)), "the sender is told");
         assert_eq!(refused.bytes()[..6], [6; 6]);
-        let mut given: Vec<_> = nat.mappings().iter().map(|view| view.external.port).collect();
+        let mut given: Vec<_> = nat.mappings(now).iter().map(|view| view.external.port).collect();
         given.sort_unstable();
         assert_eq!(given, (40_000..40_000 + ports).collect::<Vec<_>>());
         assert_eq!(send(&mut nat, 1).verdict, Verdict::Transmit(DeviceId(1)), "the oldest still works");

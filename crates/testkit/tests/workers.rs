@@ -37,7 +37,8 @@ const MOST_HANDS: u8 = 2;
 const FRAME: usize = 2048;
 
 /// Enough for everything: what runs out does so earlier where it is shared out.
-const CAPACITY: Capacity = Capacity { mappings: 512, sessions: 1024, externals: POOL.len() as u16, fragments: 1024, others: 1024 };
+const CAPACITY: Capacity =
+    Capacity { mappings: 512, bare_mappings: 0, sessions: 1024, externals: POOL.len() as u16, fragments: 1024, others: 1024 };
 
 /// What became of each frame, by number.
 type Ends = BTreeMap<u64, (Verdict, Vec<u8>)>;
@@ -161,7 +162,7 @@ impl<'m> Bench<'m> {
             self.records.push(Record { milliseconds, bytes: frame.bytes.clone() });
             self.stage.received.push(frame.clone());
         }
-        let before: BTreeSet<_> = self.fleets[0].mappings().iter().map(name).collect();
+        let before: BTreeSet<_> = self.fleets[0].mappings(self.now).iter().map(name).collect();
         let mut all = Vec::new();
         for number in 0..self.fleets.len() {
             let script = if number == 0 { Vec::new() } else { self.choice(&before) };
@@ -188,7 +189,7 @@ impl<'m> Bench<'m> {
     /// The draws that lead the others to the external endpoint that the first fleet chose: the same number for the address (modulo the
     /// slots) and for the port (modulo 65,536).
     fn choice(&self, before: &BTreeSet<String>) -> Vec<u64> {
-        let made = self.fleets[0].mappings();
+        let made = self.fleets[0].mappings(self.now);
         let Some(made) = made.iter().find(|mapping| !before.contains(&name(mapping))) else { return Vec::new() };
         let slot = self.policy.externals.iter().position(|external| external.address == Some(made.external.address));
         let slot = slot.expect("a pool's address") as u64;
@@ -254,7 +255,7 @@ impl<'m> Bench<'m> {
         for worker in 0..self.fleets[0].workers() {
             let (mut mappings, mut cursor) = (Vec::new(), Some(0));
             while let Some(from) = cursor {
-                cursor = self.fleets[0].nat(worker).mappings(from, 64, &mut mappings);
+                cursor = self.fleets[0].nat(worker).mappings(from, 64, self.now, &mut mappings);
             }
             for mapping in mappings {
                 let owner = self.fleets[0].owners().of_external(mapping.external.address, mapping.external.port);
@@ -305,7 +306,7 @@ fn ends(done: &[Done]) -> Ends {
 /// Everything that has to be the same whatever the number of workers, line by line.
 fn views(fleet: &Fleet<'_>, now: Tick) -> Vec<String> {
     let mut lines: Vec<_> = fleet.sessions(now).iter().map(|view| format!("{view:?}")).collect();
-    lines.extend(fleet.mappings().iter().map(|view| format!("{view:?}")));
+    lines.extend(fleet.mappings(now).iter().map(|view| format!("{view:?}")));
     lines.extend(fleet.others(now).iter().map(|view| format!("{view:?}")));
     lines.sort();
     let counters = fleet.counters();

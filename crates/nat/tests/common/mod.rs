@@ -110,7 +110,7 @@ impl Setup {
         Self {
             policy,
             network: network(),
-            capacity: Capacity { mappings: 4096, sessions: 8192, externals: 4, fragments: 64, others: 1024 },
+            capacity: Capacity { mappings: 4096, bare_mappings: 0, sessions: 8192, externals: 4, fragments: 64, others: 1024 },
             start: Tick(u32::MAX - 10_000),
             workers: if module_path!().starts_with("on_four_workers") { 4 } else { 1 },
             seeds: [1, 2, 3, 4],
@@ -371,7 +371,7 @@ impl Gateway<'_> {
     }
 
     pub(crate) fn mappings(&self) -> Vec<MappingView> {
-        self.nat.mappings()
+        self.nat.mappings(self.now)
     }
 
     /// Ports taken, of all addresses and protocols.

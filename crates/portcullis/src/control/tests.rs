@@ -75,7 +75,7 @@ impl Tables for Fake {
         (end < self.others).then_some(end)
     }
 
-    fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
+    fn mappings(&self, cursor: u32, most: u32, _: Tick, into: &mut Vec<MappingView>) -> Option<u32> {
         let mut sessions = Vec::new();
         let next = self.sessions(cursor, most, Tick(0), &mut sessions);
         into.extend(sessions.iter().map(|session| MappingView {
@@ -84,6 +84,7 @@ impl Tables for Fake {
             external: session.external,
             scope: None,
             sessions: 1,
+            bare: None,
         }));
         next
     }

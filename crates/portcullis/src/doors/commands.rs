@@ -47,7 +47,7 @@ pub(crate) trait Tables {
     fn others(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<OtherView>) -> Option<u32>;
 
     /// See [`Nat::mappings`].
-    fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32>;
+    fn mappings(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<MappingView>) -> Option<u32>;
 }
 
 impl Tables for Nat<'_> {
@@ -59,8 +59,8 @@ impl Tables for Nat<'_> {
         Self::others(self, cursor, most, now, into)
     }
 
-    fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
-        Self::mappings(self, cursor, most, into)
+    fn mappings(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<MappingView>) -> Option<u32> {
+        Self::mappings(self, cursor, most, now, into)
     }
 }
 
@@ -129,7 +129,7 @@ impl Request {
         match self {
             Self::Sessions(dump) => dump.advance(|cursor, into| tables.sessions(cursor, SLICE, now, into)),
             Self::Others(dump) => dump.advance(|cursor, into| tables.others(cursor, SLICE, now, into)),
-            Self::Mappings(dump) => dump.advance(|cursor, into| tables.mappings(cursor, SLICE, into)),
+            Self::Mappings(dump) => dump.advance(|cursor, into| tables.mappings(cursor, SLICE, now, into)),
         }
     }
 }
@@ -282,7 +282,7 @@ mod tests {
 
     fn mapping(number: u32) -> MappingView {
         let endpoint = Endpoint { address: Ipv4Addr::from(number), port: 1 };
-        MappingView { protocol: Protocol::Udp, internal: endpoint, external: endpoint, scope: None, sessions: number }
+        MappingView { protocol: Protocol::Udp, internal: endpoint, external: endpoint, scope: None, sessions: number, bare: None }
     }
 
     impl Tables for Two {
@@ -294,7 +294,7 @@ mod tests {
             None
         }
 
-        fn mappings(&self, cursor: u32, most: u32, into: &mut Vec<MappingView>) -> Option<u32> {
+        fn mappings(&self, cursor: u32, most: u32, _: Tick, into: &mut Vec<MappingView>) -> Option<u32> {
             assert_eq!(most, SLICE);
             into.extend((cursor..self.records).take(2).map(mapping));
             (cursor + 2 < self.records).then_some(cursor + 2)

@@ -81,6 +81,7 @@ fn memory_of(rules: &Config) -> u64 {
     let limits = &rules.limits;
     let capacity = Capacity {
         mappings: limits.mappings,
+        bare_mappings: 0,
         sessions: limits.sessions,
         externals: rules.slot_count(),
         fragments: limits.fragments,

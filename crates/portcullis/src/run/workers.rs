@@ -136,6 +136,7 @@ fn nats(rules: &Config, owners: &Owners, workers: usize) -> Result<Vec<Nat<'stat
     let limits = &rules.limits;
     let capacity = Capacity {
         mappings: division::part(limits.mappings, workers),
+        bare_mappings: 0,
         sessions: division::part(limits.sessions, workers),
         externals: rules.slot_count(),
         fragments: division::part(limits.fragments, workers),

@@ -36,7 +36,7 @@ pub(crate) const CANARY: u8 = 0xC5;
 /// How many records the NAT holds in that world.
 pub(crate) fn capacity(plan: &Plan) -> Capacity {
     let (mappings, sessions, fragments) = plan.capacity;
-    Capacity { mappings, sessions, externals: POOL.len() as u16, fragments, others: plan.others }
+    Capacity { mappings, bare_mappings: 0, sessions, externals: POOL.len() as u16, fragments, others: plan.others }
 }
 
 /// The one place that knows how a NAT is made.
@@ -356,8 +356,10 @@ impl<'m> Bench<'m> {
     pub(crate) fn compare(&mut self) -> Result<(), String> {
         let views = self.nat.sessions(self.now);
         self.stage.externals = views.iter().map(|view| view.external).collect();
-        let compared =
-            self.reference.reconcile_sessions(&views).and_then(|()| self.reference.reconcile_mappings(&self.nat.mappings()));
+        let compared = self
+            .reference
+            .reconcile_sessions(&views)
+            .and_then(|()| self.reference.reconcile_mappings(&self.nat.mappings(self.now)));
         let compared = compared.and_then(|()| self.reference.reconcile_others(&self.nat.others(self.now)));
         let compared = compared.and_then(|()| self.reference.check_gauges(&self.nat.gauges(), &self.nat.port_use()));
         compared.map_err(|disagreement| disagreement.to_string())

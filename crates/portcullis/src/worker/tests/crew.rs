@@ -64,7 +64,7 @@ impl Crew {
         let hatches = handoff::open(workers, LENT).expect("descriptors");
         let owners = fleet::owners(workers as u16, 7);
         let (slab, frames) = Slab::new(workers * EACH, 2048);
-        let capacity = Capacity { mappings: 4096, sessions: 8192, externals: 1, fragments: 64, others: 64 };
+        let capacity = Capacity { mappings: 4096, bare_mappings: 0, sessions: 8192, externals: 1, fragments: 64, others: 64 };
         let now = Tick(u32::MAX - 500);
         let mut kit = Kit { frames, rings: RingSizes::default(), capacity, owners: owners.clone(), now };
         let each = doors.into_iter().zip(hatches).enumerate();

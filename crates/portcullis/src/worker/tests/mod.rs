@@ -153,7 +153,7 @@ impl Bench {
         let doors = doors::open(shapes, Arc::new(policy), Arc::new(network)).pop().expect("a worker's doors");
         let hatch = handoff::open(1, 0).expect("a descriptor").pop().expect("a hatch");
         let (slab, frames) = Slab::new(FRAMES, 2048);
-        let capacity = Capacity { mappings: 64, sessions: 64, externals: 1, fragments: 8, others: 8 };
+        let capacity = Capacity { mappings: 64, bare_mappings: 0, sessions: 64, externals: 1, fragments: 8, others: 8 };
         let now = Tick(u32::MAX - 500);
         let mut kit = Kit { frames, rings: RingSizes::default(), capacity, owners: Owners::single(), now };
         let Seat { worker, control, inside, outside } = kit.seat(0, FRAMES, doors, hatch);
