@@ -127,27 +127,30 @@ impl Nat<'_> {
         for _ in 0..2 {
             (self.sweep.table, self.sweep.cursor) = (Table::Sessions, 0);
             self.sweep_records(&Step::ALL, now);
-            self.sweep_records(&Step::ALL, now);
         }
         self.state.wake_ports((usize::MAX, u32::MAX), now);
         self.state.others.sweep(u32::MAX, now);
         self.fragments.expire_all(now);
     }
 
-    /// A step in one of the tables. Returns how many records it passed.
+    /// A step, which goes on in the next table where one ends. Returns how many records it passed.
     fn sweep_records(&mut self, step: &Step, now: Tick) -> u32 {
-        let (cursor, adjacencies, counters) = (self.sweep.cursor, &self.adjacencies, &mut self.counters);
-        let (passed, is_last) = match self.sweep.table {
-            Table::Sessions => self.state.sweep(cursor, step, now, adjacencies, counters),
-            Table::BareMappings => self.state.sweep_bares(cursor, step, now, adjacencies, counters),
-        };
-        self.sweep.cursor += passed;
-        match self.sweep.table {
-            Table::Sessions if is_last => (self.sweep.table, self.sweep.cursor) = (Table::BareMappings, 0),
-            Table::BareMappings if is_last => self.finish_round(now),
-            Table::Sessions | Table::BareMappings => {}
+        let mut passed = 0;
+        if self.sweep.table == Table::Sessions {
+            let (sessions, is_last) = self.state.sweep(self.sweep.cursor, step, now, &self.adjacencies, &mut self.counters);
+            (passed, self.sweep.cursor) = (sessions, self.sweep.cursor + sessions);
+            if !is_last {
+                return passed;
+            }
+            (self.sweep.table, self.sweep.cursor) = (Table::BareMappings, 0);
         }
-        passed
+        let rest = Step { most: step.most - passed, ..*step };
+        let (bares, is_last) = self.state.sweep_bares(self.sweep.cursor, &rest, now, &self.adjacencies, &mut self.counters);
+        self.sweep.cursor += bares;
+        if is_last {
+            self.finish_round(now);
+        }
+        passed + bares
     }
 
     /// After two rounds' ends since a policy came, one whole round lies between them, and it looked at every session. When steps did not come
