@@ -11,8 +11,7 @@ use portcullis_nat::policy::Side;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, HALF, SIDES};
-use crate::flow::{Flows, SESSIONS_PER_HOST};
-use crate::gateway::{BURST, Gateway, Mode, Plan, externals_for};
+use crate::gateway::{BURST, Gateway, Mode, Plan};
 use crate::load::{Load, Until};
 use crate::memory::{self, Wanted};
 
@@ -93,10 +92,10 @@ pub(crate) fn run(options: &Options) -> Result<u32> {
     ensure!(sessions > 0 && options.batches > 0, "--sessions and --batches have to be at least 1");
     let fresh = if options.kind == Kind::First { options.packets() } else { 0 };
     let all = sessions.checked_add(fresh).context("too many sessions")?;
-    let plan = Plan { mode, capacity: all, externals: externals_for(all), timeout: None, seed };
+    let plan = Plan { mode, capacity: all, externals: mode.externals_for(all), timeout: None, seed };
     let (mut region, _) = memory::region(plan.bytes(), Wanted::Ordinary)?;
     let mut gateway = Gateway::new(&plan, &mut region, HALF)?;
-    let mut load = Load::new(Flows::new(seed, all, SESSIONS_PER_HOST), all);
+    let mut load = Load::new(mode.flows(seed, all), all);
     let mut batch = Batch::new(seed);
     make_sessions(&mut gateway, &plan, &mut load, &batch, options)?;
     if options.wait {

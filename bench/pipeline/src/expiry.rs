@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Watch, thread_time};
 use crate::figures::Figures;
-use crate::flow::{Flows, SESSIONS_PER_HOST};
-use crate::gateway::{BURST, Gateway, Mode, Plan, externals_for};
+use crate::gateway::{BURST, Gateway, Mode, Plan};
 use crate::load::{Load, Until};
 use crate::memory::{self, Wanted};
 use crate::scramble::Permutation;
@@ -41,6 +40,9 @@ pub(crate) struct Options {
     /// The order in which they end.
     #[arg(long, value_enum, default_value_t = Order::Random)]
     pub(crate) order: Order,
+    /// Mapping and filtering behaviour.
+    #[arg(long, value_enum, default_value_t = Mode::Independent)]
+    pub(crate) mode: Mode,
     /// The pages that the tables are on.
     #[arg(long, value_enum, default_value_t = Wanted::Huge)]
     pub(crate) pages: Wanted,
@@ -56,6 +58,8 @@ pub(crate) struct Options {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) sessions: u32,
+    #[serde(default)]
+    pub(crate) mode: Mode,
     pub(crate) order: Order,
     pub(crate) runs: u32,
     /// Calls of the sweep in a run.
@@ -70,7 +74,7 @@ pub(crate) struct Measured {
 
 /// Measures it.
 pub(crate) fn run(options: &Options) -> Result<Measured> {
-    let Options { sessions, order, runs, .. } = *options;
+    let Options { sessions, mode, order, runs, .. } = *options;
     ensure!(sessions > 0 && runs > 0, "--sessions and --runs have to be at least 1");
     let mut all: Vec<Run> = Vec::new();
     for _ in 0..runs {
@@ -82,6 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     let span = (TIMEOUT + Duration::from_millis(u64::from(all[0].late_ms))).as_secs_f64();
     Ok(Measured {
         sessions,
+        mode,
         order,
         runs,
         calls: calls as u32,
@@ -98,23 +103,22 @@ struct Run {
 }
 
 fn run_once(options: &Options) -> Result<Run> {
-    let Options { sessions, pages, seed, .. } = *options;
-    let plan =
-        Plan { mode: Mode::Independent, capacity: sessions, externals: externals_for(sessions), timeout: Some(TIMEOUT), seed };
+    let Options { sessions, mode, pages, seed, .. } = *options;
+    let plan = Plan { mode, capacity: sessions, externals: mode.externals_for(sessions), timeout: Some(TIMEOUT), seed };
     let (mut region, _) = memory::region(plan.bytes(), pages)?;
     let mut gateway = Gateway::new(&plan, &mut region, BURST)?;
     open_over_time(&mut gateway, &plan, options)?;
     let watch = Watch::new();
     let most = (TIMEOUT + LATEST).as_millis() as u32;
     let mut calls = Vec::with_capacity(most as usize);
-    while gateway.nat.gauges().sessions > 0 && calls.len() < most as usize {
+    while gateway.nat.gauges().mappings > 0 && calls.len() < most as usize {
         gateway.now = gateway.now.after(1);
         let (ran, start) = (thread_time(), Instant::now());
         gateway.nat.expire(gateway.now);
         let wall = watch.since(start);
         calls.push(wall.min(thread_time().saturating_sub(ran).as_nanos() as f64));
     }
-    let left = gateway.nat.gauges().sessions;
+    let left = gateway.nat.gauges().mappings;
     ensure!(left == 0, "{left} sessions are left {LATEST:?} after their timeout");
     let late_ms = (calls.len() as u32).saturating_sub(TIMEOUT.as_millis() as u32);
     Ok(Run { calls, late_ms })
@@ -122,8 +126,8 @@ fn run_once(options: &Options) -> Result<Run> {
 
 /// Makes the sessions, and sends their last packets at an even rate over [`TIMEOUT`], so that afterwards they end at that rate.
 fn open_over_time(gateway: &mut Gateway<'_>, plan: &Plan, options: &Options) -> Result<()> {
-    let Options { sessions, order, .. } = *options;
-    let mut load = Load::new(Flows::new(plan.seed, sessions, SESSIONS_PER_HOST), sessions);
+    let Options { sessions, order, mode, .. } = *options;
+    let mut load = Load::new(mode.flows(plan.seed, sessions), sessions);
     if order == Order::Random {
         load.open(gateway, plan, (0, sessions), Until::Opened)?;
     }
@@ -148,8 +152,8 @@ mod tests {
 
     #[test]
     fn every_session_ends_in_time() {
-        for order in [Order::Made, Order::Random] {
-            let options = Options { sessions: 5000, order, pages: Wanted::Ordinary, runs: 2, seed: 3 };
+        for (order, mode) in [(Order::Made, Mode::Independent), (Order::Random, Mode::Independent), (Order::Random, Mode::Bare)] {
+            let options = Options { sessions: 5000, order, mode, pages: Wanted::Ordinary, runs: 2, seed: 3 };
             let measured = run(&options).expect("it runs");
             assert!(measured.calls >= 119_000 && measured.late_ms <= 5000, "{measured:?}");
             assert!(measured.share_of_core > 0.0 && measured.us.max >= measured.us.median, "{measured:?}");

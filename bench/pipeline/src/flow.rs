@@ -38,6 +38,7 @@ pub(crate) struct Flow {
 pub(crate) struct Flows {
     seed: u64,
     hosts: u32,
+    only_udp: bool,
     host: Permutation,
     port: Permutation,
 }
@@ -47,7 +48,12 @@ impl Flows {
     pub(crate) fn new(seed: u64, count: u32, per_host: u32) -> Self {
         let hosts = count.div_ceil(per_host).max(1);
         assert!(hosts <= MOST_HOSTS, "{hosts} hosts do not fit 10.0.0.0/8");
-        Self { seed, hosts, host: Permutation::below(MOST_HOSTS), port: Permutation::below(PORTS) }
+        Self { seed, hosts, only_udp: false, host: Permutation::below(MOST_HOSTS), port: Permutation::below(PORTS) }
+    }
+
+    /// The same, all of them UDP.
+    pub(crate) fn of_udp(self) -> Self {
+        Self { only_udp: true, ..self }
     }
 
     /// The hosts that the flows come from.
@@ -55,11 +61,11 @@ impl Flows {
         self.hosts
     }
 
-    /// UDP and TCP in turn, over the flows of a host as over the hosts.
+    /// UDP and TCP in turn, over the flows of a host as over the hosts, where not all are UDP.
     #[inline]
     pub(crate) fn protocol(&self, number: u32) -> Protocol {
         let (host, flow) = (number % self.hosts, number / self.hosts);
-        if (host + flow).is_multiple_of(2) { Protocol::Udp } else { Protocol::Tcp }
+        if self.only_udp || (host + flow).is_multiple_of(2) { Protocol::Udp } else { Protocol::Tcp }
     }
 
     /// The flow with that number. Flows of one host are apart by the count of hosts.

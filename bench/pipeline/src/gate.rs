@@ -59,7 +59,9 @@ const SESSIONS: u32 = 1000;
 fn wanted() -> Vec<count::Options> {
     let of = |mode, kind| count::Options { sessions: SESSIONS, kind, mode, batches: 80, warm: 8, seed: 4, wait: false };
     let all = Kind::ALL.map(|kind| of(Mode::Independent, kind));
-    let others = [Mode::Dependent, Mode::Open].into_iter().flat_map(|mode| [Kind::Mixed, Kind::First].map(|kind| of(mode, kind)));
+    let others = [Mode::Dependent, Mode::Open, Mode::Bare]
+        .into_iter()
+        .flat_map(|mode| [Kind::Mixed, Kind::First].map(|kind| of(mode, kind)));
     all.into_iter().chain(others).collect()
 }
 

@@ -20,7 +20,7 @@ use portcullis_nat::{Capacity, Nat, Packet, Seeds};
 use portcullis_steering::{Owners, WorkerId};
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{FIRST_PORT, PORTS};
+use crate::flow::{FIRST_PORT, Flows, PORTS, SESSIONS_PER_HOST};
 use crate::frame::{FRAME_LEN, Frame, Link};
 
 /// Packets in a burst: what a worker takes from a ring at once.
@@ -30,19 +30,22 @@ pub(crate) const BURST: usize = 32;
 const BURSTS_PER_TICK: u32 = 512;
 
 /// The mapping and filtering behaviour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Mode {
     /// Endpoint-independent mapping, address-and-port-dependent filtering: the default.
+    #[default]
     Independent,
     /// Address-and-port-dependent mapping and filtering.
     Dependent,
     /// Endpoint-independent mapping and filtering.
     Open,
+    /// The same of UDP alone, which is kept as bare mappings.
+    Bare,
 }
 
 impl Mode {
-    pub(crate) const ALL: [Self; 3] = [Self::Independent, Self::Dependent, Self::Open];
+    pub(crate) const ALL: [Self; 4] = [Self::Independent, Self::Dependent, Self::Open, Self::Bare];
 
     /// The word for tables and options.
     pub(crate) const fn label(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Mode {
             Self::Independent => "independent",
             Self::Dependent => "dependent",
             Self::Open => "open",
+            Self::Bare => "bare",
         }
     }
 
@@ -57,8 +61,21 @@ impl Mode {
         match self {
             Self::Independent => (MappingBehaviour::EndpointIndependent, Filtering::AddressAndPortDependent),
             Self::Dependent => (MappingBehaviour::AddressAndPortDependent, Filtering::AddressAndPortDependent),
-            Self::Open => (MappingBehaviour::EndpointIndependent, Filtering::EndpointIndependent),
+            Self::Open | Self::Bare => (MappingBehaviour::EndpointIndependent, Filtering::EndpointIndependent),
         }
+    }
+
+    /// At least `count` flows.
+    pub(crate) fn flows(self, seed: u64, count: u32) -> Flows {
+        let flows = Flows::new(seed, count, SESSIONS_PER_HOST);
+        if self == Self::Bare { flows.of_udp() } else { flows }
+    }
+
+    /// External addresses for `flows` flows: half of them UDP and half TCP, or all UDP.
+    pub(crate) fn externals_for(self, flows: u32) -> u16 {
+        let protocols = if self == Self::Bare { 1 } else { 2 };
+        let of_address = protocols * u64::from(PORTS) * POOL_FILL / 100;
+        u64::from(flows).div_ceil(of_address).max(1) as u16
     }
 }
 
@@ -66,7 +83,7 @@ impl Mode {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) mode: Mode,
-    /// Sessions, and mappings, that fit.
+    /// Flows that fit.
     pub(crate) capacity: u32,
     /// External addresses.
     pub(crate) externals: u16,
@@ -79,11 +96,8 @@ pub(crate) struct Plan {
 /// more than others: with 63 flows a host none comes near its end.
 const POOL_FILL: u64 = 80;
 
-/// External addresses for `flows` flows, half of them UDP and half TCP.
-pub(crate) fn externals_for(flows: u32) -> u16 {
-    let of_address = 2 * u64::from(PORTS) * POOL_FILL / 100;
-    u64::from(flows).div_ceil(of_address).max(1) as u16
-}
+/// Sessions that there is room for where flows have none: what is not UDP would need them.
+const FEW_SESSIONS: u32 = 1024;
 
 /// The device of the inside.
 const INSIDE: DeviceId = DeviceId(0);
@@ -112,14 +126,11 @@ pub(crate) fn link_of(side: Side) -> Link {
 
 impl Plan {
     fn capacity(&self) -> Capacity {
-        Capacity {
-            mappings: self.capacity,
-            bare_mappings: 0,
-            sessions: self.capacity,
-            externals: self.externals,
-            fragments: 1024,
-            others: 1024,
-        }
+        let (bare_mappings, sessions) = match self.mode {
+            Mode::Bare => (self.capacity, FEW_SESSIONS),
+            Mode::Independent | Mode::Dependent | Mode::Open => (0, self.capacity),
+        };
+        Capacity { mappings: self.capacity, bare_mappings, sessions, externals: self.externals, fragments: 1024, others: 1024 }
     }
 
     /// The memory that the tables take. **Units:** bytes.

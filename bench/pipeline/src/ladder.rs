@@ -12,7 +12,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::de::DeserializeOwned;
 
-use crate::gateway::{Mode, Plan, externals_for};
+use crate::gateway::{Mode, Plan};
 use crate::machine::{self, Machine};
 use crate::report::{self, Report, SCHEMA};
 use crate::{gate, plot, table, valgrind};
@@ -125,8 +125,8 @@ fn parts(most: u32) -> Vec<Part> {
     }
     parts.push(Part::new(What::Allocation, NEWCOMERS, "allocation", &[]));
     // A single run of the order that is the worst for the sweep: the longest call is long in any run.
-    for (order, runs) in [("random", "2"), ("made", "1")] {
-        let options = [("sessions", &*EXPIRY.to_string()), ("order", order), ("runs", runs)];
+    for (mode, order, runs) in [("independent", "random", "2"), ("independent", "made", "1"), ("bare", "random", "1")] {
+        let options = [("sessions", &*EXPIRY.to_string()), ("mode", mode), ("order", order), ("runs", runs)];
         parts.push(Part::new(What::Expiry, EXPIRY, "expiry", &options));
     }
     parts.extend(RUNGS.into_iter().map(|entries| Part::new(What::Index, entries, "index", &[("entries", &*entries.to_string())])));
@@ -166,7 +166,8 @@ fn why_not(part: &Part) -> Option<&'static str> {
         return Some("needs valgrind");
     }
     let sessions = part.sessions;
-    let plan = Plan { mode: Mode::Independent, capacity: sessions, externals: externals_for(sessions), timeout: None, seed: 0 };
+    let mode = Mode::Independent;
+    let plan = Plan { mode, capacity: sessions, externals: mode.externals_for(sessions), timeout: None, seed: 0 };
     // The tables, what lies outside of them, and the endpoints that are kept here.
     let needed = plan.bytes() as u64 * 3 / 2;
     (needed > machine::available()).then_some("needs memory")

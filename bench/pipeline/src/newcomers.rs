@@ -15,8 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{Batch, HALF};
 use crate::clock::Watch;
 use crate::figures::Figures;
-use crate::flow::{Flows, SESSIONS_PER_HOST};
-use crate::gateway::{Gateway, Mode, Plan, externals_for};
+use crate::gateway::{Gateway, Mode, Plan};
 use crate::load::{Load, Until};
 use crate::memory::{self, Wanted};
 
@@ -67,8 +66,8 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     let fresh = options.fresh.next_multiple_of(HALF as u32);
     ensure!(sessions >= HALF as u32 && fresh > 0, "--sessions has to be at least {HALF}, and --fresh at least 1");
     let capacity = (u64::from(sessions) * ROOM).div_ceil(100) as u32 + HALF as u32;
-    let plan = Plan { mode, capacity, externals: externals_for(capacity), timeout: Some(TIMEOUT), seed };
-    let mut load = Load::new(Flows::new(seed, sessions + fresh, SESSIONS_PER_HOST), sessions);
+    let plan = Plan { mode, capacity, externals: mode.externals_for(capacity), timeout: Some(TIMEOUT), seed };
+    let mut load = Load::new(mode.flows(seed, sessions + fresh), sessions);
     let mut batch = Batch::new(seed);
     let (mut region, _) = memory::region(plan.bytes(), pages)?;
     let mut gateway = Gateway::new(&plan, &mut region, HALF)?;
@@ -79,7 +78,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         gateway.idle(pace.milliseconds(count));
     }
     let watch = Watch::new();
-    let before = gateway.nat.counters().get(Counter::SessionsRemoved);
+    let before = gateway.nat.counters().get(Counter::MappingsRemoved);
     let (mut samples, mut sweeping) = (Vec::new(), 0.0);
     for first in (sessions..sessions + fresh).step_by(HALF) {
         batch.write_first(&load, first);
@@ -93,8 +92,8 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         gateway.idle(pace.milliseconds(HALF as u32));
         sweeping += watch.since(start);
     }
-    let ended = gateway.nat.counters().get(Counter::SessionsRemoved) - before;
-    let live = gateway.nat.gauges().sessions;
+    let ended = gateway.nat.counters().get(Counter::MappingsRemoved) - before;
+    let live = gateway.nat.gauges().mappings;
     ensure!(live.abs_diff(sessions) < sessions / 16, "{live} sessions live at the end instead of about {sessions}");
     let ns = Figures::of(samples);
     Ok(Measured { sessions, mode, fresh, ns, per_second: 1e9 / ns.median, ns_to_end: sweeping / ended.max(1) as f64, ended })

@@ -47,7 +47,7 @@ fn time(report: &Report) -> Plot {
         (Mode::Independent, true, "l1", "endpoint-independent mapping"),
         (Mode::Independent, false, "l2", "the same on 4 KiB pages"),
         (Mode::Dependent, true, "l3", "endpoint-dependent mapping"),
-        (Mode::Open, true, "l4", "endpoint-independent filtering"),
+        (Mode::Bare, true, "l4", "UDP as bare mappings"),
     ];
     Plot {
         title: "Nanoseconds a packet, parse to verdict, median",
@@ -62,7 +62,7 @@ fn memory(report: &Report) -> Plot {
     let lines = [
         (Mode::Independent, true, "l1", "endpoint-independent mapping (target 96)"),
         (Mode::Dependent, true, "l3", "endpoint-dependent mapping (target 72)"),
-        (Mode::Open, true, "l4", "endpoint-independent filtering (target 40)"),
+        (Mode::Bare, true, "l4", "UDP as bare mappings (target 40)"),
     ];
     let mut lines: Vec<_> = lines.into_iter().filter_map(|line| line_of(report, line, |rung| rung.bytes_per_session)).collect();
     // Fixed parts, which a session more does not cost.

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::{Batch, HALF, SIDES};
 use crate::clock::Watch;
 use crate::figures::Figures;
-use crate::flow::{Flows, SESSIONS_PER_HOST};
-use crate::gateway::{Gateway, Mode, Plan, externals_for};
+use crate::gateway::{Gateway, Mode, Plan};
 use crate::load::{Load, Until};
 use crate::memory::{self, Pages, Wanted};
 
@@ -76,8 +75,8 @@ pub(crate) struct Measured {
 pub(crate) fn run(options: &Options) -> Result<Measured> {
     let Options { sessions, mode, pages, seed, .. } = *options;
     ensure!(sessions > 0 && options.batches > 0, "--sessions and --batches have to be at least 1");
-    let plan = Plan { mode, capacity: sessions, externals: externals_for(sessions), timeout: None, seed };
-    let flows = Flows::new(seed, sessions, SESSIONS_PER_HOST);
+    let plan = Plan { mode, capacity: sessions, externals: mode.externals_for(sessions), timeout: None, seed };
+    let flows = mode.flows(seed, sessions);
     let mut load = Load::new(flows, sessions);
     let mut batch = Batch::new(seed);
     let before = memory::resident()?;
@@ -87,7 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     load.open(&mut gateway, &plan, (0, sessions), Until::Established)?;
     let ns_to_establish = start.elapsed().as_nanos() as f64 / f64::from(sessions);
     let touched = memory::resident()? - before;
-    ensure!(gateway.nat.gauges().sessions <= sessions, "more sessions than flows");
+    ensure!(gateway.nat.gauges().mappings == sessions, "not each flow has a mapping");
     let samples = measure(&mut batch, &mut gateway, &load, options)?;
     Ok(Measured {
         sessions,

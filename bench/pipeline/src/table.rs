@@ -115,7 +115,8 @@ fn rows(report: &Report) -> Vec<Row> {
     }
     rows.extend(allocation(report));
     for expiry in &report.expiry {
-        let name = |what| format!("sweep, {} sessions, {:?} order: {what}", expiry.sessions, expiry.order).to_lowercase();
+        let mode = if expiry.mode == Mode::Bare { ", bare" } else { "" };
+        let name = |what| format!("sweep{mode}, {} sessions, {:?} order: {what}", expiry.sessions, expiry.order).to_lowercase();
         rows.push(Row::new(name("share of a core"), expiry.share_of_core, "").target(Some(0.01)));
         rows.push(Row::new(name("longest call"), expiry.us.max, "us").target(Some(20.0)));
         rows.push(Row::new(name("p99 of calls"), expiry.us.p99, "us"));
@@ -139,9 +140,9 @@ fn ladder(report: &Report) -> Vec<Row> {
         };
         rows.push(Row::of(name("packet"), &rung.ns, "ns").target(target.filter(|_| is_judged)));
         let bytes = match rung.mode {
-            Mode::Independent => 96.0,
+            Mode::Independent | Mode::Open => 96.0,
             Mode::Dependent => 72.0,
-            Mode::Open => 40.0,
+            Mode::Bare => 40.0,
         };
         rows.push(Row::of(name("sweep for each packet"), &rung.ns_sweep, "ns"));
         if rung.sessions >= MANY {
@@ -225,6 +226,7 @@ mod tests {
         });
         report.expiry.push(expiry::Measured {
             sessions: 10,
+            mode: Mode::Independent,
             order: expiry::Order::Made,
             runs: 2,
             calls: 3,

@@ -42,6 +42,7 @@ impl Adjacency {
         Self { addresses: [0; 12], interface: InterfaceId(0), most_len: 0, next_hop: 0, device: DeviceId(0) };
 
     /// Of a path by which packets can be sent as they are: it is up, without tag, and its next hop is known.
+    #[inline]
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let (destination, true, None) = (path.next_hop_mac?, path.up, path.vlan) else { return None };
         let Path { source_mac, interface, mtu, next_hop, device, .. } = *path;

@@ -10,7 +10,7 @@ use crate::due::Due;
 use crate::index::{Index, Line};
 use crate::others::Translation;
 use crate::policy::Protocol;
-use crate::ports::PortSpace;
+use crate::ports::{Holders, PortBits};
 use crate::record::{Mapping, Session};
 
 /// How many records each table holds.
@@ -45,7 +45,7 @@ impl Capacity {
             self.others as usize * size_of::<Translation>(),
             self.bare_lines() * size_of::<Line>(),
             self.bare_mappings as usize * size_of::<BareMapping>(),
-            self.port_spaces() * size_of::<PortSpace>(),
+            self.port_spaces() * (size_of::<PortBits>() + size_of::<Holders>()),
             Due::blocks_for(self.sessions as usize) * size_of::<[u8; 16]>(),
             Due::blocks_for(self.bare_mappings as usize) * size_of::<[u8; 16]>(),
         ];
@@ -97,7 +97,8 @@ pub(crate) struct Arenas<'m> {
     pub(crate) others: &'m mut [Translation],
     pub(crate) bare_lines: &'m mut [Line],
     pub(crate) bares: &'m mut [BareMapping],
-    pub(crate) ports: &'m mut [PortSpace],
+    pub(crate) port_bits: &'m mut [PortBits],
+    pub(crate) port_holders: &'m mut [Holders],
     /// When each session is looked at again, sixteen bytes each.
     pub(crate) due: &'m mut [[u8; 16]],
     /// The same of each bare mapping.
@@ -113,14 +114,28 @@ impl<'m> Arenas<'m> {
         let (mapping_lines, memory) = part(memory, capacity.mapping_lines())?;
         let (other_lines, memory) = part(memory, capacity.other_lines())?;
         let (bare_lines, memory) = part(memory, capacity.bare_lines())?;
-        let (ports, memory) = part(memory, capacity.port_spaces())?;
+        let (port_bits, memory) = part(memory, capacity.port_spaces())?;
+        let (port_holders, memory) = part(memory, capacity.port_spaces())?;
         let (sessions, memory) = part(memory, capacity.sessions as usize)?;
         let (mappings, memory) = part(memory, capacity.mappings as usize)?;
         let (others, memory) = part(memory, capacity.others as usize)?;
         let (due, memory) = part(memory, Due::blocks_for(capacity.sessions as usize))?;
         let (bares_due, memory) = part(memory, Due::blocks_for(capacity.bare_mappings as usize))?;
         let (bares, _) = part(memory, capacity.bare_mappings as usize)?;
-        Ok(Self { session_lines, mapping_lines, sessions, mappings, other_lines, others, bare_lines, bares, ports, due, bares_due })
+        Ok(Self {
+            session_lines,
+            mapping_lines,
+            sessions,
+            mappings,
+            other_lines,
+            others,
+            bare_lines,
+            bares,
+            port_bits,
+            port_holders,
+            due,
+            bares_due,
+        })
     }
 }
 
@@ -142,7 +157,7 @@ mod tests {
         for shift in 0..8 {
             let end = shift + capacity.bytes();
             let arenas = Arenas::cut(&mut memory[shift..end], &capacity).expect("enough memory");
-            assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.ports.len(), arenas.due.len()), (21, 10, 6, 2));
+            assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.port_bits.len(), arenas.due.len()), (21, 10, 6, 2));
             assert_eq!((arenas.others.len(), arenas.other_lines.len()), (3, Index::lines_for(6)));
             let bare = (arenas.bares.len(), arenas.bares_due.len(), arenas.bare_lines.len());
             assert_eq!(bare, (17, 2, Index::lines_for(17)));

@@ -121,6 +121,7 @@ pub(crate) fn adjacencies_between(
 }
 
 /// By which adjacency packets go to an address of that side, where it is what [`check_addresses`] asks for, and packets can be sent as they are.
+#[inline]
 pub(crate) fn adjacency_of(
     address: Ipv4Addr,
     side: Side,

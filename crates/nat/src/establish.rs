@@ -91,7 +91,7 @@ impl Choice {
     }
 
     /// Where the search for a free port begins: at an allowed port, each as likely as another. A script says it as it is.
-    fn draw_port(&mut self, space: &PortSpace, wish: Wish) -> Option<u16> {
+    fn draw_port(&mut self, space: &PortSpace<'_>, wish: Wish) -> Option<u16> {
         if self.script.is_empty() { space.draw(port_part(self.draw()), wish) } else { Some(self.draw() as u16) }
     }
 }
@@ -117,12 +117,12 @@ impl Planner<'_, '_> {
             return Err(not_opening(flow.protocol));
         }
         let is_bare = self.state.keeps_bare(flow.protocol);
-        let by_a_forward = self.by_a_forward(flow);
-        if (!is_bare || by_a_forward.is_some()) && !self.state.sessions.records.has_room(1) {
+        let has_room = self.state.sessions.records.has_room(1);
+        if !is_bare && !has_room {
             return Err(DropReason::SessionsFull);
         }
-        if let Some(plan) = by_a_forward {
-            return Ok(plan);
+        if let Some(plan) = self.by_a_forward(flow) {
+            return if has_room { Ok(plan) } else { Err(DropReason::SessionsFull) };
         }
         if is_bare {
             return self.new_mapping(flow, Under::NewBare(self.state.bares.hash_of(flow.ours)));

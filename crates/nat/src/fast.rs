@@ -220,20 +220,20 @@ impl Nat<'_> {
         hashes: &mut [u64],
     ) -> Read {
         let mut all = Read { odd: 0, bare: 0, bytes: 0, hands: 0 };
-        for (at, (hash, packet)) in hashes.iter_mut().zip(burst).enumerate() {
-            match read::<MAYBE_PARTIAL>(packet, gate) {
-                Some(head) if BARE && head[at::PROTOCOL] == UDP => match self.find_bare::<OUTBOUND, IS_LARGE>(head) {
-                    Some(found) => (*hash, all.bare) = (found, all.bare | 1 << at),
-                    None => all.odd |= 1 << at,
-                },
-                Some(head) => {
-                    let side = if OUTBOUND { Side::Inside } else { Side::Outside };
-                    *hash = self.state.sessions.hash(side, key_of(head));
-                    if IS_LARGE {
-                        self.state.sessions.fetch_line(*hash);
+        for (place, (hash, packet)) in hashes.iter_mut().zip(burst).enumerate() {
+            match self.read::<OUTBOUND, MAYBE_PARTIAL, BARE>(packet, gate) {
+                Some(read) => {
+                    *hash = read;
+                    if BARE && packet.buffer.get(at::PROTOCOL) == Some(&UDP) {
+                        all.bare |= 1 << place;
+                        if IS_LARGE {
+                            self.fetch_for_bare::<OUTBOUND>(read);
+                        }
+                    } else if IS_LARGE {
+                        self.state.sessions.fetch_line(read);
                     }
                 }
-                None => all.odd |= 1 << at,
+                None => all.odd |= 1 << place,
             }
             all.bytes += packet.len as u64;
             all.hands |= packet.handed;
@@ -242,22 +242,28 @@ impl Nat<'_> {
     }
 
     /// What a packet's bare mapping is found by: from inside the hash of its source, from outside the port of an external address. None where
-    /// there is none. In large tables, what that leads to is fetched.
-    #[inline]
-    fn find_bare<const OUTBOUND: bool, const IS_LARGE: bool>(&self, head: &Head) -> Option<u64> {
+    /// there is no such address.
+    #[expect(
+        clippy::inline_always,
+        reason = "called from as many places as there are kinds of bursts: the compiler would make it a call for all"
+    )]
+    #[inline(always)]
+    fn find_bare<const OUTBOUND: bool>(&self, head: &Head) -> Option<u64> {
         if OUTBOUND {
-            let hash = self.state.bares.hash(Key::read_source(eight(head, at::PROTOCOL), eight(head, at::DESTINATION)));
-            if IS_LARGE {
-                self.state.bares.fetch_line(hash);
-            }
-            return Some(hash);
+            return Some(self.state.bares.hash(Key::read_source(eight(head, at::PROTOCOL), eight(head, at::DESTINATION))));
         }
         let slot = self.state.slot_of(Ipv4Addr::from_bits(word(head, at::DESTINATION)))?;
-        let port = half(head, at::DESTINATION_PORT);
-        if IS_LARGE {
-            self.state.space(slot, Protocol::Udp).fetch_holder(port);
+        Some(u64::from(slot) << 16 | u64::from(half(head, at::DESTINATION_PORT)))
+    }
+
+    /// Has what [`Nat::candidates`] will look at for a bare mapping fetched.
+    #[inline]
+    fn fetch_for_bare<const OUTBOUND: bool>(&self, found: u64) {
+        if OUTBOUND {
+            self.state.bares.fetch_line(found);
+        } else {
+            self.state.space((found >> 16) as u16, Protocol::Udp).fetch_holder(found as u16);
         }
-        Some(u64::from(slot) << 16 | u64::from(port))
     }
 
     /// The second stage, where UDP has bare mappings: see [`crate::table::Sessions::candidates`].
@@ -357,9 +363,61 @@ impl Nat<'_> {
         self.counters.add(bytes, all.bytes - course.left.bytes - course.handed.bytes);
     }
 
+    /// Reads a packet, and gives the hash of its key if it is plain, as far as no session has to be asked: one of another protocol than TCP
+    /// and UDP, which is read as if it were UDP, is found out when its session is not of that protocol. Of a packet that may have a bare mapping,
+    /// what that is found by.
+    #[expect(
+        clippy::inline_always,
+        reason = "called from as many places as there are kinds of bursts: the compiler would make it a call for all"
+    )]
+    #[inline(always)]
+    fn read<const OUTBOUND: bool, const MAYBE_PARTIAL: bool, const BARE: bool>(
+        &self,
+        packet: &Packet<'_>,
+        gate: &Gate,
+    ) -> Option<u64> {
+        let head = packet.buffer.first_chunk::<HEAD>()?;
+        let front = u8x16::new(head::bytes(head, 0)).simd_eq(u8x16::new(gate.front)).to_bitmask();
+        let is_plain = front & FRONT_COUNTS == FRONT_COUNTS
+            && matches!(packet.errand, Errand::Whole)
+            && wire_half(head, at::FRAGMENT) & FRAGMENT_MASK.to_be() == 0
+            && head[at::TTL] > 1
+            && header_sum(head).is_multiple_of(0xFFFF);
+        if !is_plain {
+            return None;
+        }
+        // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
+        let protocol = head[at::PROTOCOL];
+        let is_tcp = protocol == TCP;
+        let (len, udp_len) = (word(head, at::IPV4) & 0xFFFF, u32::from(half(head, at::UDP_LEN)));
+        let header_len = u32::from(TCP_HEADER_LEN[usize::from(head[at::TCP_OFFSET])]);
+        let claimed = select_unpredictable(is_tcp, header_len, udp_len);
+        if len as usize + ETHERNET_LEN > packet.len || claimed < UDP_HEADER_LEN || claimed + IPV4_LEN > len {
+            return None;
+        }
+        if MAYBE_PARTIAL {
+            // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
+            let checksum = half(head, head::checksum_at(is_tcp));
+            let covered = select_unpredictable(is_tcp, len - IPV4_LEN, udp_len);
+            let rest = u64::from(protocol) + u64::from(covered) + u64::from(!checksum);
+            if (u64::from(word(head, at::SOURCE)) + u64::from(word(head, at::DESTINATION)) + rest).is_multiple_of(0xFFFF) {
+                return None;
+            }
+        }
+        if BARE && protocol == UDP {
+            return self.find_bare::<OUTBOUND>(head);
+        }
+        let side = if OUTBOUND { Side::Inside } else { Side::Outside };
+        Some(self.state.sessions.hash(side, key_of(head)))
+    }
+
     /// Steps 5 and 7 for a packet of a session that lives and whose way is known. The device that it leaves by; none where it has to go the
     /// ordinary way, and then nothing has changed.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "called from as many places as there are kinds of bursts: the compiler would make it a call for all"
+    )]
+    #[inline(always)]
     fn forward<const OUTBOUND: bool>(
         &mut self,
         packet: &mut Packet<'_>,
@@ -403,7 +461,11 @@ impl Nat<'_> {
     }
 
     /// Steps 5 and 7 for a packet of a bare mapping that lives, where the ways to both of its ends are known; as [`Nat::forward`].
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "called from as many places as there are kinds of bursts: the compiler would make it a call for all"
+    )]
+    #[inline(always)]
     fn forward_bare<const OUTBOUND: bool>(
         &mut self,
         packet: &mut Packet<'_>,
@@ -517,41 +579,6 @@ impl Nat<'_> {
                 && self.rules().of_inbound(slot, protocol, external, remote).0 == self.me;
         if is_mine { self.adjacencies.number_of(inside, outside) } else { self.adjacencies.number_of_none() }
     }
-}
-
-/// Reads a packet, and gives its head if it is plain, as far as no session has to be asked: one of another protocol than TCP and UDP, which is
-/// read as if it were UDP, is found out when its session is not of that protocol.
-#[inline]
-fn read<'p, const MAYBE_PARTIAL: bool>(packet: &'p Packet<'_>, gate: &Gate) -> Option<&'p Head> {
-    let head = packet.buffer.first_chunk::<HEAD>()?;
-    let front = u8x16::new(head::bytes(head, 0)).simd_eq(u8x16::new(gate.front)).to_bitmask();
-    let is_plain = front & FRONT_COUNTS == FRONT_COUNTS
-        && matches!(packet.errand, Errand::Whole)
-        && wire_half(head, at::FRAGMENT) & FRAGMENT_MASK.to_be() == 0
-        && head[at::TTL] > 1
-        && header_sum(head).is_multiple_of(0xFFFF);
-    if !is_plain {
-        return None;
-    }
-    // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
-    let protocol = head[at::PROTOCOL];
-    let is_tcp = protocol == TCP;
-    let (len, udp_len) = (word(head, at::IPV4) & 0xFFFF, u32::from(half(head, at::UDP_LEN)));
-    let header_len = u32::from(TCP_HEADER_LEN[usize::from(head[at::TCP_OFFSET])]);
-    let claimed = select_unpredictable(is_tcp, header_len, udp_len);
-    if len as usize + ETHERNET_LEN > packet.len || claimed < UDP_HEADER_LEN || claimed + IPV4_LEN > len {
-        return None;
-    }
-    if MAYBE_PARTIAL {
-        // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
-        let checksum = half(head, head::checksum_at(is_tcp));
-        let covered = select_unpredictable(is_tcp, len - IPV4_LEN, udp_len);
-        let rest = u64::from(protocol) + u64::from(covered) + u64::from(!checksum);
-        if (u64::from(word(head, at::SOURCE)) + u64::from(word(head, at::DESTINATION)) + rest).is_multiple_of(0xFFFF) {
-            return None;
-        }
-    }
-    Some(head)
 }
 
 /// What few packets need: the whole of [`Session::advance`], if the packet is of the session's protocol and no TCP flags forbid it. None

@@ -40,12 +40,12 @@ impl HashIndex<'_> {
 }
 
 /// The ports of one external address for one protocol.
-pub struct Ports(Box<PortSpace>);
+pub struct Ports(PortSpace<'static>);
 
 impl Ports {
     /// A space in which `ports` are free.
     pub fn new(ports: &PortSet) -> Self {
-        let mut space = Box::new(PortSpace::new_zeroed());
+        let mut space = PortSpace::leaked();
         space.allow(ports, None);
         Self(space)
     }

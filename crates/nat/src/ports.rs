@@ -117,10 +117,10 @@ impl Word {
     }
 }
 
-/// The space of 65,536 ports. **Shape:** plain data; all zero is a space without any port to take.
+/// What is known of the ports of a space. **Shape:** plain data; all zero is a space without any port to take.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
-pub(crate) struct PortSpace {
+pub(crate) struct PortBits {
     words: [Word; WORDS],
     /// One bit for each word that has an allowed port that is not taken, the even ports apart from the odd ones.
     summary: [[u64; 2]; SUMMARY_WORDS],
@@ -138,29 +138,49 @@ pub(crate) struct PortSpace {
     spare: [u32; 10],
     /// Of each group of words, the allowed ports before it.
     before: [u16; GROUPS],
-    /// The holder of each port, plus one; zero for none. Of a port that rests, what `rest.rs` says.
-    holders: [u32; WORDS * 64],
 }
 
-impl PortSpace {
+/// The holder of each port of a space, plus one; zero for none. Of a port that rests, what `rest.rs` says.
+pub(crate) type Holders = [u32; WORDS * 64];
+
+/// The space of 65,536 ports. Its holders lie apart, so that the memory of a protocol's that has no mappings is never touched, huge pages or not.
+pub(crate) struct PortSpace<'m> {
+    bits: &'m mut PortBits,
+    holders: &'m mut Holders,
+}
+
+impl<'m> PortSpace<'m> {
+    /// A space in zeroed memory.
+    pub(crate) fn new(bits: &'m mut PortBits, holders: &'m mut Holders) -> Self {
+        Self { bits, holders }
+    }
+
+    /// A space in memory that is never given back.
+    #[cfg(any(test, feature = "internals"))]
+    pub(crate) fn leaked() -> PortSpace<'static> {
+        let holders: Box<Holders> =
+            vec![0; WORDS * 64].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("as many as there are"));
+        PortSpace { bits: Box::leak(Box::new(zerocopy::FromZeros::new_zeroed())), holders: Box::leak(holders) }
+    }
+
     /// Sets the ports that mappings may take: those of the policy that are this worker's too; it owns all where `owned` is none. Ports
     /// taken before stay taken until they are released.
     pub(crate) fn allow(&mut self, ports: &PortSet, owned: Option<&[u64; WORDS]>) {
         for (number, &allowed) in ports.words().iter().enumerate() {
-            self.words[number].allowed = allowed & owned.map_or(u64::MAX, |owned| owned[number]);
+            self.bits.words[number].allowed = allowed & owned.map_or(u64::MAX, |owned| owned[number]);
             self.summarise(number);
         }
-        self.limit = 0;
-        for (group, words) in self.words.chunks_exact(GROUP_WORDS).enumerate() {
-            self.before[group] = self.limit as u16;
-            self.limit += words.iter().map(|word| word.allowed.count_ones()).sum::<u32>();
+        self.bits.limit = 0;
+        for (group, words) in self.bits.words.chunks_exact(GROUP_WORDS).enumerate() {
+            self.bits.before[group] = self.bits.limit as u16;
+            self.bits.limit += words.iter().map(|word| word.allowed.count_ones()).sum::<u32>();
         }
-        let with_some = |word: &usize| self.words[*word].allowed != 0;
+        let with_some = |word: &usize| self.bits.words[*word].allowed != 0;
         let ends = (0..WORDS).find(with_some).zip((0..WORDS).rfind(with_some)).map(|(first, last)| {
-            let below = self.words[last].allowed.leading_zeros();
-            (u32::from(port_at(first, self.words[first].allowed)), last as u32 * 64 + 63 - below)
+            let below = self.bits.words[last].allowed.leading_zeros();
+            (u32::from(port_at(first, self.bits.words[first].allowed)), last as u32 * 64 + 63 - below)
         });
-        self.run = ends.filter(|(first, last)| last - first + 1 == self.limit).map_or(0, |(first, _)| first + 1);
+        self.bits.run = ends.filter(|(first, last)| last - first + 1 == self.bits.limit).map_or(0, |(first, _)| first + 1);
     }
 
     /// An allowed port of the wished class, taken or not: each is as likely as another if `random` is any number. Of any class where that
@@ -176,25 +196,25 @@ impl PortSpace {
 
     /// How many allowed ports are before a group.
     fn before(&self, group: usize) -> u32 {
-        self.before.get(group).map_or(self.limit, |&before| u32::from(before))
+        self.bits.before.get(group).map_or(self.bits.limit, |&before| u32::from(before))
     }
 
     /// The allowed port that has so many before it, which must be fewer than there are.
     fn allowed_port(&self, rank: u32) -> u16 {
-        if let Some(first) = self.run.checked_sub(1) {
+        if let Some(first) = self.bits.run.checked_sub(1) {
             return (first + rank) as u16;
         }
-        let group = self.before.partition_point(|&before| u32::from(before) <= rank) - 1;
+        let group = self.bits.before.partition_point(|&before| u32::from(before) <= rank) - 1;
         let mut left = rank - self.before(group);
         let mut word = group * GROUP_WORDS;
         if self.before(group + 1) - self.before(group) == GROUP_PORTS {
             return (word * 64) as u16 + left as u16;
         }
-        while left >= self.words[word].allowed.count_ones() {
-            left -= self.words[word].allowed.count_ones();
+        while left >= self.bits.words[word].allowed.count_ones() {
+            left -= self.bits.words[word].allowed.count_ones();
             word += 1;
         }
-        let bits = (0..left).fold(self.words[word].allowed, |bits, _| bits & (bits - 1));
+        let bits = (0..left).fold(self.bits.words[word].allowed, |bits, _| bits & (bits - 1));
         port_at(word, bits)
     }
 
@@ -223,8 +243,8 @@ impl PortSpace {
         let word = usize::from(port) / 64;
         debug_assert!(holder < rest::RESTS - 1, "{holder} is no holder");
         debug_assert!(!self.is_taken(port), "port {port} is taken");
-        self.words[word].taken |= 1 << (port % 64);
-        self.used += 1;
+        self.bits.words[word].taken |= 1 << (port % 64);
+        self.bits.used += 1;
         self.holders[usize::from(port)] = holder + 1;
         self.summarise(word);
     }
@@ -233,8 +253,8 @@ impl PortSpace {
     pub(crate) fn release(&mut self, port: u16) {
         let word = usize::from(port) / 64;
         debug_assert!(self.is_taken(port), "port {port} is free");
-        self.words[word].taken &= !(1 << (port % 64));
-        self.used -= 1;
+        self.bits.words[word].taken &= !(1 << (port % 64));
+        self.bits.used -= 1;
         self.holders[usize::from(port)] = 0;
         self.summarise(word);
     }
@@ -256,7 +276,7 @@ impl PortSpace {
     #[inline]
     pub(crate) fn fetch(&self, port: u16) {
         ahead::fetch(&self.holders[usize::from(port)]);
-        ahead::fetch(&self.words[usize::from(port) / 64]);
+        ahead::fetch(&self.bits.words[usize::from(port) / 64]);
     }
 
     /// Has what [`PortSpace::holder`] reads fetched.
@@ -267,30 +287,30 @@ impl PortSpace {
 
     /// How many ports mappings have.
     pub(crate) fn used(&self) -> u32 {
-        self.used
+        self.bits.used
     }
 
     /// How many ports mappings may have.
     pub(crate) fn limit(&self) -> u32 {
-        self.limit
+        self.bits.limit
     }
 
     /// Whether any port is free.
     pub(crate) fn has_free(&self) -> bool {
-        self.summary.as_flattened().iter().any(|&word| word != 0)
+        self.bits.summary.as_flattened().iter().any(|&word| word != 0)
     }
 
     fn is_taken(&self, port: u16) -> bool {
-        self.words[usize::from(port) / 64].taken >> (port % 64) & 1 == 1
+        self.bits.words[usize::from(port) / 64].taken >> (port % 64) & 1 == 1
     }
 
     fn free_in(&self, word: usize) -> u64 {
-        self.words[word].free()
+        self.bits.words[word].free()
     }
 
     fn summarise(&mut self, word: usize) {
         let (free, bit) = (self.free_in(word), 1 << (word % 64));
-        for (summary, free) in self.summary[word / 64].iter_mut().zip([free & EVEN, free & !EVEN]) {
+        for (summary, free) in self.bits.summary[word / 64].iter_mut().zip([free & EVEN, free & !EVEN]) {
             *summary = if free == 0 { *summary & !bit } else { *summary | bit };
         }
     }
@@ -300,7 +320,7 @@ impl PortSpace {
         let last = words.end.checked_sub(1).filter(|_| !words.is_empty())?;
         let first = words.start;
         (first / 64..=last / 64).find_map(|at| {
-            let [even, odd] = self.summary[at];
+            let [even, odd] = self.bits.summary[at];
             let mut bits = match wish.parity {
                 None => even | odd,
                 Some(Parity::Even) => even,
@@ -326,10 +346,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
-    use zerocopy::FromZeros as _;
 
-    fn space(ports: &PortSet) -> Box<PortSpace> {
-        let mut space = Box::new(PortSpace::new_zeroed());
+    fn space(ports: &PortSet) -> PortSpace<'static> {
+        let mut space = PortSpace::leaked();
         space.allow(ports, None);
         space
     }
@@ -352,7 +371,7 @@ mod tests {
 
     #[test]
     fn only_ports_that_are_the_workers_own_are_given() {
-        let mut space = Box::new(PortSpace::new_zeroed());
+        let mut space = PortSpace::leaked();
         let mut owned = [0; WORDS];
         (owned[20], owned[21]) = (1 << 3, u64::MAX);
         space.allow(&PortSet::range(0, 21 * 64 + 1), Some(&owned));

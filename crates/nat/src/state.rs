@@ -85,7 +85,7 @@ pub(crate) struct State<'m> {
     pub(crate) bares: BareMappings<'m>,
     /// Of protocols without ports.
     pub(crate) others: Translations<'m>,
-    ports: &'m mut [PortSpace],
+    ports: Vec<PortSpace<'m>>,
     pub(crate) subscribers: HashMap<u32, Subscriber, RandomState>,
     /// Live sessions by (mapping, remote address), of those made while the filter asked for them.
     remotes: HashMap<(u32, u32), u32, RandomState>,
@@ -140,7 +140,12 @@ impl<'m> State<'m> {
             mappings,
             bares,
             others,
-            ports: arenas.ports,
+            ports: arenas
+                .port_bits
+                .iter_mut()
+                .zip(arenas.port_holders)
+                .map(|(bits, holders)| PortSpace::new(bits, holders))
+                .collect(),
             subscribers: HashMap::with_capacity_and_hasher(SUBSCRIBERS.min(capacity.mappings) as usize, hasher.clone()),
             remotes: HashMap::with_hasher(hasher.clone()),
             slots: vec![Slot::default(); usize::from(capacity.externals)],
@@ -250,9 +255,9 @@ impl<'m> State<'m> {
     /// Sets the ports of a slot that mappings may take.
     fn allow(&mut self, slot: usize, ports: &PortSet) {
         let owned = self.owned.get(slot).and_then(Option::as_ref).map(|owned| &*owned.ports);
-        let first = slot * Protocol::ALL.len();
-        for space in &mut self.ports[first..first + Protocol::ALL.len()] {
-            space.allow(ports, owned);
+        for protocol in Protocol::ALL {
+            let at = protocol.index() * self.slots.len() + slot;
+            self.ports[at].allow(ports, owned);
         }
     }
 
@@ -285,8 +290,14 @@ impl<'m> State<'m> {
         self.slot_of.get(address)
     }
 
-    pub(crate) fn space(&self, slot: u16, protocol: Protocol) -> &PortSpace {
-        &self.ports[usize::from(slot) * Protocol::ALL.len() + protocol.index()]
+    /// Where the ports are of a slot's address for a protocol: those of a protocol lie side by side.
+    #[inline]
+    fn space_at(&self, slot: u16, protocol: Protocol) -> usize {
+        protocol.index() * self.slots.len() + usize::from(slot)
+    }
+
+    pub(crate) fn space(&self, slot: u16, protocol: Protocol) -> &PortSpace<'m> {
+        &self.ports[self.space_at(slot, protocol)]
     }
 
     /// Reads what is known of a subscriber, for its cache lines' sake: what a map keeps cannot be prefetched.
@@ -294,8 +305,9 @@ impl<'m> State<'m> {
         core::hint::black_box(self.subscribers.get(&internal.to_bits()).is_some());
     }
 
-    fn space_mut(&mut self, slot: u16, protocol: Protocol) -> &mut PortSpace {
-        &mut self.ports[usize::from(slot) * Protocol::ALL.len() + protocol.index()]
+    fn space_mut(&mut self, slot: u16, protocol: Protocol) -> &mut PortSpace<'m> {
+        let at = self.space_at(slot, protocol);
+        &mut self.ports[at]
     }
 
     /// Who has a port.
@@ -456,6 +468,7 @@ impl<'m> State<'m> {
     }
 
     /// Makes a session that stands for its new mapping, whose [`Mappings::hash_of_sole`] is given.
+    #[inline]
     fn create_with_mapping(
         &mut self,
         session: Session,
@@ -481,6 +494,7 @@ impl<'m> State<'m> {
     }
 
     /// Gives a new mapping of that internal address its port of a slot's address.
+    #[inline]
     pub(crate) fn take_port(&mut self, protocol: Protocol, (slot, port): (u16, u16), internal: Ipv4Addr, holder: Holder) {
         self.space_mut(slot, protocol).take(port, holder.value());
         let subscriber = self.subscribers.entry(internal.to_bits()).or_insert(Subscriber { slot, mappings: 0 });
@@ -633,7 +647,7 @@ impl<'m> State<'m> {
                 return;
             }
             self.wakes = (self.wakes + 1) % self.ports.len();
-            let rest = self.rests[self.wakes % Protocol::ALL.len()];
+            let rest = self.rests[self.wakes / self.slots.len()];
             let freed = self.ports[self.wakes].end_rests(rest, now, ports);
             self.resting -= freed;
             ports -= freed;

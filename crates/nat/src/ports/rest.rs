@@ -45,20 +45,20 @@ const fn moment(now: Tick) -> u16 {
     (now.0 / UNIT) as u16 & 0x7FFF
 }
 
-impl PortSpace {
+impl PortSpace<'_> {
     /// Takes `port` back, and has it rest. Returns whether there is one more now that does.
     pub(crate) fn release_to_rest(&mut self, port: u16, rest: Rest, now: Tick) -> bool {
         debug_assert!(self.holder(port).is_some(), "port {port} is free");
-        self.used -= 1;
+        self.bits.used -= 1;
         self.holders[usize::from(port)] = RESTS | u32::from(moment(now)) << 16;
-        if self.resting == 0 {
-            self.rests_longest = u32::from(port);
+        if self.bits.resting == 0 {
+            self.bits.rests_longest = u32::from(port);
         } else {
-            self.holders[self.rests_shortest as usize] |= u32::from(port);
+            self.holders[self.bits.rests_shortest as usize] |= u32::from(port);
         }
-        self.rests_shortest = u32::from(port);
-        self.resting += 1;
-        if self.resting > rest.most {
+        self.bits.rests_shortest = u32::from(port);
+        self.bits.resting += 1;
+        if self.bits.resting > rest.most {
             self.end_longest_rest();
             return false;
         }
@@ -68,11 +68,11 @@ impl PortSpace {
     /// Frees ports that have rested, at most so many. Returns how many.
     pub(crate) fn end_rests(&mut self, rest: Rest, now: Tick, most: u32) -> u32 {
         let has_rested = |space: &Self| {
-            let back = (space.holders[space.rests_longest as usize] >> 16) as u16 & 0x7FFF;
+            let back = (space.holders[space.bits.rests_longest as usize] >> 16) as u16 & 0x7FFF;
             moment(now).wrapping_sub(back) & 0x7FFF >= rest.units
         };
         let mut ended = 0;
-        while ended < most && self.resting > 0 && has_rested(self) {
+        while ended < most && self.bits.resting > 0 && has_rested(self) {
             self.end_longest_rest();
             ended += 1;
         }
@@ -80,17 +80,17 @@ impl PortSpace {
     }
 
     fn end_longest_rest(&mut self) {
-        let port = self.rests_longest as usize;
-        self.rests_longest = self.holders[port] & 0xFFFF;
+        let port = self.bits.rests_longest as usize;
+        self.bits.rests_longest = self.holders[port] & 0xFFFF;
         self.holders[port] = 0;
-        self.words[port / 64].taken &= !(1 << (port % 64));
-        self.resting -= 1;
+        self.bits.words[port / 64].taken &= !(1 << (port % 64));
+        self.bits.resting -= 1;
         self.summarise(port / 64);
     }
 
     /// How many ports rest.
     pub(crate) fn resting(&self) -> u32 {
-        self.resting
+        self.bits.resting
     }
 }
 
@@ -101,7 +101,6 @@ mod tests {
     use crate::ports::Wish;
     use proptest::prelude::*;
     use std::collections::{BTreeSet, VecDeque};
-    use zerocopy::FromZeros as _;
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
@@ -125,7 +124,7 @@ mod tests {
             steps in prop::collection::vec(step(), 0..300),
             (time, most, start) in (1_u32..6000, 1_u32..20, any::<u32>())
         ) {
-            let mut space = Box::new(PortSpace::new_zeroed());
+            let mut space = PortSpace::leaked();
             let ports = PortSet::range(60, 75);
             space.allow(&ports, None);
             let rest = Rest::new(Duration::from_millis(u64::from(time)), most);
