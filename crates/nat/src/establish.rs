@@ -124,17 +124,19 @@ impl Planner<'_, '_> {
         if let Some(plan) = self.by_a_forward(flow) {
             return if has_room { Ok(plan) } else { Err(DropReason::SessionsFull) };
         }
-        if is_bare {
-            return self.new_mapping(flow, Under::NewBare(self.state.bares.hash_of(flow.ours)));
-        }
-        let key = mapping_key(self.policy, flow);
-        let hash = self.state.mappings.hash(&key);
-        if let Some(holder) = self.state.mappings.find(&self.state.sessions, &key, hash) {
-            // The mapping's address may be gone while the sweep has not met it: until then its endpoint cannot have another one.
-            let (slot, external) = self.state.external_held_by(holder).ok_or(DropReason::NoExternalAddress)?;
-            return Ok(self.outbound_plan(flow, slot, external, Under::Held(holder)));
-        }
-        self.new_mapping(flow, Under::NewMapping(self.policy.mapping, hash))
+        let under = if is_bare {
+            Under::NewBare(self.state.bares.hash_of(flow.ours))
+        } else {
+            let key = mapping_key(self.policy, flow);
+            let hash = self.state.mappings.hash(&key);
+            if let Some(holder) = self.state.mappings.find(&self.state.sessions, &key, hash) {
+                // The mapping's address may be gone while the sweep has not met it: until then its endpoint cannot have another one.
+                let (slot, external) = self.state.external_held_by(holder).ok_or(DropReason::NoExternalAddress)?;
+                return Ok(self.outbound_plan(flow, slot, external, Under::Held(holder)));
+            }
+            Under::NewMapping(self.policy.mapping, hash)
+        };
+        self.new_mapping(flow, under)
     }
 
     /// The session of a first packet to an external endpoint.
@@ -161,6 +163,7 @@ impl Planner<'_, '_> {
 
     /// A server behind a forward speaks first: from the endpoint that its forward has, if the forward leads this remote to it, and if
     /// that is free towards this remote.
+    #[inline]
     pub(crate) fn by_a_forward(&self, flow: &Flow) -> Option<Plan> {
         let keys = &self.choice.keys;
         let mut of_protocol = self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol);

@@ -129,8 +129,6 @@ struct Read {
     /// A bit for each packet that may have a bare mapping.
     bare: u32,
     bytes: u64,
-    /// Not zero if any was handed over.
-    hands: u8,
 }
 
 /// A burst's way: what is the same for all of its packets, what of it does not go the fast path, and what another worker has counted as
@@ -188,7 +186,7 @@ impl Nat<'_> {
         let (mut hashes, mut numbers) = ([1; BURST], [NONE; BURST]);
         let (hashes, numbers) = (&mut hashes[..burst.len()], &mut numbers[..burst.len()]);
         let is_large = self.state.sessions.is_large() || BARE && self.state.bares.is_large();
-        let Read { mut odd, bare, bytes, hands } = if is_large {
+        let Read { mut odd, bare, bytes } = if is_large {
             self.read_all::<OUTBOUND, MAYBE_PARTIAL, BARE, true>(burst, gate, hashes)
         } else {
             self.read_all::<OUTBOUND, MAYBE_PARTIAL, BARE, false>(burst, gate, hashes)
@@ -204,7 +202,8 @@ impl Nat<'_> {
         }
         let (left, handed) = (Amount::default(), Amount::default());
         let mut course = Course { device, expected: gate.interface, now, left, handed };
-        if hands > 0 {
+        // Where there is nobody else, nobody has handed anything over.
+        if self.has_company() {
             burst.iter().filter(|packet| packet.handed > 0).for_each(|packet| course.handed.add(packet));
         }
         let all = Amount { packets: burst.len() as u64, bytes };
@@ -219,7 +218,7 @@ impl Nat<'_> {
         gate: &Gate,
         hashes: &mut [u64],
     ) -> Read {
-        let mut all = Read { odd: 0, bare: 0, bytes: 0, hands: 0 };
+        let mut all = Read { odd: 0, bare: 0, bytes: 0 };
         for (place, (hash, packet)) in hashes.iter_mut().zip(burst).enumerate() {
             match self.read::<OUTBOUND, MAYBE_PARTIAL, BARE>(packet, gate) {
                 Some(read) => {
@@ -236,7 +235,6 @@ impl Nat<'_> {
                 None => all.odd |= 1 << place,
             }
             all.bytes += packet.len as u64;
-            all.hands |= packet.handed;
         }
         all
     }
@@ -308,7 +306,7 @@ impl Nat<'_> {
             let leaves = if BARE && bare & 1 == 1 {
                 nat.forward_bare::<OUTBOUND>(packet, *number, course.expected, course.now)
             } else {
-                nat.forward::<OUTBOUND>(packet, *number, course.expected, course.now)
+                nat.forward::<OUTBOUND, BARE>(packet, *number, course.expected, course.now)
             };
             bare >>= 1;
             // A verdict of another kind is put in its place below: were it made here, every one would be put together in memory first.
@@ -413,12 +411,8 @@ impl Nat<'_> {
 
     /// Steps 5 and 7 for a packet of a session that lives and whose way is known. The device that it leaves by; none where it has to go the
     /// ordinary way, and then nothing has changed.
-    #[expect(
-        clippy::inline_always,
-        reason = "called from as many places as there are kinds of bursts: the compiler would make it a call for all"
-    )]
-    #[inline(always)]
-    fn forward<const OUTBOUND: bool>(
+    #[inline]
+    fn forward<const OUTBOUND: bool, const BARE: bool>(
         &mut self,
         packet: &mut Packet<'_>,
         number: u32,

@@ -24,6 +24,7 @@ pub(crate) struct Hashes {
 }
 
 /// Stores a record under both hashes. **Errors:** [`TableFull`]; nothing has changed then.
+#[inline]
 pub(crate) fn insert<R: Record>(
     index: &mut Index<'_>,
     records: &mut Slab<'_, R>,
