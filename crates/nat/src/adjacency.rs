@@ -38,7 +38,8 @@ pub(crate) struct Adjacency {
 
 impl Adjacency {
     /// That of no packet: none is short enough.
-    const NONE: Self = Self { addresses: [0; 12], interface: InterfaceId(0), most_len: 0, next_hop: 0, device: DeviceId(0) };
+    pub(crate) const NONE: Self =
+        Self { addresses: [0; 12], interface: InterfaceId(0), most_len: 0, next_hop: 0, device: DeviceId(0) };
 
     /// Of a path by which packets can be sent as they are: it is up, without tag, and its next hop is known.
     pub(crate) fn of(path: &Path) -> Option<Self> {
@@ -115,6 +116,14 @@ impl Adjacencies {
         Some(pair)
     }
 
+    /// Both ways where each is half of its own pair, if both pairs hold; they are noted as used.
+    #[inline]
+    pub(crate) fn used_halves(&mut self, inside: u16, outside: u16) -> Option<(&Adjacency, &Adjacency)> {
+        self.used(inside)?;
+        self.used(outside)?;
+        Some((&self.pairs[usize::from(inside)].inside, &self.pairs[usize::from(outside)].outside))
+    }
+
     /// The number of a pair. Zero when none is left.
     pub(crate) fn number_of(&mut self, inside: &Adjacency, outside: &Adjacency) -> u16 {
         // Sessions that begin one after the other often leave by the same ways.
@@ -142,6 +151,16 @@ impl Adjacencies {
         number as u16
     }
 
+    /// The number of half a pair: the way to an internal endpoint, for whoever knows the other way by the remote address.
+    pub(crate) fn number_of_inside(&mut self, inside: &Adjacency) -> u16 {
+        self.number_of(inside, &Adjacency::NONE)
+    }
+
+    /// The number of half a pair: the way to a remote endpoint.
+    pub(crate) fn number_of_outside(&mut self, outside: &Adjacency) -> u16 {
+        self.number_of(&Adjacency::NONE, outside)
+    }
+
     /// The number of the pair that leads no packet anywhere: for a session that has to go the ordinary way, until the epoch ends.
     pub(crate) fn number_of_none(&mut self) -> u16 {
         self.number_of(&Adjacency::NONE, &Adjacency::NONE)
@@ -163,9 +182,11 @@ impl Adjacencies {
     pub(crate) fn note_used(&mut self, mut note: impl FnMut(NeighbourKey)) -> bool {
         let end = self.high_water.min(self.cursor + NOTED_STEP);
         for pair in &mut self.pairs[self.cursor..end] {
-            if core::mem::take(&mut pair.used) && pair.epoch == self.epoch && pair.inside != Adjacency::NONE {
-                note(pair.inside.neighbour());
-                note(pair.outside.neighbour());
+            if core::mem::take(&mut pair.used) && pair.epoch == self.epoch {
+                [&pair.inside, &pair.outside]
+                    .into_iter()
+                    .filter(|half| **half != Adjacency::NONE)
+                    .for_each(|half| note(half.neighbour()));
             }
         }
         let is_last = end == self.high_water;

@@ -1,10 +1,11 @@
 //! The memory of the tables: how much it is, and how it is cut.
 //!
 //! Knows sizes. The owner hands in zeroed bytes, on huge pages where it has them; the tables keep no pointer inside. Invariant: each
-//! part starts where its records do not straddle cache lines; those that fill lines come first.
+//! part starts where its records do not straddle cache lines, but for those of 24 bytes; those that fill lines come first.
 
 use zerocopy::FromBytes;
 
+use crate::bare::BareMapping;
 use crate::due::Due;
 use crate::index::{Index, Line};
 use crate::others::Translation;
@@ -42,8 +43,11 @@ impl Capacity {
             self.mappings as usize * size_of::<Mapping>(),
             self.other_lines() * size_of::<Line>(),
             self.others as usize * size_of::<Translation>(),
+            self.bare_lines() * size_of::<Line>(),
+            self.bare_mappings as usize * size_of::<BareMapping>(),
             self.port_spaces() * size_of::<PortSpace>(),
             Due::blocks_for(self.sessions as usize) * size_of::<[u8; 16]>(),
+            Due::blocks_for(self.bare_mappings as usize) * size_of::<[u8; 16]>(),
         ];
         LINE + sizes.iter().sum::<usize>()
     }
@@ -60,6 +64,10 @@ impl Capacity {
     /// Each translation is found from both sides.
     fn other_lines(&self) -> usize {
         Index::lines_for(2 * self.others as usize)
+    }
+
+    fn bare_lines(&self) -> usize {
+        Index::lines_for(self.bare_mappings as usize)
     }
 
     fn port_spaces(&self) -> usize {
@@ -87,9 +95,13 @@ pub(crate) struct Arenas<'m> {
     pub(crate) mappings: &'m mut [Mapping],
     pub(crate) other_lines: &'m mut [Line],
     pub(crate) others: &'m mut [Translation],
+    pub(crate) bare_lines: &'m mut [Line],
+    pub(crate) bares: &'m mut [BareMapping],
     pub(crate) ports: &'m mut [PortSpace],
     /// When each session is looked at again, sixteen bytes each.
     pub(crate) due: &'m mut [[u8; 16]],
+    /// The same of each bare mapping.
+    pub(crate) bares_due: &'m mut [[u8; 16]],
 }
 
 impl<'m> Arenas<'m> {
@@ -100,12 +112,15 @@ impl<'m> Arenas<'m> {
         let (session_lines, memory) = part(memory, capacity.session_lines())?;
         let (mapping_lines, memory) = part(memory, capacity.mapping_lines())?;
         let (other_lines, memory) = part(memory, capacity.other_lines())?;
+        let (bare_lines, memory) = part(memory, capacity.bare_lines())?;
         let (ports, memory) = part(memory, capacity.port_spaces())?;
         let (sessions, memory) = part(memory, capacity.sessions as usize)?;
         let (mappings, memory) = part(memory, capacity.mappings as usize)?;
         let (others, memory) = part(memory, capacity.others as usize)?;
-        let (due, _) = part(memory, Due::blocks_for(capacity.sessions as usize))?;
-        Ok(Self { session_lines, mapping_lines, sessions, mappings, other_lines, others, ports, due })
+        let (due, memory) = part(memory, Due::blocks_for(capacity.sessions as usize))?;
+        let (bares_due, memory) = part(memory, Due::blocks_for(capacity.bare_mappings as usize))?;
+        let (bares, _) = part(memory, capacity.bare_mappings as usize)?;
+        Ok(Self { session_lines, mapping_lines, sessions, mappings, other_lines, others, bare_lines, bares, ports, due, bares_due })
     }
 }
 
@@ -122,13 +137,15 @@ mod tests {
 
     #[test]
     fn the_stated_bytes_suffice_at_any_alignment() {
-        let capacity = Capacity { mappings: 10, bare_mappings: 0, sessions: 21, externals: 2, fragments: 4, others: 3 };
+        let capacity = Capacity { mappings: 10, bare_mappings: 17, sessions: 21, externals: 2, fragments: 4, others: 3 };
         let mut memory = vec![0; capacity.bytes() + 7];
         for shift in 0..8 {
             let end = shift + capacity.bytes();
             let arenas = Arenas::cut(&mut memory[shift..end], &capacity).expect("enough memory");
             assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.ports.len(), arenas.due.len()), (21, 10, 6, 2));
             assert_eq!((arenas.others.len(), arenas.other_lines.len()), (3, Index::lines_for(6)));
+            let bare = (arenas.bares.len(), arenas.bares_due.len(), arenas.bare_lines.len());
+            assert_eq!(bare, (17, 2, Index::lines_for(17)));
         }
         assert!(Arenas::cut(&mut memory[..capacity.bytes() - LINE - 1], &capacity).is_err());
     }

@@ -116,15 +116,27 @@ pub(crate) fn adjacencies_between(
     paths: &mut Paths,
     state: &State<'_>,
 ) -> Option<(Adjacency, Adjacency)> {
-    let is_any = |address| may_be_host(address) && state.slot_of(address).is_none();
-    let may_pass = is_any(internal) && is_any(remote);
-    let mut adjacency = |address, side| match paths.towards(network, address) {
-        Whereabouts::Via(path) if path.side == side => Adjacency::of(path),
-        _ => None,
+    let mut adjacency = |address, side| adjacency_of(address, side, network, paths, state);
+    Some((adjacency(internal, Side::Inside)?, adjacency(remote, Side::Outside)?))
+}
+
+/// By which adjacency packets go to an address of that side, where it is what [`check_addresses`] asks for, and packets can be sent as they are.
+pub(crate) fn adjacency_of(
+    address: Ipv4Addr,
+    side: Side,
+    network: &Network,
+    paths: &mut Paths,
+    state: &State<'_>,
+) -> Option<Adjacency> {
+    if !may_be_host(address) || state.slot_of(address).is_some() {
+        return None;
+    }
+    let adjacency = match paths.towards(network, address) {
+        Whereabouts::Via(path) if path.side == side => Adjacency::of(path)?,
+        _ => return None,
     };
-    let (inside, outside) = (adjacency(internal, Side::Inside)?, adjacency(remote, Side::Outside)?);
-    let interface = &network.interfaces[usize::from(inside.interface.0)];
-    (may_pass && is_configured(interface, internal)).then_some((inside, outside))
+    let interface = &network.interfaces[usize::from(adjacency.interface.0)];
+    (side == Side::Outside || is_configured(interface, address)).then_some(adjacency)
 }
 
 fn is_configured(interface: &Interface, source: Ipv4Addr) -> bool {

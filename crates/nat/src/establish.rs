@@ -116,11 +116,16 @@ impl Planner<'_, '_> {
         if !flow.opens {
             return Err(not_opening(flow.protocol));
         }
-        if !self.state.sessions.records.has_room(1) {
+        let is_bare = self.state.keeps_bare(flow.protocol);
+        let by_a_forward = self.by_a_forward(flow);
+        if (!is_bare || by_a_forward.is_some()) && !self.state.sessions.records.has_room(1) {
             return Err(DropReason::SessionsFull);
         }
-        if let Some(plan) = self.by_a_forward(flow) {
+        if let Some(plan) = by_a_forward {
             return Ok(plan);
+        }
+        if is_bare {
+            return self.new_mapping(flow, Under::NewBare(self.state.bares.hash_of(flow.ours)));
         }
         let key = mapping_key(self.policy, flow);
         let hash = self.state.mappings.hash(&key);
@@ -129,7 +134,7 @@ impl Planner<'_, '_> {
             let (slot, external) = self.state.external_held_by(holder).ok_or(DropReason::NoExternalAddress)?;
             return Ok(self.outbound_plan(flow, slot, external, Under::Held(holder)));
         }
-        self.new_mapping(flow, hash)
+        self.new_mapping(flow, Under::NewMapping(self.policy.mapping, hash))
     }
 
     /// The session of a first packet to an external endpoint.
@@ -156,7 +161,7 @@ impl Planner<'_, '_> {
 
     /// A server behind a forward speaks first: from the endpoint that its forward has, if the forward leads this remote to it, and if
     /// that is free towards this remote.
-    fn by_a_forward(&self, flow: &Flow) -> Option<Plan> {
+    pub(crate) fn by_a_forward(&self, flow: &Flow) -> Option<Plan> {
         let keys = &self.choice.keys;
         let mut of_protocol = self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol);
         let leads_here = |forward| Some((forward, forward::port_of(forward, flow.ours, flow.remote, keys)?));
@@ -167,8 +172,8 @@ impl Planner<'_, '_> {
         is_free.then(|| self.outbound_plan(flow, slot, Endpoint { address, port }, Under::Forward))
     }
 
-    fn new_mapping(&mut self, flow: &Flow, hash: u64) -> Result<Plan, DropReason> {
-        if !self.state.mappings.has_room() {
+    fn new_mapping(&mut self, flow: &Flow, under: Under) -> Result<Plan, DropReason> {
+        if !self.state.has_room_for_mapping(flow.protocol) {
             return Err(DropReason::MappingsFull);
         }
         let slot = self.slot_for(flow)?;
@@ -178,7 +183,7 @@ impl Planner<'_, '_> {
         let start = self.choice.draw_port(space, wish);
         let port = start.and_then(|start| space.free_port(start, wish)).ok_or(DropReason::PortsExhausted)?;
         debug_assert_eq!(self.owners.of_external(address, port), self.me, "a worker allocates only what it owns");
-        Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, Under::NewMapping(self.policy.mapping, hash)))
+        Ok(self.outbound_plan(flow, slot, Endpoint { address, port }, under))
     }
 
     /// The slot of the subscriber's external address: the one that it has, or any that has a free port.
@@ -265,7 +270,7 @@ fn inbound_plan(flow: &Flow, internal: Endpoint, slot: u16, under: Under, flags:
 const fn flag_of(under: Under) -> u8 {
     match under {
         Under::Forward => flag::FORWARDED,
-        Under::Held(_) | Under::Guest | Under::NewMapping(..) => 0,
+        Under::Held(_) | Under::Guest | Under::NewMapping(..) | Under::NewBare(_) => 0,
     }
 }
 

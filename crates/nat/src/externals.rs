@@ -22,6 +22,21 @@ impl Outer {
     pub(crate) fn of(session: &Session) -> Self {
         Self(session.slot_and_generation())
     }
+
+    /// The same in two bytes, as a bare mapping keeps it: enough for `config::ADDRESSES_MOST` slots.
+    pub(crate) fn packed(self) -> u16 {
+        debug_assert!(self.0 <= u32::from(u16::MAX), "{self:?} is beyond the configuration's limit");
+        self.0 as u16
+    }
+
+    #[inline]
+    pub(crate) const fn of_packed(packed: u16) -> Self {
+        Self(packed as u32)
+    }
+
+    pub(crate) const fn slot(self) -> u16 {
+        (self.0 / Generation::COUNT as u32) as u16
+    }
 }
 
 /// Slots times generations.

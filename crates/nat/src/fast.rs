@@ -8,26 +8,30 @@
 //! tables beyond the caches, each stage has what the next one reads fetched: the processor waits for the memory of many packets at once.
 
 use core::hint::select_unpredictable;
+use core::net::Ipv4Addr;
 
-use portcullis_wire::ipv4::TCP;
+use portcullis_wire::ipv4::{TCP, UDP};
 use portcullis_wire::tcp::TcpFlags;
 use wide::u8x16;
 
 use crate::adjacency::Adjacency;
 use crate::advance::Says;
+use crate::arrival;
 use crate::counters::Counter;
 use crate::externals::Outer;
+use crate::forward;
 use crate::hash::Key;
 use crate::head::{self, HEAD, Head, addresses, at, eight, half, header_sum, ports, wire_half, wire_word, word};
 use crate::nat::Nat;
 use crate::open::Opened;
 use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Protocol, ReceivedChecksums, Side};
-use crate::record::{Session, flag};
+use crate::record::{Kind, Session, flag};
 use crate::slab::NONE;
 use crate::tcp::Direction;
 use crate::time::Tick;
 use crate::verdict::{Errand, Verdict};
+use crate::view::SessionState;
 
 /// Packets that go through the stages together.
 pub(crate) const BURST: usize = 32;
@@ -43,6 +47,9 @@ const IPV4_LEN: u32 = 20;
 
 /// Bytes that are compared at once.
 const FRONT: usize = 16;
+
+/// The kind of session that a bare mapping lasts as long as.
+const BARE_KIND: Kind = Kind::new(Protocol::Udp, SessionState::Replied);
 
 /// EtherType, version and header length, behind both link-layer addresses.
 const PLAIN: [u8; 3] = [0x08, 0x00, 0x45];
@@ -119,6 +126,8 @@ impl Amount {
 struct Read {
     /// A bit for each packet that is not plain.
     odd: u32,
+    /// A bit for each packet that may have a bare mapping.
+    bare: u32,
     bytes: u64,
     /// Not zero if any was handed over.
     hands: u8,
@@ -143,15 +152,31 @@ impl Nat<'_> {
             verdicts.extend(burst.iter_mut().map(|packet| self.process_one(packet, device, now)));
             return;
         };
-        match (gate.side, gate.checksums) {
-            (Side::Inside, ReceivedChecksums::Complete) => self.pass::<true, false>(burst, device, &gate, now, verdicts),
-            (Side::Outside, ReceivedChecksums::Complete) => self.pass::<false, false>(burst, device, &gate, now, verdicts),
-            (Side::Inside, ReceivedChecksums::MaybePartial) => self.pass::<true, true>(burst, device, &gate, now, verdicts),
-            (Side::Outside, ReceivedChecksums::MaybePartial) => self.pass::<false, true>(burst, device, &gate, now, verdicts),
+        if self.state.bares.is_on() {
+            self.pass_side::<true>(burst, device, &gate, now, verdicts);
+        } else {
+            self.pass_side::<false>(burst, device, &gate, now, verdicts);
         }
     }
 
-    fn pass<const OUTBOUND: bool, const MAYBE_PARTIAL: bool>(
+    fn pass_side<const BARE: bool>(
+        &mut self,
+        burst: &mut [Packet<'_>],
+        device: DeviceId,
+        gate: &Gate,
+        now: Tick,
+        verdicts: &mut Vec<Verdict>,
+    ) {
+        match (gate.side, gate.checksums) {
+            (Side::Inside, ReceivedChecksums::Complete) => self.pass::<true, false, BARE>(burst, device, gate, now, verdicts),
+            (Side::Outside, ReceivedChecksums::Complete) => self.pass::<false, false, BARE>(burst, device, gate, now, verdicts),
+            (Side::Inside, ReceivedChecksums::MaybePartial) => self.pass::<true, true, BARE>(burst, device, gate, now, verdicts),
+            (Side::Outside, ReceivedChecksums::MaybePartial) => self.pass::<false, true, BARE>(burst, device, gate, now, verdicts),
+        }
+    }
+
+    /// `BARE`: UDP has bare mappings.
+    fn pass<const OUTBOUND: bool, const MAYBE_PARTIAL: bool, const BARE: bool>(
         &mut self,
         burst: &mut [Packet<'_>],
         device: DeviceId,
@@ -162,12 +187,17 @@ impl Nat<'_> {
         // Of a packet that is not plain, any hash: its number is not used.
         let (mut hashes, mut numbers) = ([1; BURST], [NONE; BURST]);
         let (hashes, numbers) = (&mut hashes[..burst.len()], &mut numbers[..burst.len()]);
-        let Read { mut odd, bytes, hands } = if self.state.sessions.is_large() {
-            self.read_all::<OUTBOUND, MAYBE_PARTIAL, true>(burst, gate, hashes)
+        let is_large = self.state.sessions.is_large() || BARE && self.state.bares.is_large();
+        let Read { mut odd, bare, bytes, hands } = if is_large {
+            self.read_all::<OUTBOUND, MAYBE_PARTIAL, BARE, true>(burst, gate, hashes)
         } else {
-            self.read_all::<OUTBOUND, MAYBE_PARTIAL, false>(burst, gate, hashes)
+            self.read_all::<OUTBOUND, MAYBE_PARTIAL, BARE, false>(burst, gate, hashes)
         };
-        self.state.sessions.candidates(hashes, numbers);
+        if BARE {
+            self.candidates::<OUTBOUND>(hashes, bare, numbers);
+        } else {
+            self.state.sessions.candidates(hashes, numbers);
+        }
         while odd != 0 {
             numbers[odd.trailing_zeros() as usize] = NONE;
             odd &= odd - 1;
@@ -178,24 +208,29 @@ impl Nat<'_> {
             burst.iter().filter(|packet| packet.handed > 0).for_each(|packet| course.handed.add(packet));
         }
         let all = Amount { packets: burst.len() as u64, bytes };
-        self.forward_all::<OUTBOUND>(burst, numbers, &mut course, verdicts);
+        self.forward_all::<OUTBOUND, BARE>(burst, numbers, bare, &mut course, verdicts);
         self.count::<OUTBOUND>(all, &course);
     }
 
     /// The first stage: the hashes of those packets that are plain. In large tables their lines of the index are fetched.
-    fn read_all<const OUTBOUND: bool, const MAYBE_PARTIAL: bool, const IS_LARGE: bool>(
+    fn read_all<const OUTBOUND: bool, const MAYBE_PARTIAL: bool, const BARE: bool, const IS_LARGE: bool>(
         &self,
         burst: &[Packet<'_>],
         gate: &Gate,
         hashes: &mut [u64],
     ) -> Read {
-        let mut all = Read { odd: 0, bytes: 0, hands: 0 };
+        let mut all = Read { odd: 0, bare: 0, bytes: 0, hands: 0 };
         for (at, (hash, packet)) in hashes.iter_mut().zip(burst).enumerate() {
-            match self.read::<OUTBOUND, MAYBE_PARTIAL>(packet, gate) {
-                Some(read) => {
-                    *hash = read;
+            match read::<MAYBE_PARTIAL>(packet, gate) {
+                Some(head) if BARE && head[at::PROTOCOL] == UDP => match self.find_bare::<OUTBOUND, IS_LARGE>(head) {
+                    Some(found) => (*hash, all.bare) = (found, all.bare | 1 << at),
+                    None => all.odd |= 1 << at,
+                },
+                Some(head) => {
+                    let side = if OUTBOUND { Side::Inside } else { Side::Outside };
+                    *hash = self.state.sessions.hash(side, key_of(head));
                     if IS_LARGE {
-                        self.state.sessions.fetch_line(read);
+                        self.state.sessions.fetch_line(*hash);
                     }
                 }
                 None => all.odd |= 1 << at,
@@ -206,18 +241,57 @@ impl Nat<'_> {
         all
     }
 
+    /// What a packet's bare mapping is found by: from inside the hash of its source, from outside the port of an external address. None where
+    /// there is none. In large tables, what that leads to is fetched.
+    #[inline]
+    fn find_bare<const OUTBOUND: bool, const IS_LARGE: bool>(&self, head: &Head) -> Option<u64> {
+        if OUTBOUND {
+            let hash = self.state.bares.hash(Key::read_source(eight(head, at::PROTOCOL), eight(head, at::DESTINATION)));
+            if IS_LARGE {
+                self.state.bares.fetch_line(hash);
+            }
+            return Some(hash);
+        }
+        let slot = self.state.slot_of(Ipv4Addr::from_bits(word(head, at::DESTINATION)))?;
+        let port = half(head, at::DESTINATION_PORT);
+        if IS_LARGE {
+            self.state.space(slot, Protocol::Udp).fetch_holder(port);
+        }
+        Some(u64::from(slot) << 16 | u64::from(port))
+    }
+
+    /// The second stage, where UDP has bare mappings: see [`crate::table::Sessions::candidates`].
+    #[inline(never)]
+    fn candidates<const OUTBOUND: bool>(&self, hashes: &[u64], mut bare: u32, numbers: &mut [u32]) {
+        for (number, &hash) in numbers.iter_mut().zip(hashes) {
+            if bare & 1 == 0 {
+                *number = self.state.sessions.candidate(hash);
+                self.state.sessions.fetch_record(*number);
+            } else {
+                *number = if OUTBOUND {
+                    self.state.bares.candidate(hash).unwrap_or(NEW)
+                } else {
+                    self.state.space((hash >> 16) as u16, Protocol::Udp).holder(hash as u16).unwrap_or(NONE)
+                };
+                self.state.bares.fetch_record(*number);
+            }
+            bare >>= 1;
+        }
+    }
+
     /// The last stage.
-    fn forward_all<const OUTBOUND: bool>(
+    fn forward_all<const OUTBOUND: bool, const BARE: bool>(
         &mut self,
         burst: &mut [Packet<'_>],
         numbers: &mut [u32],
+        mut bare: u32,
         course: &mut Course,
         verdicts: &mut Vec<Verdict>,
     ) {
         if OUTBOUND && numbers.contains(&NEW) {
             self.opened = Opened::default();
             // In small tables it is all in the caches.
-            if self.state.sessions.is_large() {
+            if self.state.sessions.is_large() || BARE && self.state.bares.is_large() {
                 let new = burst.iter().zip(&*numbers).filter(|(_, number)| **number == NEW);
                 self.prepare(new.filter_map(|(packet, _)| packet.buffer.first_chunk()));
             }
@@ -225,7 +299,12 @@ impl Nat<'_> {
         let first = verdicts.len();
         let nat = &mut *self;
         verdicts.extend(numbers.iter_mut().zip(burst).map(move |(number, packet)| {
-            let leaves = nat.forward::<OUTBOUND>(packet, *number, course.expected, course.now);
+            let leaves = if BARE && bare & 1 == 1 {
+                nat.forward_bare::<OUTBOUND>(packet, *number, course.expected, course.now)
+            } else {
+                nat.forward::<OUTBOUND>(packet, *number, course.expected, course.now)
+            };
+            bare >>= 1;
             // A verdict of another kind is put in its place below: were it made here, every one would be put together in memory first.
             Verdict::Transmit(leaves.unwrap_or_else(|| {
                 let was = core::mem::replace(number, LEFT);
@@ -278,42 +357,6 @@ impl Nat<'_> {
         self.counters.add(bytes, all.bytes - course.left.bytes - course.handed.bytes);
     }
 
-    /// Reads a packet, and gives the hash of its key if it is plain, as far as no session has to be asked: one of another protocol than TCP
-    /// and UDP, which is read as if it were UDP, is found out when its session is not of that protocol.
-    #[inline]
-    fn read<const OUTBOUND: bool, const MAYBE_PARTIAL: bool>(&self, packet: &Packet<'_>, gate: &Gate) -> Option<u64> {
-        let head = packet.buffer.first_chunk::<HEAD>()?;
-        let front = u8x16::new(head::bytes(head, 0)).simd_eq(u8x16::new(gate.front)).to_bitmask();
-        let is_plain = front & FRONT_COUNTS == FRONT_COUNTS
-            && matches!(packet.errand, Errand::Whole)
-            && wire_half(head, at::FRAGMENT) & FRAGMENT_MASK.to_be() == 0
-            && head[at::TTL] > 1
-            && header_sum(head).is_multiple_of(0xFFFF);
-        if !is_plain {
-            return None;
-        }
-        // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
-        let protocol = head[at::PROTOCOL];
-        let is_tcp = protocol == TCP;
-        let (len, udp_len) = (word(head, at::IPV4) & 0xFFFF, u32::from(half(head, at::UDP_LEN)));
-        let header_len = u32::from(TCP_HEADER_LEN[usize::from(head[at::TCP_OFFSET])]);
-        let claimed = select_unpredictable(is_tcp, header_len, udp_len);
-        if len as usize + ETHERNET_LEN > packet.len || claimed < UDP_HEADER_LEN || claimed + IPV4_LEN > len {
-            return None;
-        }
-        if MAYBE_PARTIAL {
-            // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
-            let checksum = half(head, head::checksum_at(is_tcp));
-            let covered = select_unpredictable(is_tcp, len - IPV4_LEN, udp_len);
-            let rest = u64::from(protocol) + u64::from(covered) + u64::from(!checksum);
-            if (u64::from(word(head, at::SOURCE)) + u64::from(word(head, at::DESTINATION)) + rest).is_multiple_of(0xFFFF) {
-                return None;
-            }
-        }
-        let side = if OUTBOUND { Side::Inside } else { Side::Outside };
-        Some(self.state.sessions.hash(side, key_of(head)))
-    }
-
     /// Steps 5 and 7 for a packet of a session that lives and whose way is known. The device that it leaves by; none where it has to go the
     /// ordinary way, and then nothing has changed.
     #[inline]
@@ -356,7 +399,91 @@ impl Nat<'_> {
         let packets = if OUTBOUND { &mut session.packets_out } else { &mut session.packets_in };
         *packets = packets.wrapping_add(1);
         session.last_seen = now.0;
-        Some(send::<OUTBOUND>(head, session, address, leaves))
+        Some(send::<OUTBOUND>(head, endpoint_of::<OUTBOUND>(session, address), leaves))
+    }
+
+    /// Steps 5 and 7 for a packet of a bare mapping that lives, where the ways to both of its ends are known; as [`Nat::forward`].
+    #[inline]
+    fn forward_bare<const OUTBOUND: bool>(
+        &mut self,
+        packet: &mut Packet<'_>,
+        number: u32,
+        expected: InterfaceId,
+        now: Tick,
+    ) -> Option<DeviceId> {
+        let head = packet.buffer.first_chunk_mut::<HEAD>()?;
+        let externals = &self.state.sessions.externals;
+        let bare = self.state.bares.records.peek_mut(number)?;
+        let is_it = if OUTBOUND {
+            bare.internal_word() == wire_word(head, at::SOURCE) && bare.internal_half() == wire_half(head, at::SOURCE_PORT)
+        } else {
+            bare.external_half() == wire_half(head, at::DESTINATION_PORT)
+                && externals.is_live(bare.outer(), wire_word(head, at::DESTINATION))
+        };
+        if !is_it || self.settled.row(BARE_KIND).has_ended(bare.last_seen(), now) {
+            return None;
+        }
+        let remote = self.reach.get(wire_word(head, if OUTBOUND { at::DESTINATION } else { at::SOURCE }));
+        let (inside, outside) = self.adjacencies.used_halves(bare.adjacencies, remote)?;
+        // A remote that packets may not come from has no way that packets could go.
+        if inside.most_len == 0 || outside.most_len == 0 || OUTBOUND && inside.interface != expected {
+            return None;
+        }
+        let (leaves, endpoint, direction) = if OUTBOUND {
+            (outside, (externals.live(bare.outer())?, bare.external_half()), Direction::Outbound)
+        } else {
+            (inside, (bare.internal_word(), bare.internal_half()), Direction::Inbound)
+        };
+        if packet.len > leaves.most_len as usize {
+            return None;
+        }
+        bare.advance(direction, self.policy.inbound_refresh, now);
+        Some(send::<OUTBOUND>(head, endpoint, leaves))
+    }
+
+    /// Finds out by which adjacency packets reach the internal endpoint of a bare mapping, and a remote address, where the fast path may have
+    /// them: as [`Nat::learn_way`] does for both together.
+    pub(crate) fn learn_bare_way(&mut self, number: u32, remote: Ipv4Addr) {
+        let bare = self.state.bares.records.get(number);
+        let (internal, has_way) = (bare.internal(), self.adjacencies.get(bare.adjacencies).is_some());
+        if !has_way && let Some(external) = self.state.external_of_bare(number) {
+            let way = arrival::adjacency_of(internal.address, Side::Inside, &self.network, &mut self.paths, &self.state);
+            let way = self.bare_way_by(internal, external, way.as_ref());
+            self.state.bares.records.get_mut(number).adjacencies = way;
+        }
+        self.learn_remote(remote);
+    }
+
+    /// The number of the way to an internal endpoint: of no way where packets of one side are another worker's, or where a forward may have some
+    /// of what it sends.
+    pub(crate) fn bare_way_by(&mut self, internal: Endpoint, external: Endpoint, inside: Option<&Adjacency>) -> u16 {
+        let is_mine = !self.has_company()
+            || self.owners.of_subscriber(internal.address) == self.me
+                && self.owners.of_external(external.address, external.port) == self.me;
+        match inside {
+            Some(inside) if is_mine && !forward::has_server(&self.policy, Protocol::Udp, internal) => {
+                self.adjacencies.number_of_inside(inside)
+            }
+            _ => self.adjacencies.number_of_none(),
+        }
+    }
+
+    /// Finds out how a remote address is reached, if that is not known.
+    fn learn_remote(&mut self, remote: Ipv4Addr) {
+        if self.adjacencies.get(self.reach.get(u32::from_ne_bytes(remote.octets()))).is_some() {
+            return;
+        }
+        let way = arrival::adjacency_of(remote, Side::Outside, &self.network, &mut self.paths, &self.state);
+        self.learn_remote_by(remote, way.as_ref());
+    }
+
+    /// Remembers how a remote address is reached.
+    pub(crate) fn learn_remote_by(&mut self, remote: Ipv4Addr, outside: Option<&Adjacency>) {
+        let number = match outside {
+            Some(outside) => self.adjacencies.number_of_outside(outside),
+            None => self.adjacencies.number_of_none(),
+        };
+        self.reach.learn(remote, number, &self.network, &self.state);
     }
 
     /// Finds out by which adjacencies a session's packets leave, where the fast path may have them: every check of the ordinary way that
@@ -368,8 +495,7 @@ impl Nat<'_> {
             return;
         }
         let (internal, remote, external) = (session.internal(), session.remote(), self.state.external_of(&session));
-        let between =
-            crate::arrival::adjacencies_between(internal.address, remote.address, &self.network, &mut self.paths, &self.state);
+        let between = arrival::adjacencies_between(internal.address, remote.address, &self.network, &mut self.paths, &self.state);
         let learnt = match between {
             Some((inside, outside)) => {
                 self.way_by(session.slot, (session.kind.protocol(), internal, external, remote), (&inside, &outside))
@@ -391,6 +517,41 @@ impl Nat<'_> {
                 && self.rules().of_inbound(slot, protocol, external, remote).0 == self.me;
         if is_mine { self.adjacencies.number_of(inside, outside) } else { self.adjacencies.number_of_none() }
     }
+}
+
+/// Reads a packet, and gives its head if it is plain, as far as no session has to be asked: one of another protocol than TCP and UDP, which is
+/// read as if it were UDP, is found out when its session is not of that protocol.
+#[inline]
+fn read<'p, const MAYBE_PARTIAL: bool>(packet: &'p Packet<'_>, gate: &Gate) -> Option<&'p Head> {
+    let head = packet.buffer.first_chunk::<HEAD>()?;
+    let front = u8x16::new(head::bytes(head, 0)).simd_eq(u8x16::new(gate.front)).to_bitmask();
+    let is_plain = front & FRONT_COUNTS == FRONT_COUNTS
+        && matches!(packet.errand, Errand::Whole)
+        && wire_half(head, at::FRAGMENT) & FRAGMENT_MASK.to_be() == 0
+        && head[at::TTL] > 1
+        && header_sum(head).is_multiple_of(0xFFFF);
+    if !is_plain {
+        return None;
+    }
+    // Both protocols' fields are read and one is chosen: which it is, no branch predictor knows.
+    let protocol = head[at::PROTOCOL];
+    let is_tcp = protocol == TCP;
+    let (len, udp_len) = (word(head, at::IPV4) & 0xFFFF, u32::from(half(head, at::UDP_LEN)));
+    let header_len = u32::from(TCP_HEADER_LEN[usize::from(head[at::TCP_OFFSET])]);
+    let claimed = select_unpredictable(is_tcp, header_len, udp_len);
+    if len as usize + ETHERNET_LEN > packet.len || claimed < UDP_HEADER_LEN || claimed + IPV4_LEN > len {
+        return None;
+    }
+    if MAYBE_PARTIAL {
+        // The field of a partial checksum is the sum over the pseudo-header. One of a right checksum may be so as well, seldom.
+        let checksum = half(head, head::checksum_at(is_tcp));
+        let covered = select_unpredictable(is_tcp, len - IPV4_LEN, udp_len);
+        let rest = u64::from(protocol) + u64::from(covered) + u64::from(!checksum);
+        if (u64::from(word(head, at::SOURCE)) + u64::from(word(head, at::DESTINATION)) + rest).is_multiple_of(0xFFFF) {
+            return None;
+        }
+    }
+    Some(head)
 }
 
 /// What few packets need: the whole of [`Session::advance`], if the packet is of the session's protocol and no TCP flags forbid it. None
@@ -417,18 +578,23 @@ fn forward_unsettled<const OUTBOUND: bool>(
     };
     let direction = if OUTBOUND { Direction::Outbound } else { Direction::Inbound };
     session.advance(direction, flags, refreshes_inbound, now);
-    Some(send::<OUTBOUND>(head, session, address, leaves))
+    Some(send::<OUTBOUND>(head, endpoint_of::<OUTBOUND>(session, address), leaves))
 }
 
-/// Writes the link-layer header and the session's endpoint of that address.
+/// The endpoint of a session that its packets get, as it is in a packet, with the address that it has there.
+#[inline]
+pub(crate) fn endpoint_of<const OUTBOUND: bool>(session: &Session, address: u32) -> (u32, u16) {
+    (address, if OUTBOUND { session.external_half() } else { session.internal_half() })
+}
+
+/// Writes the link-layer header and the endpoint.
 #[expect(
     clippy::inline_always,
     reason = "called once for each packet, and once where few go: the compiler would make it a call for both"
 )]
 #[inline(always)]
-pub(crate) fn send<const OUTBOUND: bool>(head: &mut Head, session: &Session, address: u32, leaves: &Adjacency) -> DeviceId {
-    let port = if OUTBOUND { session.external_half() } else { session.internal_half() };
-    head::rewrite::<OUTBOUND>(head, (address, port));
+pub(crate) fn send<const OUTBOUND: bool>(head: &mut Head, endpoint: (u32, u16), leaves: &Adjacency) -> DeviceId {
+    head::rewrite::<OUTBOUND>(head, endpoint);
     head[..12].copy_from_slice(&leaves.addresses);
     leaves.device
 }

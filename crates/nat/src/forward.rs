@@ -8,6 +8,7 @@
 use ahash::RandomState;
 
 use crate::policy::{Endpoint, Forward, Policy, Protocol};
+use crate::record::Session;
 
 /// The forward of an external port.
 pub(crate) fn of_port(policy: &Policy, slot: u16, protocol: Protocol, port: u16) -> Option<&Forward> {
@@ -23,6 +24,23 @@ pub(crate) fn server(forward: &Forward, port: u16, remote: Endpoint, keys: &Rand
     let server = drawn(forward, remote, keys)?;
     let port = server.port.checked_add(port.checked_sub(forward.first)?)?;
     Some(Endpoint { address: server.address, port })
+}
+
+/// Whether a forward leads a session's remote from its external port to its internal endpoint.
+pub(crate) fn leads(policy: &Policy, session: &Session, keys: &RandomState) -> bool {
+    let port = session.external_port.get();
+    let forward = of_port(policy, session.slot, session.kind.protocol(), port);
+    forward.and_then(|forward| server(forward, port, session.remote(), keys)) == Some(session.internal())
+}
+
+/// Whether an internal endpoint may be a server's that a forward leads to, whoever the remote.
+pub(crate) fn has_server(policy: &Policy, protocol: Protocol, internal: Endpoint) -> bool {
+    let leads_here = |forward: &Forward| {
+        let span = forward.last.saturating_sub(forward.first);
+        let offset = |server: &Endpoint| internal.port.checked_sub(server.port);
+        forward.servers.iter().any(|server| server.address == internal.address && offset(server).is_some_and(|at| at <= span))
+    };
+    policy.forwards.iter().any(|forward| forward.protocol == protocol && leads_here(forward))
 }
 
 /// The external port from which a server speaks first to a remote: of a forward that leads that remote to it.

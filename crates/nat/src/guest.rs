@@ -28,6 +28,7 @@ impl State<'_> {
         match holder {
             Holder::Mapping(_) => true,
             Holder::Session(number) => self.time_left(self.sessions.records.get(number), now) > 0,
+            Holder::Bare(number) => self.bare_expires_in(self.bares.records.get(number), now) > 0,
         }
     }
 

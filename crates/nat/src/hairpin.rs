@@ -39,15 +39,16 @@ impl Nat<'_> {
     fn hairpin_out(&mut self, packet: &mut Packet<'_>, arrival: &Arrival, tuple: &Tuple, slot: u16, now: Tick) -> Decision {
         self.own_subscriber(arrival)?;
         leave::check_ttl(packet.frame(), &arrival.layout)?;
-        let out = match self.choose_outbound(tuple, tuple.hairpin_outbound(), now) {
+        let (internal, receiver) = tuple.hairpin_outbound();
+        let out = match self.choose_outbound(tuple, (internal, receiver), now) {
             Ok(out) => out,
             Err(Refusal::Drop(DropReason::TcpNotSyn)) => return Err(self.stray(tuple, slot)),
             Err(Refusal::Drop(reason)) => return Err(self.unclaimed(reason, Some(slot))),
             Err(refusal) => return Err(refusal),
         };
-        let number = self.settle(out, now)?;
-        self.advance(number, Direction::Outbound, tuple.flags, now);
-        let sender = self.external_of(number);
+        let entry = self.settle(out, receiver, now)?;
+        self.advance(entry, Direction::Outbound, tuple.flags, now);
+        let sender = self.external_of(entry);
         let (external, remote) = tuple.hairpin_inbound(sender);
         self.own_external(slot, tuple.protocol, (external, remote), HandOffCause::Hairpin, Errand::Hairpin { sender })?;
         self.hairpin_in(packet, arrival, tuple, slot, sender, now)
@@ -68,12 +69,13 @@ impl Nat<'_> {
             Ok(back) => back,
             Err(reason) => return Err(self.unclaimed(reason, Some(slot))),
         };
-        let internal = self.internal_of(&back);
+        let internal = self.internal_of_chosen(&back);
         let path = leave::path_towards(&mut self.paths, &self.network, internal.address, Side::Inside)?;
         leave::check_fit(packet, &arrival.layout, &path)?;
-        let number = self.settle(back, now)?;
-        self.advance(number, Direction::Inbound, tuple.flags, now);
-        let rewrite = Rewrite::hairpin(tuple.outbound().0, sender, self.session(number), self.external_of(number));
+        let entry = self.settle(back, remote, now)?;
+        self.advance(entry, Direction::Inbound, tuple.flags, now);
+        let back = (self.internal_of(entry), self.external_of(entry));
+        let rewrite = Rewrite::hairpin(tuple.outbound().0, sender, back);
         self.finish(packet, arrival, &rewrite, &path, (Way::Hairpin, now))
     }
 

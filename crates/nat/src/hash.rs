@@ -26,6 +26,21 @@ impl Key {
         Self([from_protocol & Self::NEAR, from_destination])
     }
 
+    /// Of the source of a packet alone, as it is in one.
+    #[inline]
+    pub(crate) const fn read_source(from_protocol: u64, from_destination: u64) -> Self {
+        const NEAR: u64 = u64::from_ne_bytes([0xFF, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0]);
+        const FAR: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0xFF, 0xFF, 0, 0]);
+        Self([from_protocol & NEAR, from_destination & FAR])
+    }
+
+    /// The same of an internal endpoint, as it is in a packet.
+    #[inline]
+    pub(crate) fn of_internal(protocol: u8, address: u32, port: u16) -> Self {
+        let [a, b] = port.to_ne_bytes();
+        Self::new(protocol, address, 0, u32::from_ne_bytes([a, b, 0, 0]))
+    }
+
     /// Of a packet of that protocol; addresses and ports as they are in it.
     #[inline]
     pub(crate) fn new(protocol: u8, source: u32, destination: u32, ports: u32) -> Self {

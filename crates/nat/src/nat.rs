@@ -20,6 +20,7 @@ use crate::arrival::{self, Arrival};
 use crate::counters::{Counter, Counters};
 use crate::establish::Choice;
 use crate::fast::{self, Gate};
+use crate::forward;
 use crate::fragment::Fragments;
 use crate::identities::Identities;
 use crate::leave;
@@ -30,6 +31,8 @@ use crate::own::Rules;
 use crate::packet::Packet;
 use crate::path::{self, Path, Paths, Whereabouts};
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy, Protocol, Side};
+use crate::reach::Reach;
+use crate::record::Session;
 use crate::refusal::{Answer, Refusal};
 use crate::state::State;
 use crate::sweep::Sweep;
@@ -55,6 +58,7 @@ pub struct Nat<'m> {
     pub(crate) network: Arc<Network>,
     pub(crate) paths: Paths,
     pub(crate) adjacencies: Adjacencies,
+    pub(crate) reach: Reach,
     pub(crate) gates: Vec<Option<Gate>>,
     /// A bit for each combination of TCP flags that the fast path may forward.
     pub(crate) fast_flags: u64,
@@ -101,6 +105,7 @@ impl<'m> Nat<'m> {
             network: Arc::default(),
             paths: Paths::new(now),
             adjacencies: Adjacencies::new(hasher.clone()),
+            reach: Reach::new(),
             gates: Vec::new(),
             fast_flags: fast::LEGAL_FLAGS,
             choice: Choice::new(choice, me),
@@ -119,9 +124,15 @@ impl<'m> Nat<'m> {
             return;
         }
         self.adjacencies.forget();
+        self.reach.forget();
         if self.state.adopt(&policy, (&self.owners, self.me), now, &self.adjacencies, &mut self.counters) {
             self.fragments.clear();
             self.unsolicited.clear();
+        }
+        if self.state.bares.is_on() && policy.forwards != self.policy.forwards {
+            let keys = &self.choice.keys;
+            let leads = |session: &Session| forward::leads(&policy, session, keys);
+            self.state.end_unled(leads, now, &mut self.counters);
         }
         self.settled = Settled::new(&self.state.timers);
         self.fragments.set_span(policy.timeouts.fragment.as_millis() as u32);
@@ -134,6 +145,7 @@ impl<'m> Nat<'m> {
     pub fn adopt_network(&mut self, network: Arc<Network>) {
         self.paths.adopt(&network);
         self.adjacencies.forget();
+        self.reach.forget();
         self.gates = fast::gates(&network);
         self.fast_flags = mss::fast_flags(&network);
         self.network = network;

@@ -13,12 +13,16 @@ use portcullis_wire::tcp::TcpFlags;
 use crate::arrival;
 use crate::establish::{self, Flow};
 use crate::fast::{self, BURST};
+use crate::forward;
 use crate::head::{self, Head, at};
 use crate::nat::Nat;
 use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
 use crate::ports::Wish;
+use crate::record::NewSession;
 use crate::state::Subscriber;
+use crate::table::Entry;
+use crate::tcp::Direction;
 use crate::time::Tick;
 
 /// The sessions that packets of a burst have begun, so that a later packet of one does not begin it again: a bit for their hashes. Bits may
@@ -59,11 +63,17 @@ impl Nat<'_> {
         let mut guesses = [None; BURST];
         let mut draws = 0;
         for (flow, guess) in heads.filter_map(flow_of).zip(&mut guesses) {
-            self.state.mappings.fetch_line(self.state.mappings.hash(&establish::mapping_key(&self.policy, &flow)));
+            if self.state.keeps_bare(flow.protocol) {
+                self.state.bares.fetch_line(self.state.bares.hash_of(flow.ours));
+            } else {
+                self.state.mappings.fetch_line(self.state.mappings.hash(&establish::mapping_key(&self.policy, &flow)));
+            }
             *guess = self.guess(flow, &mut draws);
         }
         for &Guess { flow, slot, wish, start } in guesses.iter().flatten() {
-            if let Some(port) = self.state.space(slot, flow.protocol).free_port(start, wish) {
+            if !self.state.keeps_bare(flow.protocol)
+                && let Some(port) = self.state.space(slot, flow.protocol).free_port(start, wish)
+            {
                 let external = (self.state.outer(slot), port);
                 self.state.sessions.fetch_line(self.state.sessions.hash_inbound(flow.protocol, external, flow.remote));
             }
@@ -97,9 +107,16 @@ impl Nat<'_> {
             return None;
         }
         let (internal, remote) = (flow.ours.address, flow.remote.address);
-        let hash = self.state.sessions.hash(Side::Inside, fast::key_of(head));
-        let is_known = self.opened.may_have(hash) && self.state.sessions.is_known(hash);
-        if is_known || self.has_company() && self.owners.of_subscriber(internal) != self.me {
+        let is_bare = self.state.keeps_bare(flow.protocol);
+        let hash =
+            if is_bare { self.state.bares.hash_of(flow.ours) } else { self.state.sessions.hash(Side::Inside, fast::key_of(head)) };
+        let is_known = self.opened.may_have(hash)
+            && if is_bare { self.state.bares.candidate(hash).is_some() } else { self.state.sessions.is_known(hash) };
+        // What a server sends may belong to a session.
+        if is_known || is_bare && forward::has_server(&self.policy, flow.protocol, flow.ours) {
+            return None;
+        }
+        if self.has_company() && self.owners.of_subscriber(internal) != self.me {
             return None;
         }
         let (inside, outside) = arrival::adjacencies_between(internal, remote, &self.network, &mut self.paths, &self.state)?;
@@ -110,15 +127,27 @@ impl Nat<'_> {
         if self.is_taken(&plan, now) {
             return None;
         }
-        let number = self.state.create(&plan.session, plan.under, now, &mut self.counters).ok()?;
-        let way =
-            self.way_by(plan.session.slot, (flow.protocol, flow.ours, plan.session.external, flow.remote), (&inside, &outside));
+        let NewSession { slot, external, .. } = plan.session;
+        let entry = self.state.create(&plan.session, plan.under, now, &mut self.counters).ok()?;
         self.opened.add(hash);
-        let session = self.state.sessions.records.get_mut(number);
-        session.adjacencies = way;
-        session.packets_out = 1;
-        let address = u32::from_ne_bytes(plan.session.external.address.octets());
-        Some(fast::send::<true>(head, session, address, &outside))
+        let address = u32::from_ne_bytes(external.address.octets());
+        let port = u16::from_ne_bytes(external.port.to_be_bytes());
+        match entry {
+            Entry::Session(number) => {
+                let way = self.way_by(slot, (flow.protocol, flow.ours, external, flow.remote), (&inside, &outside));
+                let session = self.state.sessions.records.get_mut(number);
+                session.adjacencies = way;
+                session.packets_out = 1;
+            }
+            Entry::Bare(number) => {
+                let way = self.bare_way_by(flow.ours, external, Some(&inside));
+                self.learn_remote_by(remote, Some(&outside));
+                let bare = self.state.bares.records.get_mut(number);
+                bare.adjacencies = way;
+                bare.advance(Direction::Outbound, false, now);
+            }
+        }
+        Some(fast::send::<true>(head, (address, port), &outside))
     }
 }
 

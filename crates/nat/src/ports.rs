@@ -259,6 +259,12 @@ impl PortSpace {
         ahead::fetch(&self.words[usize::from(port) / 64]);
     }
 
+    /// Has what [`PortSpace::holder`] reads fetched.
+    #[inline]
+    pub(crate) fn fetch_holder(&self, port: u16) {
+        ahead::fetch(&self.holders[usize::from(port)]);
+    }
+
     /// How many ports mappings have.
     pub(crate) fn used(&self) -> u32 {
         self.used

@@ -310,13 +310,13 @@ impl Session {
     /// The internal port, as it is in a packet.
     #[inline]
     pub(crate) fn internal_half(&self) -> u16 {
-        u16::from_ne_bytes(self.internal_port.to_bytes())
+        wire_half(self.internal_port)
     }
 
     /// The external port, as it is in a packet.
     #[inline]
     pub(crate) fn external_half(&self) -> u16 {
-        u16::from_ne_bytes(self.external_port.to_bytes())
+        wire_half(self.external_port)
     }
 
     /// Internal and remote address, as they follow each other in a packet from inside.
@@ -493,6 +493,12 @@ impl Record for Mapping {
 #[inline]
 pub(crate) fn wire_word(word: U32) -> u32 {
     u32::from_ne_bytes(word.to_bytes())
+}
+
+/// Half a word of a packet, as a number in memory order.
+#[inline]
+pub(crate) fn wire_half(half: U16) -> u16 {
+    u16::from_ne_bytes(half.to_bytes())
 }
 
 /// Two words of a packet, as one number in memory order.

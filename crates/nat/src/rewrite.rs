@@ -9,7 +9,6 @@ use portcullis_wire::partial::{self, ChecksumState};
 use portcullis_wire::{icmpv4, ipv4};
 
 use crate::policy::Endpoint;
-use crate::record::Session;
 
 /// What a packet's endpoints become.
 #[derive(Clone, Copy, Debug)]
@@ -23,23 +22,21 @@ pub(crate) struct Rewrite {
 }
 
 impl Rewrite {
-    /// Of a packet from inside: the source becomes the session's external endpoint.
-    pub(crate) fn outbound(session: &Session, external: Endpoint) -> Self {
-        let internal = session.internal();
+    /// Of a packet from inside to `remote`: the source becomes the external endpoint.
+    pub(crate) fn outbound(internal: Endpoint, external: Endpoint, remote: Endpoint) -> Self {
         Self {
             source: external,
-            destination: session.remote(),
+            destination: remote,
             identifier: external.port,
             address_delta: Delta::of_address(internal.address, external.address),
             port_delta: Delta::of_u16(internal.port, external.port),
         }
     }
 
-    /// Of a packet from outside: the destination becomes the session's internal endpoint.
-    pub(crate) fn inbound(session: &Session, external: Endpoint) -> Self {
-        let internal = session.internal();
+    /// Of a packet from `remote`: the destination becomes the internal endpoint.
+    pub(crate) fn inbound(internal: Endpoint, external: Endpoint, remote: Endpoint) -> Self {
         Self {
-            source: session.remote(),
+            source: remote,
             destination: internal,
             identifier: internal.port,
             address_delta: Delta::of_address(external.address, internal.address),
@@ -47,15 +44,14 @@ impl Rewrite {
         }
     }
 
-    /// Of a packet from inside to inside: out as `sender`, the external endpoint of `internal`, and in by another session.
-    pub(crate) fn hairpin(internal: Endpoint, sender: Endpoint, back: &Session, external: Endpoint) -> Self {
-        let inbound = Self::inbound(back, external);
+    /// Of a packet from inside to inside: out as `sender`, the external endpoint of `internal`, and in to the internal endpoint of another
+    /// external one.
+    pub(crate) fn hairpin(internal: Endpoint, sender: Endpoint, (receiver, external): (Endpoint, Endpoint)) -> Self {
+        let inbound = Self::inbound(receiver, external, sender);
         Self {
-            source: sender,
-            destination: inbound.destination,
-            identifier: inbound.identifier,
             address_delta: Delta::of_address(internal.address, sender.address).and(inbound.address_delta),
             port_delta: Delta::of_u16(internal.port, sender.port).and(inbound.port_delta),
+            ..inbound
         }
     }
 

@@ -20,7 +20,7 @@ impl Nat<'_> {
     pub fn gauges(&self) -> Gauges {
         let (sessions, mappings) = (&self.state.sessions.records, &self.state.mappings);
         Gauges {
-            mappings: mappings.live(),
+            mappings: mappings.live() + self.state.bares.records.live(),
             mappings_limit: mappings.records.limit(),
             sessions: sessions.live(),
             sessions_limit: sessions.limit(),
@@ -64,23 +64,33 @@ impl Nat<'_> {
     }
 
     /// Appends the mappings, without those whose external address is gone, among the next `most` records from `cursor` on: first those
-    /// that a session stands for, then those with a record. Returns the next cursor, or none at the end. A mapping that gets its second
-    /// session meanwhile may come twice.
+    /// that a session stands for, then those with a record, then bare ones that have not ended. Returns the next cursor, or none at the end. A
+    /// mapping that gets its second session meanwhile may come twice.
     pub fn mappings(&self, cursor: u32, most: u32, now: Tick, into: &mut Vec<MappingView>) -> Option<u32> {
-        let (State { sessions, mappings, .. }, _) = (&self.state, now);
-        if cursor & AMONG_RECORDS == 0 {
-            let (records, next) = sessions.records.slice(cursor, most);
-            let soles = records.filter(|(_, session)| session.sole().is_some());
-            let live = soles.filter_map(|(_, session)| session.mapping(self.state.live_address_of(session)?));
-            into.extend(live.map(|mapping| mapping.view()));
-            return next.or(Some(AMONG_RECORDS));
-        }
-        let (records, next) = mappings.records.slice(cursor & !AMONG_RECORDS, most);
-        let is_live = |mapping: &Mapping| self.state.address_of(mapping.slot) == Some(mapping.external().address);
-        into.extend(records.filter(|(_, mapping)| is_live(mapping)).map(|(_, mapping)| mapping.view()));
-        next.map(|next| next | AMONG_RECORDS)
+        let State { sessions, mappings, .. } = &self.state;
+        let (table, cursor) = (cursor & TABLE, cursor & !TABLE);
+        let (next, behind) = match table {
+            AMONG_SESSIONS => {
+                let (records, next) = sessions.records.slice(cursor, most);
+                let soles = records.filter(|(_, session)| session.sole().is_some());
+                let live = soles.filter_map(|(_, session)| session.mapping(self.state.live_address_of(session)?));
+                into.extend(live.map(|mapping| mapping.view()));
+                (next, Some(AMONG_RECORDS))
+            }
+            AMONG_RECORDS => {
+                let (records, next) = mappings.records.slice(cursor, most);
+                let is_live = |mapping: &Mapping| self.state.address_of(mapping.slot) == Some(mapping.external().address);
+                into.extend(records.filter(|(_, mapping)| is_live(mapping)).map(|(_, mapping)| mapping.view()));
+                (next, self.state.bares.is_on().then_some(AMONG_BARES))
+            }
+            _ => (self.state.show_bares(cursor, most, now, into), None),
+        };
+        next.map(|next| table | next).or(behind)
     }
 }
 
-/// Of a cursor over mappings: it is among the records of mappings. No table has so many records.
-const AMONG_RECORDS: u32 = 1 << 31;
+/// Of a cursor over mappings, the table that it is in. No table has so many records that these bits are another's.
+const TABLE: u32 = 0b11 << 30;
+const AMONG_SESSIONS: u32 = 0;
+const AMONG_RECORDS: u32 = 0b01 << 30;
+const AMONG_BARES: u32 = 0b10 << 30;

@@ -15,6 +15,7 @@ use portcullis_steering::{Owners, WorkerId};
 use crate::addresses::Addresses;
 use crate::adjacency::Adjacencies;
 use crate::arena::{Arenas, Capacity, TooSmall};
+use crate::bare::BareMappings;
 use crate::counters::{Counter, Counters};
 use crate::due::Due;
 use crate::externals::Outer;
@@ -25,7 +26,7 @@ use crate::ports::{PortSpace, Rest};
 use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::{Record as _, Slab};
 use crate::sweep::Step;
-use crate::table::{Holder, Mappings, Sessions, TableFull, has_soles};
+use crate::table::{Entry, Holder, Mappings, Sessions, TableFull, has_soles};
 use crate::time::Tick;
 use crate::two_keys::Hashes;
 use crate::udp_ports::UdpPorts;
@@ -51,6 +52,8 @@ pub(crate) enum Under {
     Guest,
     /// A forward: no mapping, no port of the pool.
     Forward,
+    /// No session: a bare mapping is made, and this is the hash of its key.
+    NewBare(u64),
 }
 
 /// Subscribers that there is room for from the start. More make the table grow, each time to twice as many; for so long packets wait.
@@ -79,6 +82,7 @@ struct OwnedPorts {
 pub(crate) struct State<'m> {
     pub(crate) sessions: Sessions<'m>,
     pub(crate) mappings: Mappings<'m>,
+    pub(crate) bares: BareMappings<'m>,
     /// Of protocols without ports.
     pub(crate) others: Translations<'m>,
     ports: &'m mut [PortSpace],
@@ -128,10 +132,13 @@ impl<'m> State<'m> {
         let arenas = Arenas::cut(memory, capacity)?;
         let sessions = Sessions::new(Index::new(arenas.session_lines), Slab::new(arenas.sessions), hasher);
         let mappings = Mappings::new(Index::new(arenas.mapping_lines), Slab::new(arenas.mappings), hasher.clone());
+        let bares = Slab::new(arenas.bares);
+        let bares = BareMappings::new(Index::new(arenas.bare_lines), bares, Due::new(arenas.bares_due), hasher);
         let others = Translations::new(Index::new(arenas.other_lines), Slab::new(arenas.others), hasher.clone());
         Ok(Self {
             sessions,
             mappings,
+            bares,
             others,
             ports: arenas.ports,
             subscribers: HashMap::with_capacity_and_hasher(SUBSCRIBERS.min(capacity.mappings) as usize, hasher.clone()),
@@ -168,6 +175,7 @@ impl<'m> State<'m> {
         if self.slots.iter().any(|slot| slot.unswept == Generation::COUNT - 1) {
             // One more change, and sessions that the sweep has not met would come to life again.
             self.sweep(0, &Step::ALL, now, adjacencies, counters);
+            self.sweep_bares(0, &Step::ALL, now, adjacencies, counters);
             self.swept();
         }
         self.slot_of.clear();
@@ -193,6 +201,7 @@ impl<'m> State<'m> {
                 self.slot_of.insert(address, number as u16);
             }
         }
+        self.yield_to_forwards(policy, now, counters);
         self.others.adopt(self.slots.iter().map(|slot| slot.address), &policy.timeouts);
         some_are_gone
     }
@@ -226,6 +235,7 @@ impl<'m> State<'m> {
             }
             self.shortest[family.family()] = SessionState::ALL.map(timer).into_iter().min().unwrap_or_default();
         }
+        self.bares.timer = self.timers[Kind::new(Protocol::Udp, SessionState::Replied).number()];
     }
 
     /// Finds out which ports of a slot's address are this worker's, if it is another address than before.
@@ -288,9 +298,16 @@ impl<'m> State<'m> {
         &mut self.ports[usize::from(slot) * Protocol::ALL.len() + protocol.index()]
     }
 
+    /// Who has a port.
+    #[inline]
+    pub(crate) fn holder(&self, slot: u16, protocol: Protocol, port: u16) -> Option<Holder> {
+        let value = self.space(slot, protocol).holder(port)?;
+        Some(if self.keeps_bare(protocol) { Holder::Bare(value) } else { Holder::of_value(value) })
+    }
+
     /// Who has an external endpoint.
     pub(crate) fn holder_of(&self, slot: u16, protocol: Protocol, external: Endpoint) -> Option<Holder> {
-        let holder = Holder::of_value(self.space(slot, protocol).holder(external.port)?);
+        let holder = self.holder(slot, protocol, external.port)?;
         // A slot whose address changed still has the ports of mappings that the sweep has not met.
         (self.external_held_by(holder)? == (slot, external)).then_some(holder)
     }
@@ -307,6 +324,7 @@ impl<'m> State<'m> {
                 let session = self.sessions.records.get(number);
                 Some((session.slot, session.external(self.live_address_of(session)?)))
             }
+            Holder::Bare(number) => Some((self.bares.records.get(number).outer().slot(), self.external_of_bare(number)?)),
         }
     }
 
@@ -315,6 +333,7 @@ impl<'m> State<'m> {
         match holder {
             Holder::Mapping(number) => self.mappings.records.get(number).internal(),
             Holder::Session(number) => self.sessions.records.get(number).internal(),
+            Holder::Bare(number) => self.bares.records.get(number).internal(),
         }
     }
 
@@ -323,7 +342,7 @@ impl<'m> State<'m> {
         match holder {
             Holder::Mapping(number) => self.remotes.contains_key(&(number, remote.to_bits())),
             // What is counted has a mapping with a record.
-            Holder::Session(_) => false,
+            Holder::Session(_) | Holder::Bare(_) => false,
         }
     }
 
@@ -393,8 +412,14 @@ impl<'m> State<'m> {
         self.forwarded > 0 || self.guests > 0
     }
 
-    /// Makes a planned session. **Errors:** [`TableFull`]; nothing that others see has changed then.
-    pub(crate) fn create(&mut self, new: &NewSession, under: Under, now: Tick, counters: &mut Counters) -> Result<u32, TableFull> {
+    /// Makes a planned session, or bare mapping. **Errors:** [`TableFull`]; nothing that others see has changed then.
+    pub(crate) fn create(
+        &mut self,
+        new: &NewSession,
+        under: Under,
+        now: Tick,
+        counters: &mut Counters,
+    ) -> Result<Entry, TableFull> {
         let generation = self.slots[usize::from(new.slot)].generation;
         let mut session = Session::new(new, generation, now.0);
         session.kind = session.kind.in_class(self.udp_ports.class_of(&session));
@@ -420,10 +445,14 @@ impl<'m> State<'m> {
                 self.join(mapping, &session);
                 number
             }
+            Under::NewBare(hash) => {
+                let at = (new.slot, new.external.port);
+                return self.create_bare(new.internal, at, hash, now, counters).map(Entry::Bare);
+            }
         };
         self.look_first(number);
         counters.count(Counter::SessionsCreated);
-        Ok(number)
+        Ok(Entry::Session(number))
     }
 
     /// Makes a session that stands for its new mapping, whose [`Mappings::hash_of_sole`] is given.
@@ -439,12 +468,8 @@ impl<'m> State<'m> {
             self.sessions.remove(number, &hashes);
             return Err(TableFull);
         }
-        let (internal, protocol) = (session.internal().address.to_bits(), session.kind.protocol());
-        self.space_mut(session.slot, protocol).take(session.external_port.get(), Holder::Session(number).value());
-        let fresh = Subscriber { slot: session.slot, mappings: 0 };
-        let subscriber = self.subscribers.entry(internal).or_insert(fresh);
-        subscriber.slot = session.slot;
-        subscriber.mappings += 1;
+        let at = (session.slot, session.external_port.get());
+        self.take_port(session.kind.protocol(), at, session.internal().address, Holder::Session(number));
         counters.count(Counter::MappingsCreated);
         // The table of remotes goes by records of mappings.
         if session.has(flag::REMOTE_COUNTED)
@@ -453,6 +478,14 @@ impl<'m> State<'m> {
             self.count_remote(mapping, &session);
         }
         Ok(number)
+    }
+
+    /// Gives a new mapping of that internal address its port of a slot's address.
+    pub(crate) fn take_port(&mut self, protocol: Protocol, (slot, port): (u16, u16), internal: Ipv4Addr, holder: Holder) {
+        self.space_mut(slot, protocol).take(port, holder.value());
+        let subscriber = self.subscribers.entry(internal.to_bits()).or_insert(Subscriber { slot, mappings: 0 });
+        subscriber.slot = slot;
+        subscriber.mappings += 1;
     }
 
     fn count_remote(&mut self, mapping: u32, session: &Session) {
@@ -464,6 +497,8 @@ impl<'m> State<'m> {
         let sole = match holder {
             Holder::Mapping(number) => return Ok(number),
             Holder::Session(number) => number,
+            // No session is ever under it.
+            Holder::Bare(_) => return Err(TableFull),
         };
         let session = *self.sessions.records.get(sole);
         let address = self.address_of(session.slot).unwrap_or(Ipv4Addr::UNSPECIFIED);
@@ -539,26 +574,56 @@ impl<'m> State<'m> {
 
     /// Who has the port of a session that is under a mapping: nobody else until it ends.
     pub(crate) fn holder_for(&self, session: &Session) -> Option<Holder> {
-        self.space(session.slot, session.kind.protocol()).holder(session.external_port.get()).map(Holder::of_value)
+        self.holder(session.slot, session.kind.protocol(), session.external_port.get())
     }
 
     /// Gives back what the mapping of a session had, which was the last one under it.
     fn end_mapping(&mut self, session: &Session, now: Tick, counters: &mut Counters) {
-        let (protocol, port) = (session.kind.protocol(), session.external_port.get());
-        let (rest, space) = (self.rests[protocol.index()], self.space_mut(session.slot, protocol));
+        let at = (session.slot, session.external_port.get());
+        self.give_back_port(session.kind.protocol(), at, session.internal().address, now, counters);
+    }
+
+    /// Gives back what a mapping of that internal address had.
+    pub(crate) fn give_back_port(
+        &mut self,
+        protocol: Protocol,
+        (slot, port): (u16, u16),
+        internal: Ipv4Addr,
+        now: Tick,
+        counters: &mut Counters,
+    ) {
+        let (rest, space) = (self.rests[protocol.index()], self.space_mut(slot, protocol));
         if rest.is_none() {
             space.release(port);
         } else if space.release_to_rest(port, rest, now) {
             self.resting += 1;
         }
-        let internal = session.internal().address.to_bits();
-        if let Some(subscriber) = self.subscribers.get_mut(&internal) {
+        if let Some(subscriber) = self.subscribers.get_mut(&internal.to_bits()) {
             subscriber.mappings -= 1;
             if subscriber.mappings == 0 {
-                self.subscribers.remove(&internal);
+                self.subscribers.remove(&internal.to_bits());
             }
         }
         counters.count(Counter::MappingsRemoved);
+    }
+
+    /// Ends the sessions of bare protocols that no forward of `policy` has any more: their ports may be given to bare mappings. `leads` says
+    /// whether one leads its remote to it. **Cost:** cold; a look at all sessions.
+    pub(crate) fn end_unled(&mut self, leads: impl Fn(&Session) -> bool, now: Tick, counters: &mut Counters) {
+        if self.forwarded == 0 {
+            return;
+        }
+        for number in 0..self.sessions.records.high_water() {
+            let session = self.sessions.records.get(number);
+            if session.is_live() && session.has(flag::FORWARDED) && self.keeps_bare(session.kind.protocol()) && !leads(session) {
+                self.end_session(number, now, counters);
+            }
+        }
+    }
+
+    /// Whether another mapping has room in the tables, of that protocol.
+    pub(crate) fn has_room_for_mapping(&self, protocol: Protocol) -> bool {
+        self.mappings.has_room(self.bares.records.live()) && (!self.keeps_bare(protocol) || self.bares.records.has_room(1))
     }
 
     /// Frees ports that have rested: at most so many of the next spaces and ports. **Cost:** nothing where none rests.

@@ -41,11 +41,20 @@ const SWEEP_OTHERS: u32 = 128;
 const SWEEP_ARREARS: u32 = 4;
 
 /// Sessions that are looked at together, so that the processor fetches what it needs of all of them at once.
-const TOGETHER: usize = 32;
+pub(crate) const TOGETHER: usize = 32;
 
-/// Where the sweep over the sessions is.
+/// The tables of a round, in their order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Table {
+    #[default]
+    Sessions,
+    BareMappings,
+}
+
+/// Where the sweep over sessions and bare mappings is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sweep {
+    table: Table,
     cursor: u32,
     last: Tick,
     /// What is due and was not swept yet. **Units:** records times milliseconds; a record is due after [`SWEEP_ROUND`] of them.
@@ -91,7 +100,7 @@ impl Nat<'_> {
     pub fn expire(&mut self, now: Tick) {
         let elapsed = now.since(self.sweep.last).min(SWEEP_ROUND);
         self.sweep.last = now;
-        let (records, round) = (u64::from(self.state.sessions.records.high_water()), u64::from(SWEEP_ROUND));
+        let (records, round) = (u64::from(self.state.swept_records()), u64::from(SWEEP_ROUND));
         self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
         let bound = SWEEP_MOST * elapsed.clamp(1, SWEEP_ARREARS);
         let most = (self.sweep.due / round).min(u64::from(bound)) as u32;
@@ -116,7 +125,7 @@ impl Nat<'_> {
     pub fn expire_all(&mut self, now: Tick) {
         // Twice: guests end with mappings, which end with sessions anywhere in the table.
         for _ in 0..2 {
-            self.sweep.cursor = 0;
+            (self.sweep.table, self.sweep.cursor) = (Table::Sessions, 0);
             self.sweep_records(&Step::ALL, now);
         }
         self.state.wake_ports((usize::MAX, u32::MAX), now);
@@ -124,14 +133,24 @@ impl Nat<'_> {
         self.fragments.expire_all(now);
     }
 
-    /// Returns how many records it passed.
+    /// A step, which goes on in the next table where one ends. Returns how many records it passed.
     fn sweep_records(&mut self, step: &Step, now: Tick) -> u32 {
-        let (passed, is_last) = self.state.sweep(self.sweep.cursor, step, now, &self.adjacencies, &mut self.counters);
-        self.sweep.cursor += passed;
+        let mut passed = 0;
+        if self.sweep.table == Table::Sessions {
+            let (sessions, is_last) = self.state.sweep(self.sweep.cursor, step, now, &self.adjacencies, &mut self.counters);
+            (passed, self.sweep.cursor) = (sessions, self.sweep.cursor + sessions);
+            if !is_last {
+                return passed;
+            }
+            (self.sweep.table, self.sweep.cursor) = (Table::BareMappings, 0);
+        }
+        let rest = Step { most: step.most - passed, ..*step };
+        let (bares, is_last) = self.state.sweep_bares(self.sweep.cursor, &rest, now, &self.adjacencies, &mut self.counters);
+        self.sweep.cursor += bares;
         if is_last {
             self.finish_round(now);
         }
-        passed
+        passed + bares
     }
 
     /// After two rounds' ends since a policy came, one whole round lies between them, and it looked at every session. When steps did not come
@@ -140,8 +159,10 @@ impl Nat<'_> {
         let rounds = now.since(self.sweep.began) / SWEEP_ROUND;
         // One that ends before its time may bring sessions up too early, which does no harm.
         self.sweep.began = if rounds == 0 { now } else { self.sweep.began.after(rounds * SWEEP_ROUND) };
-        self.state.due.begin_round(rounds.clamp(1, Due::MOST_ROUNDS));
-        self.sweep.cursor = 0;
+        for due in [&mut self.state.due, &mut self.state.bares.due] {
+            due.begin_round(rounds.clamp(1, Due::MOST_ROUNDS));
+        }
+        (self.sweep.table, self.sweep.cursor) = (Table::Sessions, 0);
         if self.sweep.looks_at_all {
             self.adjacencies.swept();
         }
@@ -153,7 +174,25 @@ impl Nat<'_> {
     }
 }
 
+/// The numbers of records to look at between `next`, which moves on, and `end`. Returns how many.
+pub(crate) fn gather(due: &Due<'_>, numbers: &mut [u32], next: &mut u32, end: u32, all: bool) -> usize {
+    for (count, place) in numbers.iter_mut().enumerate() {
+        let found = if all { (*next < end).then_some(*next) } else { due.next(*next, end) };
+        let Some(number) = found else {
+            *next = end;
+            return count;
+        };
+        (*place, *next) = (number, number + 1);
+    }
+    numbers.len()
+}
+
 impl State<'_> {
+    /// Records that a round passes.
+    fn swept_records(&self) -> u32 {
+        self.sessions.records.high_water() + self.bares.records.high_water()
+    }
+
     /// A step from the record `cursor` on: ends the sessions that are over, and takes from the others what holds no more of `adjacencies`.
     /// Returns how many records it passed, and whether they were the last.
     pub(crate) fn sweep(
@@ -170,25 +209,12 @@ impl State<'_> {
         while next < end && looks > 0 && left > 0 {
             let mut numbers = [0; TOGETHER];
             let room = TOGETHER.min(looks.min(left) as usize);
-            let count = self.gather(&mut numbers[..room], &mut next, end, step.looks_at_all);
+            let count = gather(&self.due, &mut numbers[..room], &mut next, end, step.looks_at_all);
             looks -= count as u32;
             self.due.pass(next);
             left -= self.look_at(&mut numbers[..count], now, adjacencies, counters);
         }
         (next - start, next == self.sessions.records.high_water())
-    }
-
-    /// The numbers of sessions to look at between `next`, which moves on, and `end`. Returns how many.
-    fn gather(&self, numbers: &mut [u32], next: &mut u32, end: u32, all: bool) -> usize {
-        for (count, place) in numbers.iter_mut().enumerate() {
-            let found = if all { (*next < end).then_some(*next) } else { self.due.next(*next, end) };
-            let Some(number) = found else {
-                *next = end;
-                return count;
-            };
-            (*place, *next) = (number, number + 1);
-        }
-        numbers.len()
     }
 
     /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.

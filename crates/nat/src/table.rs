@@ -32,7 +32,7 @@ pub(crate) struct Sessions<'m> {
 
 /// Bytes of index and records above which what a packet needs of them is fetched ahead. Below, it is in the second-level cache or near it, and
 /// the fetching is only more instructions. Chosen: twice such a cache.
-const LARGE: usize = 1 << 20;
+pub(crate) const LARGE: usize = 1 << 20;
 
 impl<'m> Sessions<'m> {
     pub(crate) fn new(index: Index<'m>, records: Slab<'m, Session>, hasher: &RandomState) -> Self {
@@ -109,17 +109,23 @@ impl<'m> Sessions<'m> {
         if self.is_large {
             numbered.for_each(|(number, &hash)| {
                 *number = self.candidate(hash);
-                if let Some(session) = self.records.peek(*number) {
-                    ahead::fetch(&session.last_seen);
-                }
+                self.fetch_record(*number);
             });
         } else {
             numbered.for_each(|(number, &hash)| *number = self.candidate(hash));
         }
     }
 
+    /// Has a record fetched, if there is one of that number.
     #[inline]
-    fn candidate(&self, hash: u64) -> u32 {
+    pub(crate) fn fetch_record(&self, number: u32) {
+        if let Some(session) = self.records.peek(number) {
+            ahead::fetch(&session.last_seen);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn candidate(&self, hash: u64) -> u32 {
         self.index.first(hash) >> 1
     }
 
@@ -158,24 +164,34 @@ fn port(endpoint: Endpoint) -> U16 {
     U16::new(endpoint.port)
 }
 
-/// Who has a port and the endpoint behind it: a mapping, or the session that is alone under one and stands for it.
+/// Who has a port and the endpoint behind it: a mapping, or the session that is alone under one and stands for it, or a bare mapping.
 ///
 /// Most mappings never have a second session (a client's ports are seldom used towards two remotes), and need no record of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
     Mapping(u32),
     Session(u32),
+    Bare(u32),
+}
+
+/// What a packet goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    Session(u32),
+    Bare(u32),
 }
 
 impl Holder {
-    /// As indexes and port spaces keep it: below [`NUMBERS`].
+    /// As indexes and port spaces keep it: below [`NUMBERS`]. Whether a port's is a bare mapping's, the port's protocol says.
     pub(crate) const fn value(self) -> u32 {
         match self {
             Self::Mapping(number) => number << 1,
             Self::Session(number) => number << 1 | 1,
+            Self::Bare(number) => number,
         }
     }
 
+    /// That of a protocol whose mappings are not bare.
     pub(crate) const fn of_value(value: u32) -> Self {
         if value & 1 == 0 { Self::Mapping(value >> 1) } else { Self::Session(value >> 1) }
     }
@@ -229,9 +245,9 @@ impl<'m> Mappings<'m> {
         self.records.live() + self.soles
     }
 
-    /// Whether there is room for another one. There always is for the record of one that has none.
-    pub(crate) fn has_room(&self) -> bool {
-        self.live() < self.records.limit()
+    /// Whether there is room for another one beside so many bare ones. There always is for the record of one that has none.
+    pub(crate) fn has_room(&self, bares: u32) -> bool {
+        self.live() + bares < self.records.limit()
     }
 
     /// Who has the mapping of that key, whose hash is given.
@@ -244,6 +260,7 @@ impl<'m> Mappings<'m> {
             Holder::Session(number) => sessions.records.peek(number).is_some_and(|session| {
                 session.kind.is_of(key.protocol) && session.internal() == key.internal && session.sole_scope() == Some(key.scope)
             }),
+            Holder::Bare(_) => false,
         };
         self.index.find(hash, is_it).map(Holder::of_value)
     }

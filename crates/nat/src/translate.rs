@@ -3,6 +3,8 @@
 //! Knows the order of the checks; the slow path is `establish`, out and in again is `hairpin`. Invariant: everything that can refuse the
 //! packet comes before the first change to a table; then nothing refuses it any more.
 
+use core::net::Ipv4Addr;
+
 use portcullis_wire::packet::{Fragment, Layout, Transport};
 use portcullis_wire::tcp::TcpFlags;
 
@@ -10,6 +12,7 @@ use crate::arrival::Arrival;
 use crate::counters::Counter;
 use crate::establish::{self, Flow, Plan, Planner};
 use crate::flow::{self, Tuple};
+use crate::forward;
 use crate::leave;
 use crate::nat::{Decision, Nat, Way};
 use crate::packet::Packet;
@@ -18,14 +21,15 @@ use crate::policy::{Endpoint, Side};
 use crate::record::{NewSession, Session};
 use crate::refusal::{self, Refusal};
 use crate::rewrite::Rewrite;
+use crate::table::Entry;
 use crate::tcp::Direction;
 use crate::time::Tick;
 use crate::verdict::{DropReason, Errand, HandOffCause, Verdict};
 
-/// A session to use: one that is there, or one that is made once nothing can refuse the packet any more.
+/// What a packet will go by: what is there, or what is made once nothing can refuse the packet any more.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Chosen {
-    Found(u32),
+    Found(Entry),
     Planned(Plan),
 }
 
@@ -74,10 +78,11 @@ impl Nat<'_> {
         leave::check_ttl(packet.frame(), &arrival.layout)?;
         let path = leave::path_towards(&mut self.paths, &self.network, arrival.destination, Side::Outside)?;
         leave::check_fit(packet, &arrival.layout, &path)?;
+        let (_, remote) = tuple.outbound();
         let chosen = self.choose_outbound(tuple, tuple.outbound(), now)?;
-        let number = self.settle(chosen, now)?;
-        self.advance(number, Direction::Outbound, tuple.flags, now);
-        let rewrite = Rewrite::outbound(self.session(number), self.external_of(number));
+        let entry = self.settle(chosen, remote, now)?;
+        self.advance(entry, Direction::Outbound, tuple.flags, now);
+        let rewrite = Rewrite::outbound(self.internal_of(entry), self.external_of(entry), remote);
         self.finish(packet, arrival, &rewrite, &path, (Way::Outbound, now))
     }
 
@@ -92,12 +97,12 @@ impl Nat<'_> {
             }
         };
         leave::check_ttl(packet.frame(), &arrival.layout)?;
-        let internal = self.internal_of(&chosen);
+        let internal = self.internal_of_chosen(&chosen);
         let path = leave::path_towards(&mut self.paths, &self.network, internal.address, Side::Inside)?;
         leave::check_fit(packet, &arrival.layout, &path)?;
-        let number = self.settle(chosen, now)?;
-        self.advance(number, Direction::Inbound, tuple.flags, now);
-        let rewrite = Rewrite::inbound(self.session(number), self.external_of(number));
+        let entry = self.settle(chosen, remote, now)?;
+        self.advance(entry, Direction::Inbound, tuple.flags, now);
+        let rewrite = Rewrite::inbound(self.internal_of(entry), self.external_of(entry), remote);
         self.finish(packet, arrival, &rewrite, &path, (Way::Inbound, now))
     }
 
@@ -108,9 +113,15 @@ impl Nat<'_> {
         now: Tick,
     ) -> Result<Chosen, Refusal> {
         if let Some(number) = self.state.outbound(tuple.protocol, internal, remote, now, &mut self.counters) {
-            return Ok(Chosen::Found(number));
+            return Ok(Chosen::Found(Entry::Session(number)));
         }
         let flow = Flow { protocol: tuple.protocol, ours: internal, remote, opens: tuple.opens };
+        if self.state.keeps_bare(tuple.protocol)
+            && self.planner().by_a_forward(&flow).is_none()
+            && let Some(number) = self.state.bare_of(internal, now, &mut self.counters)
+        {
+            return Ok(Chosen::Found(Entry::Bare(number)));
+        }
         let plan = self.planner().outbound(&flow).map_err(|reason| refusal::of_outbound(reason, &self.policy))?;
         if self.is_taken(&plan, now) { Err(Refusal::Drop(DropReason::SessionConflict)) } else { Ok(Chosen::Planned(plan)) }
     }
@@ -130,8 +141,13 @@ impl Nat<'_> {
         slot: u16,
         now: Tick,
     ) -> Result<Chosen, DropReason> {
-        if let Some(number) = self.state.inbound(tuple.protocol, (slot, external.port), remote, now, &mut self.counters) {
-            return Ok(Chosen::Found(number));
+        let at = (slot, external.port);
+        if self.state.keeps_bare(tuple.protocol) && forward::of_port(&self.policy, slot, tuple.protocol, external.port).is_none() {
+            let number = self.state.bare_at(at, now, &mut self.counters).ok_or(DropReason::NoMapping)?;
+            return Ok(Chosen::Found(Entry::Bare(number)));
+        }
+        if let Some(number) = self.state.inbound(tuple.protocol, at, remote, now, &mut self.counters) {
+            return Ok(Chosen::Found(Entry::Session(number)));
         }
         let flow = Flow { protocol: tuple.protocol, ours: external, remote, opens: tuple.opens };
         let plan = self.planner().inbound(&flow, slot, now)?;
@@ -163,19 +179,23 @@ impl Nat<'_> {
         slot.and_then(|slot| establish::external_of(&self.policy, slot)).is_some_and(|external| external.shared_with_host)
     }
 
-    pub(crate) fn internal_of(&self, chosen: &Chosen) -> Endpoint {
+    pub(crate) fn internal_of_chosen(&self, chosen: &Chosen) -> Endpoint {
         match chosen {
-            Chosen::Found(number) => self.session(*number).internal(),
+            Chosen::Found(entry) => self.internal_of(*entry),
             Chosen::Planned(plan) => plan.session.internal,
         }
     }
 
-    /// Makes a planned session; of one that is there, the fast path gets to know the way. From here on the packet is not refused.
-    pub(crate) fn settle(&mut self, chosen: Chosen, now: Tick) -> Result<u32, DropReason> {
+    /// Makes what is planned; of what is there, the fast path gets to know the way, and how `remote` is reached. From here on the packet is not
+    /// refused.
+    pub(crate) fn settle(&mut self, chosen: Chosen, remote: Endpoint, now: Tick) -> Result<Entry, DropReason> {
         match chosen {
-            Chosen::Found(number) => {
-                self.learn_way(number);
-                Ok(number)
+            Chosen::Found(entry) => {
+                match entry {
+                    Entry::Session(number) => self.learn_way(number),
+                    Entry::Bare(number) => self.learn_bare_way(number, remote.address),
+                }
+                Ok(entry)
             }
             Chosen::Planned(plan) => {
                 self.state.create(&plan.session, plan.under, now, &mut self.counters).map_err(|_| DropReason::SessionsFull)
@@ -187,17 +207,33 @@ impl Nat<'_> {
         self.state.sessions.records.get(number)
     }
 
-    /// The external endpoint of a session that lives.
-    pub(crate) fn external_of(&self, number: u32) -> Endpoint {
-        self.state.external_of(self.session(number))
+    pub(crate) fn internal_of(&self, entry: Entry) -> Endpoint {
+        match entry {
+            Entry::Session(number) => self.session(number).internal(),
+            Entry::Bare(number) => self.state.bares.records.get(number).internal(),
+        }
+    }
+
+    /// The external endpoint of what lives.
+    pub(crate) fn external_of(&self, entry: Entry) -> Endpoint {
+        match entry {
+            Entry::Session(number) => self.state.external_of(self.session(number)),
+            Entry::Bare(number) => self.state.external_of_bare(number).unwrap_or(NOWHERE),
+        }
     }
 
     /// Step 7's bookkeeping.
-    pub(crate) fn advance(&mut self, number: u32, direction: Direction, flags: TcpFlags, now: Tick) {
-        let session = self.state.sessions.records.get_mut(number);
-        let refreshed = session.advance(direction, flags, self.policy.inbound_refresh, now);
-        if refreshed && session.kind.is_guest() {
-            self.state.host(number);
+    pub(crate) fn advance(&mut self, entry: Entry, direction: Direction, flags: TcpFlags, now: Tick) {
+        let refreshes_inbound = self.policy.inbound_refresh;
+        match entry {
+            Entry::Session(number) => {
+                let session = self.state.sessions.records.get_mut(number);
+                let refreshed = session.advance(direction, flags, refreshes_inbound, now);
+                if refreshed && session.kind.is_guest() {
+                    self.state.host(number);
+                }
+            }
+            Entry::Bare(number) => self.state.bares.records.get_mut(number).advance(direction, refreshes_inbound, now),
         }
     }
 
@@ -234,6 +270,9 @@ impl Nat<'_> {
         Ok(verdict)
     }
 }
+
+/// The external endpoint of what has none.
+const NOWHERE: Endpoint = Endpoint { address: Ipv4Addr::UNSPECIFIED, port: 0 };
 
 fn is_icmp_error(layout: &Layout) -> bool {
     layout.transport() == Transport::IcmpError

@@ -14,6 +14,7 @@ use crate::nat::{Decision, Nat, Way};
 use crate::packet::Packet;
 use crate::policy::{Endpoint, Protocol, Side};
 use crate::refusal::Refusal;
+use crate::table::Entry;
 use crate::time::Tick;
 use crate::verdict::{DropReason, Errand, HandOffCause};
 
@@ -117,14 +118,25 @@ impl Nat<'_> {
 
     /// The internal endpoint that sent a packet which was seen outside as quoted, from the address of that slot.
     fn internal_behind(&mut self, quoted: &Quoted, slot: u16, now: Tick) -> Result<Endpoint, DropReason> {
-        let number = self.state.inbound(quoted.protocol, (slot, quoted.source.port), quoted.destination, now, &mut self.counters);
-        number.map(|number| self.session(number).internal()).ok_or(DropReason::IcmpNoSession)
+        let Quoted { protocol, source, destination, .. } = *quoted;
+        let at = (slot, source.port);
+        let session = self.state.inbound(protocol, at, destination, now, &mut self.counters).map(Entry::Session);
+        let entry = session.or_else(|| match protocol {
+            Protocol::Udp => self.state.bare_at(at, now, &mut self.counters).map(Entry::Bare),
+            Protocol::Icmp | Protocol::Tcp => None,
+        });
+        entry.map(|entry| self.internal_of(entry)).ok_or(DropReason::IcmpNoSession)
     }
 
     /// The external endpoint to which a packet was sent that was seen inside as quoted.
     fn external_before(&mut self, quoted: &Quoted, now: Tick) -> Result<Endpoint, DropReason> {
-        let number = self.state.outbound(quoted.protocol, quoted.destination, quoted.source, now, &mut self.counters);
-        number.map(|number| self.external_of(number)).ok_or(DropReason::IcmpNoSession)
+        let Quoted { protocol, source, destination, .. } = *quoted;
+        let session = self.state.outbound(protocol, destination, source, now, &mut self.counters).map(Entry::Session);
+        let entry = session.or_else(|| match protocol {
+            Protocol::Udp => self.state.bare_of(destination, now, &mut self.counters).map(Entry::Bare),
+            Protocol::Icmp | Protocol::Tcp => None,
+        });
+        entry.map(|entry| self.external_of(entry)).ok_or(DropReason::IcmpNoSession)
     }
 
     /// Translates the error as it is now known to be, and sends it on its way.
