@@ -180,8 +180,22 @@ pub struct MappingEntry {
     /// Of an endpoint-dependent mapping, the remote endpoint or address (port zero) that it is for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub remote: Option<Endpoint>,
-    /// Live sessions under it, without guests.
+    /// Live sessions under it, without guests; none under a bare one.
     pub sessions: u32,
+    /// Of a bare mapping, what others have sessions for. Its fields stand beside those above.
+    #[serde(flatten, default)]
+    pub bare: Option<Bare>,
+}
+
+/// What a bare mapping says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bare {
+    /// Time until it ends if nothing more comes that keeps it.
+    pub expires_in_milliseconds: u32,
+    /// Packets from the inside.
+    pub packets_out: u64,
+    /// Packets to it, from the outside or from other hosts inside.
+    pub packets_in: u64,
 }
 
 #[cfg(test)]
@@ -222,6 +236,7 @@ mod tests {
             external: endpoint(2, 8),
             remote: None,
             sessions: 3,
+            bare: None,
         };
         let json = concat!(
             r#"{"protocol":"icmp","internal":{"address":"192.0.2.1","port":7},"#,
@@ -232,6 +247,24 @@ mod tests {
         mapping.remote = Some(endpoint(3, 0));
         let json = serde_json::to_string(&mapping).expect("plain data");
         assert_eq!(serde_json::from_str::<MappingEntry>(&json).expect("readable"), mapping);
+    }
+
+    #[test]
+    fn a_bare_mapping_has_three_fields_more() {
+        let mapping = MappingEntry {
+            protocol: Protocol::Udp,
+            internal: endpoint(1, 7),
+            external: endpoint(2, 8),
+            remote: None,
+            sessions: 0,
+            bare: Some(Bare { expires_in_milliseconds: 300_000, packets_out: 1 << 40, packets_in: 2 }),
+        };
+        let json = concat!(
+            r#"{"protocol":"udp","internal":{"address":"192.0.2.1","port":7},"external":{"address":"192.0.2.2","port":8},"#,
+            r#""sessions":0,"expires_in_milliseconds":300000,"packets_out":1099511627776,"packets_in":2}"#
+        );
+        assert_eq!(serde_json::to_string(&mapping).expect("plain data"), json);
+        assert_eq!(serde_json::from_str::<MappingEntry>(json).expect("readable"), mapping);
     }
 
     #[test]

@@ -185,7 +185,7 @@ mod tests {
     fn a_mapping_for_all_remotes_matches_any_remote() {
         let endpoint = Endpoint { address: Ipv4Addr::new(10, 0, 0, 1), port: 1 };
         let mut mapping =
-            MappingEntry { protocol: Protocol::Udp, internal: endpoint, external: endpoint, remote: None, sessions: 0 };
+            MappingEntry { protocol: Protocol::Udp, internal: endpoint, external: endpoint, remote: None, sessions: 0, bare: None };
         let filter = SessionFilter { remote: "192.0.2.1".parse().ok(), ..SessionFilter::default() };
         assert!(filter.matches_mapping(&mapping));
         mapping.remote = Some(endpoint);

@@ -10,11 +10,11 @@ mod entry;
 mod filter;
 mod stats;
 
-pub use entry::{Direction, Endpoint, MappingEntry, Protocol, SessionEntry, SessionState};
+pub use entry::{Bare, Direction, Endpoint, MappingEntry, Protocol, SessionEntry, SessionState};
 pub use filter::{EndpointFilter, FilterError, SessionFilter};
 pub use stats::{
-    Config, CopyMode, Frames, Gauges, Interface, Named, PacketTimes, PortUse, Queue, QueueName, Side, Stats, Steering, Worker,
-    XdpMode,
+    Config, CopyMode, Frames, Gauges, Interface, Named, PacketTimes, PortUse, Queue, QueueName, Side, Stats, Steering, UdpTracking,
+    Worker, XdpMode,
 };
 
 use serde::{Deserialize, Serialize};

@@ -44,12 +44,26 @@ pub struct Stats {
 pub struct Config {
     /// The file that it came from.
     pub path: String,
+    /// How UDP is kept.
+    #[serde(default)]
+    pub udp_tracking: UdpTracking,
     /// Whether the last attempt to load it succeeded.
     pub last_reload_successful: bool,
     /// When it was last loaded with success, in seconds since 1970.
     pub last_success_unix_seconds: f64,
     /// How often rules or network changed since start, this time included.
     pub generation: u64,
+}
+
+/// How UDP is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UdpTracking {
+    /// By sessions, as the other protocols.
+    #[default]
+    Sessions,
+    /// By bare mappings; under forwards by sessions.
+    Mappings,
 }
 
 /// A number with its name.
@@ -302,6 +316,7 @@ mod tests {
             unhealthy: Some("eth0 is down".to_owned()),
             config: Config {
                 path: "/etc/portcullis/portcullis.toml".to_owned(),
+                udp_tracking: UdpTracking::Mappings,
                 last_reload_successful: true,
                 last_success_unix_seconds: 1e9,
                 generation: 3,
@@ -357,6 +372,10 @@ mod tests {
         let older = r#"{"worker":3,"bursts":1,"packets":2}"#;
         let older: Worker = serde_json::from_str(older).expect("an older gateway's answer");
         assert_eq!((older.worker, older.packets, older.handed_in), (3, 2, 0));
+        assert!(json.contains(r#""udp_tracking":"mappings","#), "{json}");
+        let older = r#"{"path":"x","last_reload_successful":true,"last_success_unix_seconds":0.0,"generation":1}"#;
+        let older: Config = serde_json::from_str(older).expect("an older gateway's answer");
+        assert_eq!(older.udp_tracking, UdpTracking::Sessions);
         assert!(json.contains(r#""side":"outside","up":true"#) && json.contains(r#""copy":"zero_copy""#), "{json}");
     }
 }

@@ -151,6 +151,12 @@ pub enum Problem {
     NotByAddress { protocol: u8, why: &'static str },
     #[error("{} for an opening translation is more than the {} for one that was answered", format_duration(*found), format_duration(*most))]
     OpeningTooLong { found: Duration, most: Duration },
+    #[error("`udp_tracking = \"mappings\"` keeps nothing of UDP's remotes, which \"{found}\" {key} goes by")]
+    NeedsSessions { key: &'static str, found: &'static str },
+    #[error("\"mappings\" lets in whoever sends, but without a `filtering` only those get in that were sent to")]
+    FilteringUnsaid,
+    #[error("`udp_tracking = \"mappings\"` in [nat] keeps nothing of UDP's remotes, and so no times towards their ports")]
+    NoPortTimes,
     #[error("only an inside interface has `{found}`")]
     InsideOnly { found: &'static str },
     #[error("no {side} interface is configured")]
@@ -222,6 +228,13 @@ impl Problem {
             Self::RepeatedValue { .. } => "each value once".to_owned(),
             Self::NotByAddress { .. } => "protocols other than 1 (ICMP), 6 (TCP), 17 (UDP) and 51 (AH)".to_owned(),
             Self::OpeningTooLong { .. } => "`other_opening` at most as long as `other`".to_owned(),
+            Self::NeedsSessions { key, .. } => format!("{key} = \"endpoint-independent\"; or udp_tracking = \"sessions\""),
+            Self::FilteringUnsaid => {
+                "with it filtering = \"endpoint-independent\", and filtering_tcp = \"address-and-port-dependent\" where TCP shall not \
+                 follow; or udp_tracking = \"sessions\""
+                    .to_owned()
+            }
+            Self::NoPortTimes => "no `udp_ports`; or udp_tracking = \"sessions\" in [nat]".to_owned(),
             Self::InsideOnly { found } => format!("no `{found}` here, or side = \"inside\""),
             Self::NoInterface { side } => format!("at least one [[interface]] with side = \"{side}\""),
             Self::NoPool => "at least one [[pool]], such as one with addresses = [\"interface\"]".to_owned(),

@@ -37,7 +37,7 @@ pub use finding::{ConfigError, Doubt, Fault, Finding, Findings, Problem, Warning
 pub use forward::{Forward, ForwardAddress};
 pub use interface::Interface;
 pub use pool::{DEFAULT_PORTS, Pool, PoolEntry};
-pub use settings::{BusyPoll, Control, Limits, Log, LogLevel, Metrics, NatRules, PROTOCOLS, WorkerRules};
+pub use settings::{BusyPoll, Control, Limits, Log, LogLevel, Metrics, NatRules, PROTOCOLS, UdpTracking, WorkerRules};
 pub use snapshot::{HostAddresses, SlotSource};
 pub use source::Place;
 pub use system::SystemInterface;
@@ -128,6 +128,14 @@ impl Config {
         }
         let config = Self::read(&Document::new(root.get_ref(), &mut report), &mut report);
         report.finish().map(|warnings| (config, warnings)).map_err(ConfigError::Invalid)
+    }
+
+    /// How many bare mappings fit, for all workers together; none where UDP is kept by sessions.
+    pub fn bare_mappings(&self) -> u32 {
+        match self.nat.udp_tracking {
+            UdpTracking::Sessions => 0,
+            UdpTracking::Mappings => self.limits.mappings,
+        }
     }
 
     fn read(document: &Document<'_>, report: &mut Report) -> Self {

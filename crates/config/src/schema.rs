@@ -95,6 +95,7 @@ pub const NAT: Section = Section {
         key("mapping", Some("\"endpoint-independent\""), FILTERINGS),
         key("filtering", Some("\"address-and-port-dependent\""), FILTERINGS),
         key("filtering_tcp", None, FILTERINGS),
+        key("udp_tracking", Some("\"sessions\""), "\"sessions\" or \"mappings\""),
         key("inbound_refresh", Some("false"), "true or false"),
         key("port_parity", Some("\"any\""), "\"any\" or \"preserve\""),
         key("port_hold", None, "a duration in quotes from 0s to 1h, such as \"120s\""),

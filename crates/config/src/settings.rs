@@ -20,6 +20,16 @@ use crate::interface::read_prefixes;
 use crate::read::{Document, Entry, Report, Table, Value, shorten};
 use crate::schema::{CONTROL, ICMP, LIMITS, LOG, METRICS, NAT, TIMEOUTS, WORKER};
 
+/// How UDP is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UdpTracking {
+    /// By sessions, one for each remote endpoint.
+    #[default]
+    Sessions,
+    /// By bare mappings, without the remotes.
+    Mappings,
+}
+
 /// `[nat]`: how it translates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NatRules {
@@ -29,6 +39,8 @@ pub struct NatRules {
     pub filtering_udp: Filtering,
     /// The filtering behaviour of TCP: that of UDP where the file does not say.
     pub filtering_tcp: Filtering,
+    /// How UDP is kept; by mappings only where `mapping` and `filtering_udp` are endpoint-independent.
+    pub udp_tracking: UdpTracking,
     /// Whether inbound packets keep alive a session that was let in by the filter alone.
     pub inbound_refresh: bool,
     /// Whether UDP ports keep their parity.
@@ -160,13 +172,16 @@ impl Settings {
     pub(crate) fn read(document: &Document<'_>, report: &mut Report) -> Self {
         type Read = fn(&mut Settings, &Table<'_>, &mut Report);
         let mut settings = Self::default();
+        // `[nat]` first: the others go by how UDP is kept.
         let readers: [(_, Read); 8] = [
             (&NAT, |settings, table, report| settings.nat = read_nat(table, report)),
             (&TIMEOUTS, |settings, table, report| {
                 settings.timeouts = read_timeouts(table, report);
-                settings.udp_ports = table.get("udp_ports").map(|value| read_udp_ports(&value, report)).unwrap_or_default();
+                let tracking = settings.nat.udp_tracking;
+                settings.udp_ports =
+                    table.get("udp_ports").map(|value| read_udp_ports(&value, tracking, report)).unwrap_or_default();
             }),
-            (&LIMITS, |settings, table, report| settings.limits = read_limits(table, report)),
+            (&LIMITS, |settings, table, report| settings.limits = read_limits(table, settings.nat.udp_tracking, report)),
             (&ICMP, |settings, table, report| settings.icmp = read_icmp(table, report)),
             (&WORKER, |settings, table, report| settings.worker = read_worker(table, report)),
             (&METRICS, |settings, table, report| settings.metrics = read_metrics(table, report)),
@@ -193,6 +208,8 @@ pub(crate) const FILTERINGS: [(&str, Filtering); 3] = [
     ("address-dependent", Filtering::AddressDependent),
     ("address-and-port-dependent", Filtering::AddressAndPortDependent),
 ];
+
+const UDP_TRACKINGS: [(&str, UdpTracking); 2] = [("sessions", UdpTracking::Sessions), ("mappings", UdpTracking::Mappings)];
 
 pub(crate) const PARITIES: [(&str, PortParity); 2] = [("any", PortParity::Any), ("preserve", PortParity::Preserve)];
 
@@ -221,14 +238,51 @@ impl LogLevel {
 
 fn read_nat(table: &Table<'_>, report: &mut Report) -> NatRules {
     let mapping = table.get("mapping").and_then(|value| value.word(&MAPPINGS, report)).unwrap_or_default();
-    let filtering_udp = table.get("filtering").and_then(|value| value.word(&FILTERINGS, report)).unwrap_or_default();
+    let filtering = table.get("filtering").and_then(|value| value.word(&FILTERINGS, report));
+    let filtering_udp = filtering.unwrap_or_default();
     let filtering_tcp = table.get("filtering_tcp").and_then(|value| value.word(&FILTERINGS, report)).unwrap_or(filtering_udp);
+    let udp_tracking = read_udp_tracking(table, mapping, filtering, report);
     let inbound_refresh = table.get("inbound_refresh").and_then(|value| value.boolean(report)).unwrap_or_default();
     let port_parity = table.get("port_parity").and_then(|value| value.word(&PARITIES, report)).unwrap_or_default();
     let port_hold = read_port_hold(table, filtering_udp, report);
     let exempt = table.get("exempt").map(|value| read_prefixes(&value, report).0).unwrap_or_default();
     let other_protocols = table.get("other_protocols").and_then(|value| read_protocols(&value, report)).unwrap_or_default();
-    NatRules { mapping, filtering_udp, filtering_tcp, inbound_refresh, port_parity, port_hold, exempt, other_protocols }
+    NatRules {
+        mapping,
+        filtering_udp,
+        filtering_tcp,
+        udp_tracking,
+        inbound_refresh,
+        port_parity,
+        port_hold,
+        exempt,
+        other_protocols,
+    }
+}
+
+/// A bare mapping says everything where no behaviour goes by the remote, and only there. `filtering` is what the file says, if that is legal.
+fn read_udp_tracking(
+    table: &Table<'_>,
+    mapping: MappingBehaviour,
+    filtering: Option<Filtering>,
+    report: &mut Report,
+) -> UdpTracking {
+    let Some(value) = table.get("udp_tracking") else { return UdpTracking::default() };
+    let tracking = value.word(&UDP_TRACKINGS, report).unwrap_or_default();
+    if tracking == UdpTracking::Sessions {
+        return tracking;
+    }
+    if let Some(said) = table.get("mapping").filter(|_| mapping != MappingBehaviour::EndpointIndependent) {
+        report.fault(&said.spot, Problem::NeedsSessions { key: "mapping", found: word_of(&MAPPINGS, &mapping) });
+    }
+    match (table.get("filtering"), filtering) {
+        (None, _) => report.fault(&value.spot, Problem::FilteringUnsaid),
+        (Some(said), Some(filtering)) if filtering != Filtering::EndpointIndependent => {
+            report.fault(&said.spot, Problem::NeedsSessions { key: "filtering", found: word_of(&FILTERINGS, &filtering) });
+        }
+        _ => {}
+    }
+    tracking
 }
 
 /// The words for all protocols and for none.
@@ -360,7 +414,7 @@ const PORT_TIME: RangeInclusive<Duration> = Duration::from_secs(2)..=*FLOW_TIME.
 const WELL_KNOWN_MOST: u16 = 1023;
 const PORT_REQUIRED: Required = (120, "RFC 4787, REQ-5, except towards well-known ports (0-1023),");
 
-fn read_udp_ports(value: &Value<'_>, report: &mut Report) -> BTreeMap<u16, Duration> {
+fn read_udp_ports(value: &Value<'_>, tracking: UdpTracking, report: &mut Report) -> BTreeMap<u16, Duration> {
     let Some(entries) = value.entries(report) else { return BTreeMap::new() };
     if entries.len() > UDP_PORTS_MOST {
         report.fault(&value.spot, Problem::TooManyPorts { found: entries.len(), most: UDP_PORTS_MOST });
@@ -370,6 +424,9 @@ fn read_udp_ports(value: &Value<'_>, report: &mut Report) -> BTreeMap<u16, Durat
     let different = times.values().collect::<BTreeSet<_>>().len();
     if different > UDP_PORT_TIMES {
         report.fault(&value.spot, Problem::TooManyTimes { found: different, most: UDP_PORT_TIMES });
+    }
+    if tracking == UdpTracking::Mappings && !times.is_empty() {
+        report.fault(&value.spot, Problem::NoPortTimes);
     }
     times
 }
@@ -390,7 +447,7 @@ fn read_udp_port(entry: &Entry<'_>, report: &mut Report) -> Option<(u16, Duratio
     Some((port, found))
 }
 
-fn read_limits(table: &Table<'_>, report: &mut Report) -> Limits {
+fn read_limits(table: &Table<'_>, tracking: UdpTracking, report: &mut Report) -> Limits {
     let default = Limits::default();
     let mut number = |name, range, default| table.get(name).and_then(|value| value.integer(range, report)).unwrap_or(default);
     let mappings = number("mappings", 64..=1 << 24, default.mappings);
@@ -398,7 +455,8 @@ fn read_limits(table: &Table<'_>, report: &mut Report) -> Limits {
     let fragments = number("fragments", 16..=1 << 20, default.fragments);
     let other_translations = number("other_translations", 16..=1 << 20, default.other_translations);
     let frames = table.get("frames").and_then(|value| read_frames(&value, report)).unwrap_or(default.frames);
-    if sessions < mappings {
+    // Bare mappings have none.
+    if sessions < mappings && tracking == UdpTracking::Sessions {
         let spot = table.get("sessions").or_else(|| table.get("mappings")).map_or_else(|| table.spot.clone(), |value| value.spot);
         report.warning(&spot, Doubt::FewerSessions { mappings, sessions });
     }

@@ -13,7 +13,7 @@ use crate::Config;
 use crate::check::port_set;
 use crate::interface::Interface;
 use crate::pool::{Pool, PoolEntry};
-use crate::settings::{BUSY_POLLS, FILTERINGS, MAPPINGS, PROTOCOL_SETS, protocol_word, word_of};
+use crate::settings::{BUSY_POLLS, FILTERINGS, MAPPINGS, PROTOCOL_SETS, UdpTracking, protocol_word, word_of};
 
 /// The most items of one kind that are listed. Chosen: what fits a screen.
 const ITEMS_MOST: usize = 16;
@@ -41,6 +41,7 @@ impl Config {
         let nat = &self.nat;
         let (udp, tcp) = (word_of(&FILTERINGS, &nat.filtering_udp), word_of(&FILTERINGS, &nat.filtering_tcp));
         let filtering = if udp == tcp { udp.to_owned() } else { format!("{udp}, of TCP {tcp}") };
+        let bare = if nat.udp_tracking == UdpTracking::Mappings { "; UDP has bare mappings" } else { "" };
         let refresh = if nat.inbound_refresh { "; inbound packets refresh" } else { "" };
         let parity = if nat.port_parity == PortParity::Preserve { "; UDP ports keep their parity" } else { "" };
         let hold = nat.port_hold;
@@ -51,7 +52,7 @@ impl Config {
         };
         let exempt = if nat.exempt.is_empty() { String::new() } else { format!("; no translation to {}", listed(&nat.exempt)) };
         let mapping = word_of(&MAPPINGS, &nat.mapping);
-        format!("mapping {mapping}, filtering {filtering}{refresh}{parity}{hold}{}{exempt}", self.others_part())
+        format!("mapping {mapping}, filtering {filtering}{bare}{refresh}{parity}{hold}{}{exempt}", self.others_part())
     }
 
     /// What is said of other protocols: nothing where all are translated.

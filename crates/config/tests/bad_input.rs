@@ -92,7 +92,7 @@ fn unknown_names_are_reported_with_those_that_exist() {
             "",
             "[nat]\n<<colour>> = 1",
             "nat.colour",
-            &["unknown key `colour`\n", "legal: mapping, filtering, filtering_tcp, inbound_refresh, port_parity, port_hold"],
+            &["unknown key `colour`\n", "legal: mapping, filtering, filtering_tcp, udp_tracking, inbound_refresh, port_parity"],
         ),
         ("", "[log]\n<<level.x>> = 1", "log.level", &["found a table", "\"info\""]),
     ]);
@@ -128,6 +128,8 @@ fn wrong_types_are_reported_with_the_one_that_is_wanted() {
         ),
         ("", "[limits]\nmappings = <<1.5>>", "limits.mappings", &["found a number with a fraction"]),
         ("", "[nat]\ninbound_refresh = <<\"no\">>", "nat.inbound_refresh", &["legal: true or false"]),
+        ("", "[nat]\nudp_tracking = <<true>>", "nat.udp_tracking", &["found true or false", "\"sessions\" or \"mappings\""]),
+        ("", "[nat]\nudp_tracking = <<\"mapping\">>", "nat.udp_tracking", &["legal: \"sessions\", \"mappings\""]),
         ("", "[nat]\nport_hold = <<\"61min\">>", "nat.port_hold", &["legal: durations from 0s to 1h"]),
         ("", "[nat]\nport_parity = <<\"even\">>", "nat.port_parity", &["legal: \"any\", \"preserve\""]),
         ("", "[nat]\nother_protocols = <<47>>", "nat.other_protocols", &["found a whole number", "or a list of protocol names"]),
@@ -454,6 +456,42 @@ fn settings_are_words_and_numbers_in_their_ranges() {
         ("", "[metrics]\nlisten = <<\"127.0.0.1:0\">>", "metrics.listen", &["a port from 1 to 65535"]),
         ("", "[control]\nsocket = <<\"control.sock\">>", "control.socket", &["absolute path"]),
         ("", "[log]\nlevel = <<\"loud\">>", "log.level", &["\"error\", \"warn\", \"info\", \"debug\", \"trace\""]),
+    ]);
+}
+
+#[test]
+fn udp_without_sessions_needs_behaviours_that_ask_for_no_remote() {
+    check(&[
+        (
+            "",
+            "[nat]\nudp_tracking = <<\"mappings\">>",
+            "nat.udp_tracking",
+            &[
+                "without a `filtering` only those get in that were sent to",
+                "legal: with it filtering = \"endpoint-independent\", and filtering_tcp = \"address-and-port-dependent\" where",
+                "or udp_tracking = \"sessions\"",
+            ],
+        ),
+        (
+            "",
+            "[nat]\nudp_tracking = \"mappings\"\nfiltering = <<\"address-dependent\">>",
+            "nat.filtering",
+            &["which \"address-dependent\" filtering goes by", "legal: filtering = \"endpoint-independent\"; or udp_tracking ="],
+        ),
+        (
+            "",
+            "[nat]\nmapping = <<\"address-and-port-dependent\">>\nfiltering = \"endpoint-independent\"\nudp_tracking = \"mappings\"",
+            "nat.mapping",
+            &["\"address-and-port-dependent\" mapping goes by", "legal: mapping = \"endpoint-independent\"; or udp_tracking ="],
+        ),
+        // The one that is not legal is not blamed twice.
+        ("", "[nat]\nudp_tracking = \"mappings\"\nfiltering = <<\"none\">>", "nat.filtering", &["is none of the words"]),
+        (
+            "",
+            "[timeouts]\nudp_ports = <<{ 53 = \"30s\" }>>\n[nat]\nfiltering = \"endpoint-independent\"\nudp_tracking = \"mappings\"",
+            "timeouts.udp_ports",
+            &["no times towards their ports", "legal: no `udp_ports`; or udp_tracking = \"sessions\" in [nat]"],
+        ),
     ]);
 }
 

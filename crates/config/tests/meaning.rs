@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portcullis_config::{
     AddressRange, BusyPoll, Config, ConfigError, HostAddresses, LogLevel, PoolEntry, PortRange, SlotSource, SystemInterface,
-    Warning,
+    UdpTracking, Warning,
 };
 use portcullis_nat::policy::{
     Endpoint, External, Filtering, MappingBehaviour, MssClamp, PortHold, PortParity, Protocol, ProtocolSet, Side, Timeouts,
@@ -181,6 +181,21 @@ level = "debug"
 fn tcp_is_filtered_as_udp_where_the_file_does_not_say() {
     let config = config(&format!("{}[nat]\nfiltering = \"address-dependent\"", pool("\"192.0.2.1\"", "")));
     assert_eq!(config.nat.filtering_tcp, Filtering::AddressDependent);
+}
+
+#[test]
+fn udp_is_kept_by_mappings_where_the_file_says_so() {
+    let lines = "[nat]\nfiltering = \"endpoint-independent\"\nfiltering_tcp = \"address-dependent\"\nudp_tracking = ";
+    let with = |tracking: &str| {
+        parse(&format!("{}{lines}{tracking}\n[limits]\nmappings = 4096\nsessions = 1024", pool("\"192.0.2.1\"", "")))
+    };
+    let (config, warnings) = with("\"mappings\"");
+    assert_eq!((config.nat.udp_tracking, config.bare_mappings()), (UdpTracking::Mappings, 4096));
+    assert!(warnings.is_empty(), "mappings of UDP need no sessions, so that fewer are no doubt: {warnings:?}");
+    assert!(config.summary().iter().any(|line| line.contains(", of TCP address-dependent; UDP has bare mappings; ")));
+    let (config, warnings) = with("\"sessions\"");
+    assert_eq!((config.nat.udp_tracking, config.bare_mappings(), warnings.len()), (UdpTracking::Sessions, 0, 1));
+    assert!(!config.summary().iter().any(|line| line.contains("bare")));
 }
 
 /// RFC 6888, REQ-8: "until at least 120 seconds have passed", and its exceptions.

@@ -60,6 +60,9 @@ pub struct Arguments {
     /// Workers of Portcullis
     #[arg(long, value_name = "N", default_value_t = 1)]
     workers: u32,
+    /// How Portcullis keeps UDP: `nat.udp_tracking`
+    #[arg(long, value_enum, default_value = "sessions", value_name = "HOW")]
+    udp_tracking: UdpTracking,
     /// Queues of each of the NAT's devices; with several, each frame comes on any of them at random (needs clang)
     #[arg(long, value_name = "N", default_value_t = 1)]
     queues: u32,
@@ -89,6 +92,15 @@ enum Nat {
     Kernel,
     /// Whatever --setup starts
     Command,
+}
+
+/// The words of Portcullis' `nat.udp_tracking`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum UdpTracking {
+    /// A session for each remote
+    Sessions,
+    /// Bare mappings
+    Mappings,
 }
 
 /// Does what was typed. Gives the rows of level MUST that are violated, none when all is well.
@@ -142,10 +154,16 @@ fn plan_of(arguments: &Arguments) -> Result<run::Plan> {
     ensure!(nix::unistd::geteuid().is_root(), "natcheck needs root: it makes network namespaces and sends raw frames");
     ensure!((1..=64).contains(&arguments.queues), "--queues takes 1 to 64");
     ensure!((1..=64).contains(&arguments.workers), "--workers takes 1 to 64");
+    ensure!(
+        arguments.nat == Nat::Portcullis || arguments.udp_tracking == UdpTracking::Sessions,
+        "--udp-tracking is for --nat portcullis: no other NAT has that option"
+    );
     let driver = match arguments.nat {
-        Nat::Portcullis => {
-            Driver::Portcullis { binary: std::env::current_exe().context("finding this program")?, workers: arguments.workers }
-        }
+        Nat::Portcullis => Driver::Portcullis {
+            binary: std::env::current_exe().context("finding this program")?,
+            workers: arguments.workers,
+            udp_tracking: arguments.udp_tracking,
+        },
         Nat::Kernel => Driver::Kernel,
         Nat::Command => match &arguments.setup {
             Some(setup) => Driver::Command {

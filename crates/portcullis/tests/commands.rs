@@ -52,16 +52,18 @@ fn text(path: &Path) -> &str {
 /// Answers one request at `socket` with `head` and `body`; gives back the request's first line.
 fn answer(socket: &Path, head: &'static str, body: String) -> thread::JoinHandle<String> {
     let listener = UnixListener::bind(socket).expect("a socket");
-    thread::spawn(move || {
-        let (stream, _) = listener.accept().expect("an asker");
-        let mut lines = BufReader::new(stream.try_clone().expect("a second handle")).lines().map_while(Result::ok);
-        let request = lines.next().unwrap_or_default();
-        lines.find(String::is_empty);
-        let mut stream = stream;
-        // The asker may hang up before the end: that is what some tests are about.
-        let _ = write!(stream, "{head}\r\nconnection: close\r\n\r\n{body}");
-        request
-    })
+    thread::spawn(move || answer_next(&listener, head, &body))
+}
+
+fn answer_next(listener: &UnixListener, head: &str, body: &str) -> String {
+    let (stream, _) = listener.accept().expect("an asker");
+    let mut lines = BufReader::new(stream.try_clone().expect("a second handle")).lines().map_while(Result::ok);
+    let request = lines.next().unwrap_or_default();
+    lines.find(String::is_empty);
+    let mut stream = stream;
+    // The asker may hang up before the end: that is what some tests are about.
+    let _ = write!(stream, "{head}\r\nconnection: close\r\n\r\n{body}");
+    request
 }
 
 const OK: &str = "HTTP/1.1 200 OK";
@@ -187,22 +189,65 @@ fn json_is_one_value_a_line() {
     assert_eq!(output.status.code(), Some(0));
 }
 
+/// The answer of an older gateway, without what was added since.
+const STATS: &str = concat!(
+    r#"{"api":1,"portcullis":"0.1.0","uptime_seconds":10.0,"unhealthy":null,"#,
+    r#""config":{"path":"x","last_reload_successful":true,"last_success_unix_seconds":0.0,"generation":1},"interfaces":[],"#,
+    r#""gauges":{"mappings":0,"mappings_limit":0,"sessions":0,"sessions_limit":0,"subscribers":0,"fragments":0},"#,
+    r#""ports":[],"counters":[],"drops":[],"xdp":[],"queues":[],"frames":{},"#,
+    r#""workers":[{"worker":0,"packets":30,"queues":[{"interface":"eth0","queue":0}]},{"worker":1,"packets":10}]}"#
+);
+
+#[test]
+fn who_looks_for_udp_among_sessions_is_told_of_bare_mappings() {
+    let bare = STATS.replace("\"path\"", "\"udp_tracking\":\"mappings\",\"path\"");
+    let rows = [
+        (&["sessions"][..], bare.as_str(), true),
+        (&["sessions", "--protocol", "udp"], &bare, true),
+        (&["sessions"], STATS, false),
+    ];
+    for (arguments, stats, is_told) in rows {
+        let directory = Directory::new("bare");
+        let listener = UnixListener::bind(directory.socket()).expect("a socket");
+        let stats = stats.to_owned();
+        let gateway = thread::spawn(move || {
+            answer_next(&listener, OK, "{\"end\":{\"entries\":0}}\n");
+            answer_next(&listener, OK, &stats)
+        });
+        let output = portcullis(arguments).args(["--socket", text(&directory.socket())]).output().expect("the binary runs");
+        assert_eq!(gateway.join().expect("the gateway"), "GET /v1/stats HTTP/1.1");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.stdout.is_empty() && said.contains("0 flow entries"), "{said}");
+        assert_eq!(said.contains("bare mappings") && said.contains("`portcullis mappings`"), is_told, "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn programs_and_who_looks_for_other_protocols_are_not_told_of_bare_mappings() {
+    for arguments in [&["sessions", "--json"][..], &["sessions", "--protocol", "tcp"]] {
+        let directory = Directory::new("not-bare");
+        let listener = UnixListener::bind(directory.socket()).expect("a socket");
+        let gateway = thread::spawn({
+            let listener = listener.try_clone().expect("a second handle");
+            move || answer_next(&listener, OK, "{\"end\":{\"entries\":0}}\n")
+        });
+        let output = portcullis(arguments).args(["--socket", text(&directory.socket())]).output().expect("the binary runs");
+        gateway.join().expect("the gateway");
+        listener.set_nonblocking(true).expect("a socket");
+        assert!(listener.accept().is_err(), "{arguments:?}: there was a second request");
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("bare"), "{arguments:?}");
+    }
+}
+
 #[test]
 fn workers_are_shown_one_a_row_and_as_json_one_a_line() {
-    let stats = concat!(
-        r#"{"api":1,"portcullis":"0.1.0","uptime_seconds":10.0,"unhealthy":null,"#,
-        r#""config":{"path":"x","last_reload_successful":true,"last_success_unix_seconds":0.0,"generation":1},"interfaces":[],"#,
-        r#""gauges":{"mappings":0,"mappings_limit":0,"sessions":0,"sessions_limit":0,"subscribers":0,"fragments":0},"#,
-        r#""ports":[],"counters":[],"drops":[],"xdp":[],"queues":[],"frames":{},"#,
-        r#""workers":[{"worker":0,"packets":30,"queues":[{"interface":"eth0","queue":0}]},{"worker":1,"packets":10}]}"#
-    );
     let directory = Directory::new("workers");
     for (arguments, first, second) in [
         (&["stats", "--workers"][..], "0       eth0 0", "1"),
         (&["stats", "--workers", "--json"], r#"{"worker":0,"#, r#"{"worker":1,"#),
     ] {
         let _ = fs::remove_file(directory.socket());
-        let gateway = answer(&directory.socket(), OK, stats.to_owned());
+        let gateway = answer(&directory.socket(), OK, STATS.to_owned());
         let output = portcullis(arguments).args(["--socket", text(&directory.socket())]).output().expect("the binary runs");
         assert_eq!(gateway.join().expect("the gateway"), "GET /v1/stats HTTP/1.1");
         let lines: Vec<_> = output.stdout.lines().map(|line| line.expect("text")).collect();

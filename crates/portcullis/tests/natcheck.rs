@@ -12,6 +12,12 @@ use portcullis_testkit::topology;
 const KNOWN: [(&str, &str); 2] =
     [("4787-8", "the default is stricter than recommended; nat.filtering"), ("5382-3", "the same for TCP")];
 
+/// The same with bare mappings, where UDP lets everyone in.
+const KNOWN_BARE: [(&str, &str); 2] = [
+    ("4787-6a", "what comes in keeps no bare mapping; nat.inbound_refresh"),
+    ("5382-3", "the default is stricter than recommended; nat.filtering_tcp"),
+];
+
 /// What no RFC asks for, so that a NAT without it would not violate it.
 const BESIDES: [&str; 4] = ["other-1", "other-2", "other-3", "other-4"];
 
@@ -58,9 +64,9 @@ fn persistent(words: &[&str], mut rows: BTreeSet<String>, is_as_expected: impl F
     rows
 }
 
-fn violates_what_is_known_and_nothing_else(words: &[&str]) {
+fn violates_what_is_known_and_nothing_else(words: &[&str], known: &[(&str, &str)]) {
     let (code, violated, holds, report) = natcheck(words);
-    let known: BTreeSet<_> = KNOWN.iter().map(|(id, _)| (*id).to_owned()).collect();
+    let known: BTreeSet<_> = known.iter().map(|(id, _)| (*id).to_owned()).collect();
     let other = violated.symmetric_difference(&known).cloned().collect();
     let other = persistent(words, other, |id, is_violated| known.contains(id) == is_violated);
     let (mended, new): (Vec<_>, Vec<_>) = other.iter().partition(|id| known.contains(*id));
@@ -78,16 +84,15 @@ fn violates_what_is_known_and_nothing_else(words: &[&str]) {
 }
 
 #[test]
-fn portcullis_with_one_worker_and_with_two_and_the_kernel_violate_what_they_are_known_to() {
-    if !topology::is_root_or_skips(
-        "natcheck::portcullis_with_one_worker_and_with_two_and_the_kernel_violate_what_they_are_known_to",
-    ) {
+fn portcullis_in_each_way_and_the_kernel_violate_what_they_are_known_to() {
+    if !topology::is_root_or_skips("natcheck::portcullis_in_each_way_and_the_kernel_violate_what_they_are_known_to") {
         return;
     }
     // Most of each one's time is waiting.
     std::thread::scope(|scope| {
-        scope.spawn(|| violates_what_is_known_and_nothing_else(&[]));
-        scope.spawn(|| violates_what_is_known_and_nothing_else(&["--workers", "2", "--queues", "2"]));
+        scope.spawn(|| violates_what_is_known_and_nothing_else(&[], &KNOWN));
+        scope.spawn(|| violates_what_is_known_and_nothing_else(&["--workers", "2", "--queues", "2"], &KNOWN));
+        scope.spawn(|| violates_what_is_known_and_nothing_else(&["--udp-tracking", "mappings"], &KNOWN_BARE));
         scope.spawn(the_kernel_violates_what_it_is_known_to);
     });
 }
@@ -131,8 +136,10 @@ END";
 
 #[test]
 fn usage_and_environment_end_with_2_and_say_why() {
-    let rows: [(&[&str], &str); 3] = [
-        (&["--only", "1-2"], if nix::unistd::geteuid().is_root() { "there is no row 1-2" } else { "needs root" }),
+    let is_root = nix::unistd::geteuid().is_root();
+    let rows: [(&[&str], &str); 4] = [
+        (&["--only", "1-2"], if is_root { "there is no row 1-2" } else { "needs root" }),
+        (&["--nat", "kernel", "--udp-tracking", "mappings"], if is_root { "--nat portcullis" } else { "needs root" }),
         (&["--compare", "/nowhere.json"], "reading /nowhere.json"),
         (&["--nat", "command"], "--setup"),
     ];

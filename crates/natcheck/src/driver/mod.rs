@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use portcullis_lab::namespace::Namespace;
 
+use crate::UdpTracking;
 use crate::setup::Setup;
 
 /// The NAT's interface towards the hosts, in the namespace that natcheck makes.
@@ -22,7 +23,7 @@ pub(crate) const OUTSIDE: &str = "outside0";
 #[derive(Clone, Debug)]
 pub(crate) enum Driver {
     /// `portcullis run`, with so many workers.
-    Portcullis { binary: PathBuf, workers: u32 },
+    Portcullis { binary: PathBuf, workers: u32, udp_tracking: UdpTracking },
     /// nftables and conntrack.
     Kernel,
     /// Commands that set any other up, and take it down.
@@ -61,7 +62,10 @@ impl Driver {
     /// Which version of the NAT this is, as far as it is known.
     pub(crate) fn version(&self) -> String {
         match self {
-            Self::Portcullis { .. } => format!("Portcullis {}", env!("CARGO_PKG_VERSION")),
+            Self::Portcullis { udp_tracking, .. } => {
+                let bare = if *udp_tracking == UdpTracking::Mappings { ", bare mappings" } else { "" };
+                format!("Portcullis {}{bare}", env!("CARGO_PKG_VERSION"))
+            }
             Self::Kernel => kernel::version(),
             Self::Command { name, .. } => name.clone(),
         }
@@ -72,8 +76,8 @@ impl Driver {
     /// **Errors:** it does not start, with what it said.
     pub(crate) fn start(&self, namespace: Option<&Namespace>, setup: &Setup) -> Result<Started> {
         match (self, namespace) {
-            (Self::Portcullis { binary, workers }, Some(namespace)) => {
-                portcullis::start(binary, *workers, namespace, setup).map(|gateway| Started::Running(Running::Portcullis(gateway)))
+            (Self::Portcullis { binary, workers, udp_tracking }, Some(namespace)) => {
+                portcullis::start(binary, *workers, *udp_tracking, namespace, setup)
             }
             (Self::Kernel, Some(namespace)) => kernel::start(namespace, setup),
             (Self::Command { setup: line, teardown, .. }, namespace) => command::start(line, teardown.as_deref(), namespace, setup),

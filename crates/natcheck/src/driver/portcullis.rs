@@ -13,9 +13,9 @@ use nix::sys::signal::Signal;
 use portcullis_lab::namespace::{Namespace, directory_of};
 use portcullis_lab::program::{Running, wait_until};
 
-use super::{INSIDE, OUTSIDE};
-use crate::plan;
-use crate::setup::Setup;
+use super::{INSIDE, OUTSIDE, Started};
+use crate::setup::{Filtering, Setup};
+use crate::{UdpTracking, plan};
 
 /// How long it may take to be ready.
 const READY: Duration = Duration::from_secs(15);
@@ -29,14 +29,34 @@ pub(crate) struct Gateway {
     log: PathBuf,
 }
 
+/// What bare mappings cannot do: they know of no remote.
+fn unsupported(setup: &Setup, udp_tracking: UdpTracking) -> Option<&'static str> {
+    if udp_tracking == UdpTracking::Sessions {
+        return None;
+    }
+    if setup.filtering.is_some_and(|(udp, _)| udp != Filtering::Endpoint) {
+        return Some("with bare mappings UDP is filtered endpoint-independently only");
+    }
+    setup.udp_port.map(|_| "bare mappings have no times towards ports")
+}
+
 /// Starts it and waits until it notifies that it is ready, as it notifies systemd.
 ///
 /// **Errors:** it ended or was not ready in time, with its log.
-pub(super) fn start(binary: &Path, workers: u32, namespace: &Namespace, setup: &Setup) -> Result<Gateway> {
+pub(super) fn start(
+    binary: &Path,
+    workers: u32,
+    udp_tracking: UdpTracking,
+    namespace: &Namespace,
+    setup: &Setup,
+) -> Result<Started> {
+    if let Some(why) = unsupported(setup, udp_tracking) {
+        return Ok(Started::Unsupported(why.to_owned()));
+    }
     let directory = directory_of(namespace.name());
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     let (file, log, socket) = (directory.join("portcullis.toml"), directory.join("portcullis.log"), directory.join("control.sock"));
-    fs::write(&file, toml(setup, workers, &socket)).with_context(|| format!("writing {}", file.display()))?;
+    fs::write(&file, toml(setup, workers, udp_tracking, &socket)).with_context(|| format!("writing {}", file.display()))?;
     let notice = directory.join("notify.sock");
     let notices = UnixDatagram::bind(&notice).with_context(|| format!("binding {}", notice.display()))?;
     notices.set_nonblocking(true)?;
@@ -49,7 +69,7 @@ pub(super) fn start(binary: &Path, workers: u32, namespace: &Namespace, setup: &
         notices.recv(&mut text).is_ok_and(|length| text[..length].starts_with(b"READY=1"))
     };
     if wait_until(READY, || !gateway.is_running() || is_ready()) && gateway.is_running() {
-        return Ok(gateway);
+        return Ok(Started::Running(super::Running::Portcullis(gateway)));
     }
     bail!("{} run was not ready within {READY:?}:\n{}", binary.display(), gateway.log())
 }
@@ -75,7 +95,7 @@ impl Drop for Gateway {
 }
 
 /// The configuration for a setup.
-fn toml(setup: &Setup, workers: u32, socket: &Path) -> String {
+fn toml(setup: &Setup, workers: u32, udp_tracking: UdpTracking, socket: &Path) -> String {
     let mss = if setup.clamps { "mss = \"pmtu\"\n" } else { "" };
     let mut text = format!(
         "[[interface]]\nname = \"{INSIDE}\"\nside = \"inside\"\n\n[[interface]]\nname = \"{OUTSIDE}\"\nside = \"outside\"\n{mss}\n\
@@ -95,13 +115,19 @@ fn toml(setup: &Setup, workers: u32, socket: &Path) -> String {
             plan::SERVER
         );
     }
-    if setup.parity || setup.filtering.is_some() || setup.exempts {
+    // Bare mappings are for this filtering of UDP alone. TCP's stays its default.
+    let bare = udp_tracking == UdpTracking::Mappings;
+    let filtering = setup.filtering.or_else(|| bare.then_some((Filtering::Endpoint, Filtering::AddressAndPort)));
+    if setup.parity || filtering.is_some() || setup.exempts {
         text.push_str("\n[nat]\n");
+    }
+    if bare {
+        text.push_str("udp_tracking = \"mappings\"\n");
     }
     if setup.parity {
         text.push_str("port_parity = \"preserve\"\n");
     }
-    if let Some((udp, tcp)) = setup.filtering {
+    if let Some((udp, tcp)) = filtering {
         let _ = writeln!(text, "filtering = \"{}\"\nfiltering_tcp = \"{}\"", udp.word(), tcp.word());
     }
     if setup.exempts {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use portcullis_api::{Direction, Endpoint, MappingEntry, Protocol, SessionEntry, SessionState};
+use portcullis_api::{Bare, Direction, Endpoint, MappingEntry, Protocol, SessionEntry, SessionState};
 
 /// A session's line, without the newline.
 pub(super) struct SessionLine<'e>(pub(super) &'e SessionEntry);
@@ -83,7 +83,8 @@ fn is_assured(session: &SessionEntry) -> bool {
 pub(super) struct MappingLine<'e>(pub(super) &'e MappingEntry);
 
 impl fmt::Display for MappingLine<'_> {
-    /// `protocol internal=ADDRESS:PORT external=ADDRESS:PORT remote=ADDRESS:PORT sessions=N`; `*` stands for any remote or port.
+    /// `protocol internal=ADDRESS:PORT external=ADDRESS:PORT remote=ADDRESS:PORT sessions=N`; `*` stands for any remote or port. Of a bare
+    /// mapping also `seconds=LEFT packets_out=N packets_in=N`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(mapping) = *self;
         write!(f, "{:<8} internal={} external={} remote=", mapping.protocol, mapping.internal, mapping.external)?;
@@ -92,7 +93,9 @@ impl fmt::Display for MappingLine<'_> {
             Some(Endpoint { address, port: 0 }) => write!(f, "{address}:*")?,
             Some(remote) => write!(f, "{remote}")?,
         }
-        write!(f, " sessions={}", mapping.sessions)
+        write!(f, " sessions={}", mapping.sessions)?;
+        let Some(Bare { expires_in_milliseconds, packets_out, packets_in }) = mapping.bare else { return Ok(()) };
+        write!(f, " seconds={} packets_out={packets_out} packets_in={packets_in}", expires_in_milliseconds / 1000)
     }
 }
 
@@ -175,10 +178,18 @@ mod tests {
     fn a_mappings_remote_is_shown_as_far_as_it_counts() {
         let endpoint = |port| Endpoint { address: [192, 0, 2, 1].into(), port };
         for (remote, shown) in [(None, "*"), (Some(endpoint(0)), "192.0.2.1:*"), (Some(endpoint(53)), "192.0.2.1:53")] {
-            let mapping =
-                MappingEntry { protocol: Protocol::Udp, internal: endpoint(5), external: endpoint(6), remote, sessions: 2 };
+            let mut mapping = MappingEntry {
+                protocol: Protocol::Udp,
+                internal: endpoint(5),
+                external: endpoint(6),
+                remote,
+                sessions: 2,
+                bare: None,
+            };
             let line = format!("udp      internal=192.0.2.1:5 external=192.0.2.1:6 remote={shown} sessions=2");
             assert_eq!(MappingLine(&mapping).to_string(), line);
+            mapping.bare = Some(Bare { expires_in_milliseconds: 299_999, packets_out: 3, packets_in: 4 });
+            assert_eq!(MappingLine(&mapping).to_string(), line + " seconds=299 packets_out=3 packets_in=4");
         }
     }
 }

@@ -119,6 +119,10 @@ struct List {
 }
 
 impl List {
+    fn wants(&self, protocol: api::Protocol) -> bool {
+        self.protocol.is_none_or(|wanted| wanted == protocol)
+    }
+
     const fn filter(&self) -> api::SessionFilter {
         api::SessionFilter { protocol: self.protocol, internal: self.internal, external: self.external, remote: self.remote }
     }
@@ -159,6 +163,10 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
         Command::Sessions(list) => {
             let shown = client.sessions(&list.filter(), |entry| show(&mut out, &entry, list.json, SessionLine(&entry)))?;
             remark(&mut out, format_args!("portcullis: {shown} flow entries have been shown."))?;
+            if !list.json && list.wants(api::Protocol::Udp) && has_bare_mappings(&client) {
+                let where_udp_is = "`portcullis mappings` lists them; only UDP under forwards has sessions.";
+                remark(&mut out, format_args!("portcullis: UDP is kept in bare mappings, without remotes: {where_udp_is}"))?;
+            }
         }
         Command::Mappings(list) => {
             let shown = client.mappings(&list.filter(), |entry| show(&mut out, &entry, list.json, MappingLine(&entry)))?;
@@ -187,6 +195,11 @@ fn execute(CommandLine { socket, command }: CommandLine) -> Result<(), Failure> 
         Command::Version => version(&mut out, &client)?,
     }
     out.flush().map_err(Failure::Output)
+}
+
+/// Whether UDP is not among the sessions. A gateway that does not say has been asked in vain, and what was listed before stands.
+fn has_bare_mappings(client: &Client) -> bool {
+    client.stats().is_ok_and(|stats| stats.config.udp_tracking == api::UdpTracking::Mappings)
 }
 
 /// A gateway that does not run is no failure here.
@@ -244,6 +257,7 @@ mod tests {
             external: endpoint(2),
             remote: None,
             sessions: 1,
+            bare: None,
         };
         let mut out = Vec::new();
         show(&mut out, &entry, false, MappingLine(&entry)).expect("printed");

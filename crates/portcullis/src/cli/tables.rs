@@ -63,6 +63,9 @@ impl Page {
         let reload =
             if stats.config.last_reload_successful { "in force" } else { "the last reload FAILED, the one before is in force" };
         self.line(format_args!("configuration: {} ({reload})", stats.config.path));
+        if stats.config.udp_tracking == api::UdpTracking::Mappings {
+            self.line(format_args!("UDP is kept in bare mappings; only UDP under forwards has sessions"));
+        }
     }
 
     fn interfaces(&mut self, interfaces: &[api::Interface]) {
@@ -446,6 +449,14 @@ mod tests {
         stats.interfaces[0].up = false;
         let page = super::stats(&stats, Zeroes::Hidden, None);
         assert!(page.contains("health: interface eth0 is down") && page.contains("FAILED") && page.contains("DOWN"), "{page}");
+    }
+
+    #[test]
+    fn where_udp_has_no_sessions_it_is_said() {
+        let mut stats = sample();
+        assert!(!super::stats(&stats, Zeroes::Hidden, None).contains("bare"));
+        stats.config.udp_tracking = api::UdpTracking::Mappings;
+        assert!(super::stats(&stats, Zeroes::Hidden, None).contains("UDP is kept in bare mappings"));
     }
 
     #[test]

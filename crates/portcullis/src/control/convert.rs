@@ -1,6 +1,7 @@
 //! From the NAT's values to the messages.
 
 use portcullis_api as api;
+use portcullis_config::UdpTracking;
 use portcullis_nat::policy;
 use portcullis_nat::view::{self, MappingView, OtherView, SessionView};
 
@@ -43,6 +44,11 @@ pub(super) fn mapping(view: &MappingView) -> api::MappingEntry {
         external: endpoint(view.external),
         remote: view.scope.map(endpoint),
         sessions: view.sessions,
+        bare: view.bare.map(|bare| api::Bare {
+            expires_in_milliseconds: bare.expires_in,
+            packets_out: u64::from(bare.packets_out),
+            packets_in: u64::from(bare.packets_in),
+        }),
     }
 }
 
@@ -52,6 +58,14 @@ pub(super) const fn protocol(protocol: policy::Protocol) -> api::Protocol {
         policy::Protocol::Icmp => api::Protocol::Icmp,
         policy::Protocol::Tcp => api::Protocol::Tcp,
         policy::Protocol::Udp => api::Protocol::Udp,
+    }
+}
+
+/// How UDP is kept as a message.
+pub(super) const fn udp_tracking(tracking: UdpTracking) -> api::UdpTracking {
+    match tracking {
+        UdpTracking::Sessions => api::UdpTracking::Sessions,
+        UdpTracking::Mappings => api::UdpTracking::Mappings,
     }
 }
 

@@ -7,24 +7,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use portcullis_api as api;
+use portcullis_config::UdpTracking;
 use portcullis_nat::counters::{Counter, Counters};
 use portcullis_nat::policy::{
     DeviceId, Endpoint, External, Interface, MssClamp, Network, Policy, PortSet, Protocol, ReceivedChecksums, Side,
 };
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::DropReason;
-use portcullis_nat::view::{Gauges, MappingView, OtherView, PortUse, SessionState, SessionView};
+use portcullis_nat::view::{BareView, Gauges, MappingView, OtherView, PortUse, SessionState, SessionView};
 use tokio::sync::oneshot;
 
 use super::socket;
-use super::window::{Granted, STUCK_AFTER, Window, XdpCount};
+use super::window::{Granted, Origin, STUCK_AFTER, Window, XdpCount};
 use crate::cli::client::Client;
 use crate::cli::exit::Failure;
 use crate::doors::commands::{Phase, Tables};
 use crate::doors::counters::{FrameFigures, QueueFigures, QueueName, Report, Shape};
 use crate::doors::{self, ControlDoors, WorkerDoors};
 
-/// Tables of `sessions` sessions and as many mappings, every other record of the table being empty.
+/// Tables of `sessions` sessions and as many mappings, those of UDP bare ones, every other record of the table being empty.
 struct Fake {
     sessions: u32,
     others: u32,
@@ -83,8 +84,12 @@ impl Tables for Fake {
             internal: session.internal,
             external: session.external,
             scope: None,
-            sessions: 1,
-            bare: None,
+            sessions: u32::from(session.protocol == Protocol::Tcp),
+            bare: (session.protocol == Protocol::Udp).then_some(BareView {
+                expires_in: session.expires_in,
+                packets_out: session.packets_out,
+                packets_in: session.packets_in,
+            }),
         }));
         next
     }
@@ -126,7 +131,8 @@ pub(crate) fn small_doors() -> (WorkerDoors, ControlDoors) {
 /// The window on a gateway with these doors.
 pub(crate) fn window(doors: &ControlDoors) -> Arc<Window> {
     let xdp = || vec![XdpCount { label: "not_ipv4".to_owned(), meaning: "Not IPv4.".to_owned(), packets: 12 }];
-    let window = Window::new("/etc/portcullis/portcullis.toml", [doors], doors.policy.clone(), Box::new(xdp));
+    let origin = Origin { path: "/etc/portcullis/portcullis.toml".to_owned(), udp_tracking: UdpTracking::Mappings };
+    let window = Window::new(origin, [doors], doors.policy.clone(), Box::new(xdp));
     let granted = Granted { mode: api::XdpMode::Native, copy: api::CopyMode::Copy, queues: 1, huge_pages: true, busy_poll: true };
     window.set_granted(vec![(DeviceId(0), granted), (DeviceId(1), granted)]);
     let steering = api::Steering { way: "key synthesis".to_owned(), trusted: Some(true), ..api::Steering::default() };
@@ -300,15 +306,21 @@ fn translations_of_other_protocols_come_after_the_sessions_and_are_found_by_name
 #[test]
 fn mappings_arrive_and_match() {
     let gateway = Gateway::start("mappings", 300);
-    let mut entries = Vec::new();
-    let filter = api::SessionFilter { external: ":1024".parse().ok(), ..Default::default() };
-    let ended = gateway.client().mappings(&filter, |entry| {
-        entries.push(entry);
-        Ok(())
-    });
-    assert_eq!(ended.expect("an answer"), 1);
-    assert_eq!(entries.len(), 1);
-    assert_eq!((entries[0].internal.port, entries[0].remote, entries[0].sessions), (0, None, 1));
+    let one = |external: &str| {
+        let mut entries = Vec::new();
+        let filter = api::SessionFilter { external: external.parse().ok(), ..Default::default() };
+        let ended = gateway.client().mappings(&filter, |entry| {
+            entries.push(entry);
+            Ok(())
+        });
+        assert_eq!((ended.expect("an answer"), entries.len()), (1, 1));
+        entries.remove(0)
+    };
+    let with_session = one(":1024");
+    assert_eq!((with_session.internal.port, with_session.remote, with_session.sessions, with_session.bare), (0, None, 1, None));
+    let bare = one(":1029");
+    let said = api::Bare { expires_in_milliseconds: 5000, packets_out: 5, packets_in: 0 };
+    assert_eq!((bare.internal.port, bare.remote, bare.sessions, bare.bare), (5, None, 0, Some(said)));
 }
 
 #[test]
@@ -348,6 +360,7 @@ fn stats_show_what_the_worker_published() {
     assert_eq!(value(&stats.drops, "filtered"), Some(0), "reasons that did not occur are there");
     assert_eq!(value(&stats.xdp, "not_ipv4"), Some(12));
     assert_eq!(stats.drops.len(), DropReason::ALL.len());
+    assert_eq!(stats.config.udp_tracking, api::UdpTracking::Mappings);
     assert_eq!((stats.gauges.sessions, stats.gauges.sessions_limit), (7, 200));
     assert_eq!((stats.frames.held, stats.frames.missing), (2, 0));
     assert_eq!((stats.queues[0].interface.as_str(), stats.queues[0].rx_ring_full), ("eth0", 3));
@@ -373,7 +386,8 @@ fn what_two_workers_publish_is_summed_and_shown_apart() {
     let queues = [QueueFigures::default()];
     let report = Report { counters: &[&counters], gauges, frames, queues: &queues, handed_in: 6, refused: 1, generation: 1 };
     workers[1].counters.publish(Tick(0), &report);
-    let window = Window::new("x.toml", &doors, doors[0].policy.clone(), Box::new(Vec::new));
+    let origin = Origin { path: "x.toml".to_owned(), udp_tracking: UdpTracking::Sessions };
+    let window = Window::new(origin, &doors, doors[0].policy.clone(), Box::new(Vec::new));
     let stats = window.stats();
 
     assert_eq!((stats.ports.len(), stats.ports[0].used, stats.ports[0].limit), (3, 10, 129_024), "each has its own ports");

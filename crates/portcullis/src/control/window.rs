@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use hdrhistogram::Histogram;
 use portcullis_api as api;
+use portcullis_config::UdpTracking;
 use portcullis_nat::counters::Counter;
 use portcullis_nat::policy::{DeviceId, Interface, Network, Policy};
 use portcullis_nat::verdict::{DropReason, HandOffCause};
@@ -35,6 +36,14 @@ pub(crate) struct Granted {
     pub(crate) huge_pages: bool,
     /// Whether preferred busy polling is on.
     pub(crate) busy_poll: bool,
+}
+
+/// What of the configuration is shown, and no reload changes.
+pub(crate) struct Origin {
+    /// The file.
+    pub(crate) path: String,
+    /// How UDP is kept.
+    pub(crate) udp_tracking: UdpTracking,
 }
 
 /// What the XDP program counted for one reason.
@@ -72,7 +81,7 @@ struct Loaded {
 /// See the room card.
 pub(crate) struct Window {
     started: Instant,
-    config_path: String,
+    origin: Origin,
     loaded: Mutex<Loaded>,
     workers: Vec<WorkerWindow>,
     policy: policy::Publisher,
@@ -92,7 +101,7 @@ pub(crate) struct WorkerTimes {
 impl Window {
     /// The window on a gateway whose workers have these doors, all published to alike, with the configuration just loaded.
     pub(crate) fn new<'d>(
-        config_path: &str,
+        origin: Origin,
         workers: impl IntoIterator<Item = &'d ControlDoors>,
         policy: policy::Publisher,
         xdp: XdpCounters,
@@ -106,7 +115,7 @@ impl Window {
         });
         Self {
             started: now,
-            config_path: config_path.to_owned(),
+            origin,
             loaded: Mutex::new(Loaded { last_successful: true, last_success: SystemTime::now() }),
             workers: workers.collect(),
             policy,
@@ -203,7 +212,8 @@ impl Window {
     fn config(&self, generation: u64) -> api::Config {
         let loaded = *self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         api::Config {
-            path: self.config_path.clone(),
+            path: self.origin.path.clone(),
+            udp_tracking: convert::udp_tracking(self.origin.udp_tracking),
             last_reload_successful: loaded.last_successful,
             last_success_unix_seconds: loaded.last_success.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             generation,

@@ -25,7 +25,7 @@ use super::spread::{NicTouch, Spread};
 use super::workers::{Made, Material, Queues, Workers, close};
 use super::{cores, division, hops, ports, steering};
 use crate::cli::exit::Failure;
-use crate::control::window::{Granted, Window, XdpCount, XdpCounters};
+use crate::control::window::{Granted, Origin, Window, XdpCount, XdpCounters};
 use crate::doors;
 use crate::doors::events::Event;
 use crate::doors::policy::Publisher;
@@ -106,7 +106,8 @@ impl Gateway {
         let publisher = control[0].policy.clone();
         let workers = made.start(control)?;
 
-        let window = Window::new(&path.display().to_string(), workers.doors(), publisher.clone(), xdp_counters(&steer));
+        let origin = Origin { path: path.display().to_string(), udp_tracking: rules.nat.udp_tracking };
+        let window = Window::new(origin, workers.doors(), publisher.clone(), xdp_counters(&steer));
         window.set_granted(granted.clone());
         let watches = Watches::over(&spread);
         window.set_steering(watches.shown(&devices));
@@ -282,6 +283,8 @@ fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
     let parts = [
         ("[[interface]]", before.interfaces != after.interfaces),
         ("[limits]", before.limits != after.limits),
+        // What is allocated depends on it.
+        ("nat.udp_tracking", before.nat.udp_tracking != after.nat.udp_tracking),
         ("[worker]", before.worker != after.worker),
         ("[metrics]", before.metrics != after.metrics),
         ("[log]", before.log != after.log),
@@ -387,5 +390,29 @@ fn serve(
 async fn complain(what: &'static str, server: impl Future<Output = anyhow::Result<()>>) {
     if let Err(error) = server.await {
         tracing::error!(%error, "the {what} server has ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tables_are_allocated_by_needs_a_restart_and_rules_do_not() {
+        let with = |more: &str| {
+            let interface = |name, side| format!("[[interface]]\nname = \"{name}\"\nside = \"{side}\"\n");
+            let interfaces = interface("eth1", "inside") + &interface("eth0", "outside");
+            let pool = "[[pool]]\nname = \"a\"\naddresses = [\"203.0.113.10\"]\n";
+            Config::parse(&format!("{interfaces}{pool}{more}"), "test.toml").expect("legal").0
+        };
+        let rows = [
+            ("[nat]\nfiltering = \"endpoint-independent\"", None),
+            ("[nat]\nfiltering = \"endpoint-independent\"\nudp_tracking = \"mappings\"", Some("nat.udp_tracking")),
+            ("[limits]\nmappings = 1000", Some("[limits]")),
+        ];
+        for (more, part) in rows {
+            assert_eq!(needs_restart(&with(""), &with(more)), part, "{more}");
+            assert_eq!(needs_restart(&with(more), &with("")), part, "{more}");
+        }
     }
 }

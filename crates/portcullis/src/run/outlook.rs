@@ -81,7 +81,7 @@ fn memory_of(rules: &Config) -> u64 {
     let limits = &rules.limits;
     let capacity = Capacity {
         mappings: limits.mappings,
-        bare_mappings: 0,
+        bare_mappings: rules.bare_mappings(),
         sessions: limits.sessions,
         externals: rules.slot_count(),
         fragments: limits.fragments,

@@ -136,15 +136,16 @@ fn nats(rules: &Config, owners: &Owners, workers: usize) -> Result<Vec<Nat<'stat
     let limits = &rules.limits;
     let capacity = Capacity {
         mappings: division::part(limits.mappings, workers),
-        bare_mappings: 0,
+        bare_mappings: division::part(rules.bare_mappings(), workers),
         sessions: division::part(limits.sessions, workers),
         externals: rules.slot_count(),
         fragments: division::part(limits.fragments, workers),
         others: division::part(limits.other_translations, workers),
     };
     let each = if workers == 1 { String::new() } else { format!(" for each of {workers} workers") };
+    let bare = if capacity.bare_mappings > 0 { " (bare ones of UDP among them)" } else { "" };
     tracing::info!(
-        "tables: {} MiB{each}, for {} mappings, {} sessions and {} external addresses",
+        "tables: {} MiB{each}, for {} mappings{bare}, {} sessions and {} external addresses",
         capacity.bytes() >> 20,
         capacity.mappings,
         capacity.sessions,

@@ -7,6 +7,7 @@
 //! `PORTCULLIS_E2E_QUEUES=2` gives the gateway two queues a device and two workers, with each frame on a random queue.
 //! Blind spots: copy mode, veth; no NIC, no VLAN where the kernel has no VLAN devices.
 
+mod bare;
 mod changes;
 mod crafted;
 mod death;
