@@ -3,6 +3,8 @@
 //! The same files as elsewhere, seen from here; `common` looks at whose they are.
 #![allow(clippy::duplicate_mod, reason = "each file has its own `common`")]
 
+#[path = "bare.rs"]
+mod bare;
 #[path = "other_protocols.rs"]
 mod other_protocols;
 #[path = "rfc4787.rs"]

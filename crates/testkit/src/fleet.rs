@@ -4,12 +4,12 @@
 //! seed, so that each interleaving can be had again. Invariants: between two workers nothing overtakes; every frame that is received
 //! ends with one verdict, or waits. Used by the oracle, by the property over numbers of workers, and by the tests of `nat`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use portcullis_nat::counters::{Counter, Counters};
-use portcullis_nat::policy::{DeviceId, InterfaceId, Network, Policy};
+use portcullis_nat::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DatagramToken, DropReason, Errand, Verdict};
 use portcullis_nat::view::{Gauges, MappingView, OtherView, PortUse, SessionView};
@@ -306,6 +306,12 @@ impl<'m> Fleet<'m> {
     /// The mappings of all workers.
     pub fn mappings(&self, now: Tick) -> Vec<MappingView> {
         self.views(|nat, cursor, views| nat.mappings(cursor, 64, now, views))
+    }
+
+    /// The external endpoints that bare mappings have, in order.
+    pub fn bare_externals(&self, now: Tick) -> Vec<Endpoint> {
+        let bare = self.mappings(now).into_iter().filter(|view| view.bare.is_some());
+        bare.map(|view| view.external).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     fn views<V>(&self, slice: impl Fn(&Nat<'m>, u32, &mut Vec<V>) -> Option<u32>) -> Vec<V> {

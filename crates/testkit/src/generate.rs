@@ -9,5 +9,5 @@ pub mod steps;
 pub mod world;
 
 pub use resolve::{Forwarded, Received, Stage};
-pub use steps::{Scenario, Step, scaled, scenario, scenario_of_others};
+pub use steps::{Scenario, Step, scaled, scenario, scenario_of_bare, scenario_of_others};
 pub use world::{Plan, plan};

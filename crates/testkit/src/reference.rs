@@ -8,13 +8,14 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use portcullis_nat::policy::{DeviceId, Endpoint, Network, Policy};
+use portcullis_nat::policy::{DeviceId, Endpoint, Network, Policy, Protocol};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::{DropReason, Verdict};
 use portcullis_steering::Owners;
 
 use crate::builder::describe;
 
+mod bare;
 mod decide;
 mod errors;
 mod fragments;
@@ -82,6 +83,8 @@ impl std::error::Error for Disagreement {}
 pub struct Limits {
     /// Mappings.
     pub mappings: usize,
+    /// Bare mappings among them: of UDP. Zero where UDP has sessions.
+    pub bare_mappings: usize,
     /// Sessions.
     pub sessions: usize,
     /// Fragmented packets.
@@ -131,7 +134,8 @@ impl ReferenceNat {
         self.network = network;
     }
 
-    /// Takes over new rules: what has an external address that its slot no longer has, ends.
+    /// Takes over new rules: what has an external address that its slot no longer has, ends; with bare mappings also what the new
+    /// forwards do not allow.
     pub fn adopt_policy(&mut self, policy: Arc<Policy>) {
         let addresses: Vec<_> = policy.externals.iter().filter_map(|slot| slot.address).collect();
         self.limiter = limiter(&policy);
@@ -144,8 +148,12 @@ impl ReferenceNat {
         }
         self.shares.adopt(&policy);
         self.tables.others.adopt(&policy);
-        self.policy = policy;
+        let before = std::mem::replace(&mut self.policy, policy);
+        self.tables.end_bare(|mapping| addresses.contains(&mapping.external.address));
         self.tables.retire(|session| addresses.contains(&session.external.address));
+        if self.is_bare(Protocol::Udp) {
+            self.adopt_forwards(&before);
+        }
     }
 
     /// Lets time pass until `now`. **Units:** at most [`Tick::HORIZON`] since the last call.
@@ -178,7 +186,7 @@ impl ReferenceNat {
     }
 
     /// The external endpoint of the session between an internal and a remote endpoint, if there is one.
-    pub fn external(&self, protocol: portcullis_nat::policy::Protocol, internal: Endpoint, remote: Endpoint) -> Option<Endpoint> {
+    pub fn external(&self, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> Option<Endpoint> {
         self.tables.sessions.get(&(protocol, internal, remote)).map(|session| session.external)
     }
 
@@ -290,7 +298,7 @@ impl ReferenceNat {
     /// Keeps what was made although the packet went no further: at once, unless only the view will show whether, or with which
     /// external endpoint.
     fn keep(&mut self, kept: Vec<tables::Effect>, certain: bool) {
-        let makes = kept.iter().any(|effect| effect.created().is_some());
+        let makes = kept.iter().any(tables::Effect::makes);
         let open = kept.iter().any(tables::Effect::makes_mapping) || kept.len() > 1 || !certain;
         if makes && open {
             self.tables.unseen.push(Unseen { effects: kept, certain });

@@ -15,9 +15,10 @@ use portcullis_testkit::builder::{PacketBuilder, describe, endpoint, verify};
 use portcullis_testkit::fleet::Fleet;
 use portcullis_testkit::generate::resolve::answered;
 use portcullis_testkit::generate::world::{MACS, POOL};
-use portcullis_testkit::generate::{Plan, Received, scaled, scenario, scenario_of_others};
+use portcullis_testkit::generate::{Plan, Received, Scenario, scaled, scenario, scenario_of_bare, scenario_of_others};
 use portcullis_testkit::reference::Outcome;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 mod bench;
@@ -29,15 +30,18 @@ fn the_nat_and_the_reference_agree_about_every_packet() {
     hold("the_nat_and_the_reference_agree_about_every_packet", 3000, STEPS, Bench::checked);
 }
 
+/// The same with much room: tables are each worker's own, and the reference has one.
+fn roomy(mut scenario: Scenario) -> Scenario {
+    (scenario.plan.capacity, scenario.plan.others) = ((512, 1024, 256), 1024);
+    scenario.plan.bare = if scenario.plan.bare > 0 { 512 } else { 0 };
+    scenario
+}
+
 /// Eight workers, each with its share of the ports, and hand-offs in any interleaving.
 #[test]
 fn eight_workers_and_the_reference_agree_about_every_packet() {
     // Longer ones: to find out who owns which port takes eight workers longer than many a packet.
-    let scenarios = scenario(5 * STEPS).prop_map(|mut scenario| {
-        // Tables are each worker's own; the reference has one.
-        (scenario.plan.capacity, scenario.plan.others) = ((512, 1024, 256), 1024);
-        scenario
-    });
+    let scenarios = scenario(5 * STEPS).prop_map(roomy);
     hold_on(8, "eight_workers_and_the_reference_agree_about_every_packet", 200, scenarios, Bench::checked);
 }
 
@@ -46,11 +50,33 @@ fn eight_workers_and_the_reference_agree_about_every_packet() {
 fn one_worker_and_eight_and_the_reference_agree_about_protocols_without_ports() {
     let name = "one_worker_and_eight_and_the_reference_agree_about_protocols_without_ports";
     hold_on(1, name, 1000, scenario_of_others(STEPS), Bench::checked);
-    let scenarios = scenario_of_others(2 * STEPS).prop_map(|mut scenario| {
-        (scenario.plan.capacity, scenario.plan.others) = ((512, 1024, 256), 1024);
-        scenario
-    });
-    hold_on(8, name, 200, scenarios, Bench::checked);
+    hold_on(8, name, 200, scenario_of_others(2 * STEPS).prop_map(roomy), Bench::checked);
+}
+
+/// UDP without sessions, and forwards that come and go over what it has.
+#[test]
+fn one_worker_and_eight_and_the_reference_agree_about_bare_mappings() {
+    let name = "one_worker_and_eight_and_the_reference_agree_about_bare_mappings";
+    hold_on(1, name, 1500, scenario_of_bare(STEPS), Bench::checked);
+    hold_on(8, name, 200, scenario_of_bare(3 * STEPS).prop_map(roomy), Bench::checked);
+}
+
+/// Agreement about forwards that come over live bare mappings, and go from over live sessions, says little if that seldom happens.
+#[test]
+fn changes_of_forwards_meet_bare_mappings_and_sessions_in_more_than_one_of_twenty_scenarios() {
+    let mut runner = TestRunner::deterministic();
+    let (mut bare, mut mapped, mut led) = (0, 0, 0);
+    for _ in 0..400 {
+        let scenario = scenario(STEPS).new_tree(&mut runner).expect("a scenario").current();
+        let mut memory = Vec::new();
+        let mut bench = Bench::new(&mut memory, &scenario.plan, scenario.seeds, 1);
+        scenario.steps.iter().try_for_each(|step| bench.step(step)).expect("they agree");
+        bare += u32::from(scenario.plan.bare > 0);
+        mapped += u32::from(bench.ended.0 > 0);
+        led += u32::from(bench.ended.1 > 0);
+    }
+    println!("of 400 {bare} {mapped} {led}");
+    assert!(bare > 80 && mapped > 20 && led > 20, "of 400 {bare} had bare mappings, {mapped} ended some, {led} ended sessions");
 }
 
 #[test]
@@ -76,13 +102,14 @@ fn a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged() {
         let gauges = bench.nat.gauges();
         // What became of a first fragment is remembered, whatever it was.
         let gauges = portcullis_nat::view::Gauges { fragments: 0, ..gauges };
-        let (sessions, others) = (bench.nat.sessions(bench.now), bench.nat.others(bench.now));
-        format!("{gauges:?} {:?} {sessions:?} {others:?}", bench.nat.port_use())
+        let (sessions, mappings) = (bench.nat.sessions(bench.now), bench.nat.mappings(bench.now));
+        format!("{gauges:?} {:?} {sessions:?} {mappings:?} {:?}", bench.nat.port_use(), bench.nat.others(bench.now))
     }
     hold("a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged", 300, STEPS, |bench, step| {
         for frame in bench.stage.frames(step) {
             bench.sweep()?;
-            let (before, known) = (state(bench), bench.nat.sessions(bench.now));
+            let (before, sessions) = (state(bench), bench.nat.sessions(bench.now));
+            let mappings = bench.nat.mappings(bench.now);
             let forwards = bench.outcomes.len();
             bench.burst(std::slice::from_ref(&frame))?;
             bench.compare()?;
@@ -91,11 +118,13 @@ fn a_dropped_first_packet_leaves_tables_pool_and_timers_unchanged() {
                 let destination = read_destination(&frame.bytes);
                 let half = frame.device == DeviceId(0) && destination.is_some_and(|address| POOL.contains(&address));
                 let stopped = !half && matches!(outcome, Outcome::Dropped(_) | Outcome::Punted | Outcome::Replied);
-                if stopped && known.is_empty() && state(bench) != before {
+                // What there was may be refreshed.
+                if stopped && sessions.is_empty() && mappings.is_empty() && state(bench) != before {
                     return Err(format!("{outcome:?} of packet {forwards} changed {before} to {}", state(bench)));
                 }
-                if stopped && bench.nat.sessions(bench.now).len() != known.len() {
-                    return Err(format!("{outcome:?} of packet {forwards} made or ended a session"));
+                let (more, of) = (bench.nat.sessions(bench.now).len(), bench.nat.mappings(bench.now).len());
+                if stopped && (more, of) != (sessions.len(), mappings.len()) {
+                    return Err(format!("{outcome:?} of packet {forwards} made or ended a session or a mapping"));
                 }
             }
         }
@@ -143,6 +172,10 @@ fn the_counters_sum_to_the_packets_seen() {
                 return Err(format!("{reason:?}: {counted} counted, {dropped} seen"));
             }
         }
+        let gauges = bench.nat.gauges();
+        let live = |made, removed| counters.get(made) - counters.get(removed);
+        check("live sessions", live(Counter::SessionsCreated, Counter::SessionsRemoved), u64::from(gauges.sessions))?;
+        check("live mappings", live(Counter::MappingsCreated, Counter::MappingsRemoved), u64::from(gauges.mappings))?;
         check("punted", counters.get(Counter::Punted), of(&|(_, verdict)| *verdict == Verdict::Punt))?;
         check("held", counters.get(Counter::Held), of(&|(_, verdict)| matches!(verdict, Verdict::Hold { .. })))?;
         check("fragmented", counters.get(Counter::Fragmented), of(&|(_, verdict)| matches!(verdict, Verdict::Fragment { .. })))?;

@@ -2,7 +2,7 @@
 //!
 //! Random traffic with fragments in any order, ICMP errors, queries, hairpins, forwards, protocols without ports and time passing goes to eight
 //! workers, each frame to any of them; the others get the same frames and the same choices of ports. Knows `Nat`'s public face only. `PROPTEST_CASES`
-//! scales it. Blind spots: exhaustion (a share is smaller than the whole), changes of forwards, workers that adopt rules one after
+//! scales it. Blind spots: exhaustion (a share is smaller than the whole), changes of forwards of TCP, workers that adopt rules one after
 //! the other, full rings between workers.
 
 use std::cell::RefCell;
@@ -19,7 +19,9 @@ use portcullis_nat::{Capacity, Seeds};
 use portcullis_testkit::builder::describe;
 use portcullis_testkit::fleet::{Done, Fleet, owners};
 use portcullis_testkit::generate::world::{OTHERS, POOL, flipped, mac_of, next_hops};
-use portcullis_testkit::generate::{Forwarded, Received, Scenario, Stage, Step, scaled, scenario, scenario_of_others};
+use portcullis_testkit::generate::{
+    Forwarded, Plan, Received, Scenario, Stage, Step, scaled, scenario, scenario_of_bare, scenario_of_others,
+};
 use portcullis_testkit::pcap::{Record, write_failure};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestError, TestRunner};
@@ -37,19 +39,21 @@ const MOST_HANDS: u8 = 2;
 const FRAME: usize = 2048;
 
 /// Enough for everything: what runs out does so earlier where it is shared out.
-const CAPACITY: Capacity =
-    Capacity { mappings: 512, bare_mappings: 0, sessions: 1024, externals: POOL.len() as u16, fragments: 1024, others: 1024 };
+fn capacity(plan: &Plan) -> Capacity {
+    let bare_mappings = if plan.bare > 0 { 512 } else { 0 };
+    Capacity { mappings: 512, bare_mappings, sessions: 1024, externals: POOL.len() as u16, fragments: 1024, others: 1024 }
+}
 
 /// What became of each frame, by number.
 type Ends = BTreeMap<u64, (Verdict, Vec<u8>)>;
 
 struct Bench<'m> {
     fleets: Vec<Fleet<'m>>,
+    plan: Plan,
     policy: Policy,
     network: Network,
     stage: Stage,
     now: Tick,
-    start: u32,
     records: Vec<Record>,
     /// The next identification of a datagram whose fragments come all at once.
     fresh: u16,
@@ -65,7 +69,7 @@ impl<'m> Bench<'m> {
         let (policy, network, now) = (plan.policy(), plan.network(), Tick(plan.start));
         let [seed, ..] = scenario.seeds;
         let fleet = |(memory, workers): (&'m mut Vec<u8>, u16)| {
-            let mut fleet = Fleet::new(memory, CAPACITY, Seeds(scenario.seeds), &owners(workers, seed), seed ^ 0xF00D, now);
+            let mut fleet = Fleet::new(memory, capacity(&plan), Seeds(scenario.seeds), &owners(workers, seed), seed ^ 0xF00D, now);
             fleet.adopt_policy(&Arc::new(policy.clone()), now);
             fleet.adopt_network(&Arc::new(network.clone()));
             fleet
@@ -73,7 +77,7 @@ impl<'m> Bench<'m> {
         let fleets = memories.iter_mut().zip(WORKERS).map(fleet).collect();
         let stage = Stage { tagged: plan.tagged, ..Stage::default() };
         let (ends, inputs) = (Ends::new(), BTreeMap::new());
-        Self { fleets, policy, network, stage, now, start: plan.start, records: Vec::new(), fresh: 1000, ends, inputs }
+        Self { fleets, plan, policy, network, stage, now, records: Vec::new(), fresh: 1000, ends, inputs }
     }
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
@@ -101,13 +105,15 @@ impl<'m> Bench<'m> {
                 let slot = index.index(self.policy.externals.len());
                 let external = &mut self.policy.externals[slot];
                 external.address = if external.address.is_none() { Some(POOL[slot]) } else { None };
-                let (policy, now) = (Arc::new(self.policy.clone()), self.now);
-                self.each(|fleet| fleet.adopt_policy(&policy, now))?;
+                self.reload()?;
             }
             Step::Protocol(index) => {
                 self.policy.other_protocols = flipped(self.policy.other_protocols, *index.get(&OTHERS));
-                let (policy, now) = (Arc::new(self.policy.clone()), self.now);
-                self.each(|fleet| fleet.adopt_policy(&policy, now))?;
+                self.reload()?;
+            }
+            Step::Forwards(change) if self.plan.bare > 0 => {
+                self.policy = self.plan.reforwarded(&self.policy, &self.fleets[2].bare_externals(self.now), change);
+                self.reload()?;
             }
             _ => {
                 if let Step::Again { after: Some(wait), .. } = step {
@@ -119,6 +125,11 @@ impl<'m> Bench<'m> {
         }
         self.sweep()?;
         self.compare()
+    }
+
+    fn reload(&mut self) -> Result<(), String> {
+        let (policy, now) = (Arc::new(self.policy.clone()), self.now);
+        self.each(|fleet| fleet.adopt_policy(&policy, now))
     }
 
     fn rewire(&mut self) {
@@ -158,7 +169,7 @@ impl<'m> Bench<'m> {
             return Ok(());
         }
         for frame in frames {
-            let milliseconds = u64::from(self.now.0.wrapping_sub(self.start));
+            let milliseconds = u64::from(self.now.0.wrapping_sub(self.plan.start));
             self.records.push(Record { milliseconds, bytes: frame.bytes.clone() });
             self.stage.received.push(frame.clone());
         }
@@ -225,7 +236,7 @@ impl<'m> Bench<'m> {
     }
 
     fn compare(&mut self) -> Result<(), String> {
-        let views: Vec<_> = self.fleets.iter().map(|fleet| views(fleet, self.now)).collect();
+        let views: Vec<_> = self.fleets.iter().map(|fleet| views(fleet, &self.plan, self.now)).collect();
         for (other, workers) in views.iter().zip(WORKERS).skip(1) {
             if let Some((one, two)) = views[0].iter().zip(other).find(|(one, two)| one != two) {
                 return Err(format!("on 8 and on {workers} workers:\n  {one}\n  {two}"));
@@ -234,7 +245,7 @@ impl<'m> Bench<'m> {
                 return Err(format!("{} lines on 8 workers, {} on {workers}", views[0].len(), other.len()));
             }
         }
-        self.stage.externals = self.fleets[2].sessions(self.now).iter().map(|view| view.external).collect();
+        self.stage.aim(&self.fleets[2], &self.policy, self.now);
         self.check_ownership()
     }
 
@@ -304,14 +315,16 @@ fn ends(done: &[Done]) -> Ends {
 }
 
 /// Everything that has to be the same whatever the number of workers, line by line.
-fn views(fleet: &Fleet<'_>, now: Tick) -> Vec<String> {
+fn views(fleet: &Fleet<'_>, plan: &Plan, now: Tick) -> Vec<String> {
     let mut lines: Vec<_> = fleet.sessions(now).iter().map(|view| format!("{view:?}")).collect();
     lines.extend(fleet.mappings(now).iter().map(|view| format!("{view:?}")));
     lines.extend(fleet.others(now).iter().map(|view| format!("{view:?}")));
     lines.sort();
     let counters = fleet.counters();
     // How many fragments overtook their first depends on the interleaving.
-    let varies = HandOffCause::ALL.map(Counter::handed_off).into_iter().chain([Counter::EarlyFragments]).collect::<Vec<_>>();
+    let mut varies: Vec<_> = HandOffCause::ALL.map(Counter::handed_off).into_iter().chain([Counter::EarlyFragments]).collect();
+    // With bare mappings a worker learns the way to a remote once, for all of its subscribers.
+    varies.extend((plan.bare > 0).then_some(Counter::FastPath));
     let counted = Counter::ALL.iter().filter(|counter| !varies.contains(counter));
     lines.extend(counted.map(|&counter| format!("{counter:?}: {}", counters.get(counter))));
     lines.extend(DropReason::ALL.iter().map(|&reason| format!("{reason:?}: {}", counters.dropped(reason))));
@@ -366,6 +379,15 @@ fn check_others(seen: &Counters) {
     assert!(handed >= 20 && ambiguous > 0, "{handed} handed off, {ambiguous} ambiguous");
 }
 
+/// The same of bare mappings: that they are made and end, and that other workers have what belongs to them.
+fn check_bare(seen: &Counters) {
+    let causes =
+        [HandOffCause::Misplaced, HandOffCause::IcmpError, HandOffCause::Fragment, HandOffCause::Hairpin, HandOffCause::Forward];
+    let wanted = causes.map(Counter::handed_off).into_iter().chain([Counter::Hairpin, Counter::MappingsRemoved]);
+    let counts: Vec<_> = wanted.map(|counter| (counter, seen.get(counter))).collect();
+    assert!(counts.iter().all(|&(_, count)| count >= 20), "{counts:?}");
+}
+
 /// Plays scenarios; a failure is shrunk, and recorded under the test's name.
 fn hold(name: &str, cases: u32, scenarios: impl Strategy<Value = Scenario>, check: fn(&Counters)) {
     let seen = RefCell::new(Counters::default());
@@ -392,4 +414,10 @@ fn one_two_and_eight_workers_do_the_same() {
 fn one_two_and_eight_workers_do_the_same_in_protocols_without_ports() {
     let name = "one_two_and_eight_workers_do_the_same_in_protocols_without_ports";
     hold(name, 250, scenario_of_others(STEPS / 2), check_others);
+}
+
+#[test]
+fn one_two_and_eight_workers_do_the_same_with_bare_mappings() {
+    let name = "one_two_and_eight_workers_do_the_same_with_bare_mappings";
+    hold(name, 200, scenario_of_bare(STEPS), check_bare);
 }

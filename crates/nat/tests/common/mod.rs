@@ -135,6 +135,13 @@ impl Setup {
         self
     }
 
+    /// With UDP as bare mappings, at most so many for each worker.
+    #[must_use]
+    pub(crate) fn bare(mut self, most: u32) -> Self {
+        self.capacity.bare_mappings = most;
+        self
+    }
+
     /// With so many workers; each packet comes to any of them.
     #[must_use]
     pub(crate) fn workers(mut self, workers: u16) -> Self {
@@ -372,6 +379,12 @@ impl Gateway<'_> {
 
     pub(crate) fn mappings(&self) -> Vec<MappingView> {
         self.nat.mappings(self.now)
+    }
+
+    /// What is known of the bare mapping of an internal endpoint: milliseconds left, packets from inside, packets to it.
+    pub(crate) fn bare(&self, internal: Endpoint) -> Option<(u32, u32, u32)> {
+        let view = self.mappings().into_iter().find(|view| view.protocol == Protocol::Udp && view.internal == internal);
+        view.and_then(|view| view.bare).map(|bare| (bare.expires_in, bare.packets_out, bare.packets_in))
     }
 
     /// Ports taken, of all addresses and protocols.

@@ -5,7 +5,8 @@
 
 use std::net::Ipv4Addr;
 
-use portcullis_nat::policy::{DeviceId, Endpoint, Mac};
+use portcullis_nat::policy::{DeviceId, Endpoint, Forward, Mac, Policy, Protocol};
+use portcullis_nat::time::Tick;
 use proptest::sample::Index;
 
 use super::steps::{Kind, Sender, Step, Target, Trim};
@@ -14,6 +15,7 @@ use crate::builder::{
     Checksum, PacketBuilder,
     checksum::{covered, internet, sum},
 };
+use crate::fleet::Fleet;
 use crate::reference::read::{DCCP, Datagram, Transport, UDP_LITE, read, word};
 
 /// Addresses that are nobody's, or the box's own, or not the sender's to use.
@@ -59,8 +61,10 @@ pub struct Stage {
     pub received: Vec<Received>,
     /// What went out, the latest last.
     pub forwarded: Vec<Forwarded>,
-    /// External endpoints that sessions have.
+    /// External endpoints that packets are aimed at: see [`Stage::aim`].
     pub externals: Vec<Endpoint>,
+    /// External endpoints that UDP forwards have now: with bare mappings these change.
+    pub forwards: Vec<Endpoint>,
     /// Whether out0 is tagged.
     pub tagged: bool,
 }
@@ -70,6 +74,15 @@ fn pick<T>(index: Index, from: &[T]) -> Option<&T> {
 }
 
 impl Stage {
+    /// Takes aim at the external endpoints that sessions and bare mappings have, and at the UDP forwards.
+    pub fn aim(&mut self, nat: &Fleet<'_>, policy: &Policy, now: Tick) {
+        self.externals = nat.sessions(now).iter().map(|view| view.external).collect();
+        self.externals.extend(nat.bare_externals(now));
+        let udp = policy.forwards.iter().filter(|forward| forward.protocol == Protocol::Udp);
+        let external = |forward: &Forward| policy.externals[forward.external].address.map(|address| (address, forward.first));
+        self.forwards = udp.filter_map(external).map(|(address, port)| Endpoint { address, port }).collect();
+    }
+
     /// The frames of a step, in order; none for steps that send nothing.
     pub fn frames(&self, step: &Step) -> Vec<Received> {
         match step {
@@ -124,6 +137,7 @@ impl Stage {
                 let forward = index.get(&forwards()).clone();
                 at(POOL[forward.external], forward.last)
             }
+            Target::CurrentForward(index) => pick(*index, &self.forwards).copied(),
             Target::Guess(index, nth) => at(*index.get(&POOL), FIRST_PORT + nth),
             Target::Host(index, port) => at(index.get(&HOSTS).0, *port),
             Target::Odd(index) => at(*index.get(&ODD), 53),
@@ -163,7 +177,7 @@ impl Stage {
         let mut frame = pick(of, &self.received[start..])?.clone();
         let reading = read(&frame.bytes);
         if let (Some(link), Some(datagram)) = (reading.link, &reading.datagram)
-            && let Transport::Ports { protocol: portcullis_nat::policy::Protocol::Tcp, .. } = datagram.transport
+            && let Transport::Ports { protocol: Protocol::Tcp, .. } = datagram.transport
         {
             frame.bytes[link.len + datagram.header_len + 13] = flags;
         }
@@ -178,7 +192,7 @@ impl Stage {
         let (before, after) = (read(&frame.bytes), read(&sent.bytes));
         let (link, datagram, out) = (before.link?, before.datagram?, after.datagram?);
         let (field, payload) = match datagram.transport {
-            Transport::Ports { protocol: portcullis_nat::policy::Protocol::Udp, .. } => (6, 8),
+            Transport::Ports { protocol: Protocol::Udp, .. } => (6, 8),
             // The word behind the first is covered where all is.
             Transport::Other if covers_all(&datagram) => (6, if datagram.protocol == DCCP { 16 } else { 8 }),
             Transport::Ports { .. } => (16, usize::from(datagram.bytes[datagram.header_len + 12] >> 4) * 4),
@@ -217,7 +231,7 @@ impl Stage {
         let packet = match datagram.transport {
             Transport::Ports { protocol, source: from, destination: to, .. } => {
                 let kind = match (protocol, kind) {
-                    (portcullis_nat::policy::Protocol::Udp, _) => Kind::Udp,
+                    (Protocol::Udp, _) => Kind::Udp,
                     (_, Kind::Tcp(flags)) => Kind::Tcp(flags),
                     _ => Kind::Tcp(crate::builder::SYN | crate::builder::ACK),
                 };
@@ -287,7 +301,7 @@ pub fn answered(frame: &[u8]) -> Option<Vec<u8>> {
     let (from, to, kind) = match datagram.transport {
         Transport::Ports { protocol, source, destination, .. } => {
             let tcp = Kind::Tcp(crate::builder::SYN | crate::builder::ACK);
-            let kind = if protocol == portcullis_nat::policy::Protocol::Tcp { tcp } else { Kind::Udp };
+            let kind = if protocol == Protocol::Tcp { tcp } else { Kind::Udp };
             (at(datagram.destination, destination), at(datagram.source, source), kind)
         }
         Transport::Query { id, request: true } => {

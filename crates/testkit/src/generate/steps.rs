@@ -6,7 +6,7 @@ use portcullis_nat::policy::Timeouts;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::world::{OTHERS, Plan, mtu, plan};
+use super::world::{ForwardChange, OTHERS, Plan, bare, mtu, plan};
 use crate::builder::{ACK, Checksum, FIN, PSH, Query, RST, SYN};
 
 /// Where a new packet goes.
@@ -18,6 +18,8 @@ pub enum Target {
     Known(Index),
     /// An external address at a forward's port.
     Forward(Index),
+    /// An external address at the port of a UDP forward that there is now.
+    CurrentForward(Index),
     /// An external address at some port of the small pool.
     Guess(Index, u16),
     /// An inside host, past the NAT.
@@ -152,6 +154,8 @@ pub enum Step {
     Address(Index),
     /// A protocol without ports is translated no more, or again.
     Protocol(Index),
+    /// With bare mappings, the UDP forwards change; otherwise nothing does.
+    Forwards(ForwardChange),
 }
 
 /// How long to wait.
@@ -386,6 +390,14 @@ fn traffic() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn forwards() -> impl Strategy<Value = Step> {
+    let servers = prop_oneof![2 => Just(1..2_usize), 1 => Just(2..3_usize)]
+        .prop_flat_map(|count| prop::collection::vec((any::<Index>(), any::<Index>()), count));
+    (any::<Index>(), any::<bool>(), prop::bool::weighted(0.3), servers)
+        .prop_map(|(of, elsewhere, wide, servers)| Step::Forwards(ForwardChange { of, elsewhere, wide, servers }))
+        .boxed()
+}
+
 /// One step of any kind.
 pub fn step() -> impl Strategy<Value = Step> {
     let changes = prop::collection::vec((any::<Index>(), any::<u8>()), 1..4);
@@ -436,13 +448,41 @@ pub fn scenario_of_others(most: usize) -> impl Strategy<Value = Scenario> {
     })
 }
 
-/// A world with at most `most` steps.
-pub fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
-    (plan(), any::<[u64; 4]>(), prop::collection::vec(step(), 1..=most)).prop_map(|(plan, seeds, steps)| Scenario {
+/// One step of a world where most speak UDP: to remotes and to each other, from the ports that forwards lead to.
+fn step_of_bare() -> impl Strategy<Value = Step> {
+    let target = prop_oneof![
+        6 => (any::<Index>(), prop_oneof![Just(53_u16), Just(80)]).prop_map(|(host, port)| Target::Remote(host, port)),
+        7 => any::<Index>().prop_map(Target::Known),
+        6 => any::<Index>().prop_map(Target::CurrentForward),
+        1 => target()
+    ];
+    let about = (-1_i8..=1).prop_map(|by| Step::Wait(Wait::About(Timeout::Udp, by)));
+    prop_oneof![
+        12 => send_of(target, prop_oneof![8 => Just(Kind::Udp), 1 => kind()]).boxed(),
+        8 => (any::<Index>(), kind(), trim()).prop_map(|(of, kind, trim)| Step::Answer(of, kind, trim)).boxed(),
+        4 => complain().boxed(),
+        3 => again().boxed(),
+        2 => about,
+        4 => forwards(),
+        8 => step().boxed()
+    ]
+}
+
+/// A world with at most `most` steps in which UDP has bare mappings, in which little else stands in its way.
+pub fn scenario_of_bare(most: usize) -> impl Strategy<Value = Scenario> {
+    let plan = (plan(), bare()).prop_map(|(plan, bare)| Plan { bare, default_route: true, down: 0, ..plan });
+    (plan, any::<[u64; 4]>(), prop::collection::vec(step_of_bare().boxed(), 1..=most)).prop_map(|(plan, seeds, steps)| Scenario {
         plan,
         seeds,
         steps,
     })
+}
+
+/// A world with at most `most` steps. In one of four UDP has bare mappings.
+pub fn scenario(most: usize) -> impl Strategy<Value = Scenario> {
+    let steps = prop::collection::vec(step(), 1..=most);
+    let any = (plan(), any::<[u64; 4]>(), steps).prop_map(|(plan, seeds, steps)| Scenario { plan, seeds, steps });
+    prop_oneof![3 => any.boxed(), 1 => scenario_of_bare(most).boxed()]
 }
 
 /// A number of cases, scaled by `PROPTEST_CASES`, of which 256 is the default.

@@ -17,6 +17,7 @@ use portcullis_nat::policy::{
     Policy, PortHold, PortParity, PortSet, Protocol, ProtocolSet, ReceivedChecksums, Route, Side, Timeouts,
 };
 use proptest::prelude::*;
+use proptest::sample::Index;
 
 use crate::reference::AMPLE_ICMP_ERRORS;
 
@@ -109,6 +110,8 @@ pub struct Plan {
     pub route_mtu: Option<u16>,
     /// Mappings, sessions and fragmented packets that the NAT holds.
     pub capacity: (u32, u32, u32),
+    /// Bare mappings that it holds. Zero: UDP has sessions.
+    pub bare: u32,
     /// Translations of protocols without ports that it holds.
     pub others: u32,
     /// Which of [`OTHERS`] are not translated: bit by bit.
@@ -190,6 +193,31 @@ impl Plan {
         }
     }
 
+    /// The rules `before` with a UDP forward more, less, or leading elsewhere; the pool's ports are all that no forward has. A new one stands over one
+    /// of the `used` external endpoints, so that it takes what has that port. Nothing changes where there is neither.
+    pub fn reforwarded(&self, before: &Policy, used: &[Endpoint], change: &ForwardChange) -> Policy {
+        let mut policy = before.clone();
+        let is_udp = |forward: &Forward| forward.protocol == Protocol::Udp;
+        let known: Vec<_> = (0..policy.forwards.len()).filter(|&at| is_udp(&policy.forwards[at])).collect();
+        if known.is_empty() && used.is_empty() {
+            return policy;
+        }
+        // As often as not one goes, for its sessions' sake.
+        let (at, twice) = (change.of.index(2 * known.len() + used.len()), 2 * known.len());
+        match known.get(at / 2) {
+            Some(&at) if change.elsewhere => policy.forwards[at].servers = change.servers(),
+            Some(&at) => drop(policy.forwards.remove(at)),
+            None => policy.forwards.extend(change.over(used[at - twice], &policy)),
+        }
+        for (number, (external, slot)) in policy.externals.iter_mut().zip(&self.slots).enumerate() {
+            external.ports = ports(number, slot);
+            for forward in policy.forwards.iter().filter(|forward| forward.external == number) {
+                external.ports.remove_range(forward.first, forward.last);
+            }
+        }
+        policy
+    }
+
     fn other_protocols(&self) -> ProtocolSet {
         let not =
             |protocol: u8| OTHERS.iter().position(|&other| other == protocol).is_some_and(|bit| self.untranslated >> bit & 1 == 1);
@@ -260,6 +288,12 @@ impl Plan {
 }
 
 fn external(number: usize, slot: &SlotPlan) -> External {
+    let (address, ports) = (Some(POOL[number]), ports(number, slot));
+    External { address, ports, shared_with_host: slot.shared || number == 2, pool: "default".to_owned() }
+}
+
+/// The ports of a slot, without those of the forwards that a plan may have.
+fn ports(number: usize, slot: &SlotPlan) -> PortSet {
     let mut ports = match slot.ports {
         0 => PortSet::range(1024, 65_535),
         count => PortSet::range(FIRST_PORT, FIRST_PORT + count - 1),
@@ -270,7 +304,46 @@ fn external(number: usize, slot: &SlotPlan) -> External {
     for forward in forwards().iter().filter(|forward| forward.external == number) {
         ports.remove_range(forward.first, forward.last);
     }
-    External { address: Some(POOL[number]), ports, shared_with_host: slot.shared || number == 2, pool: "default".to_owned() }
+    ports
+}
+
+/// What happens to the UDP forwards.
+#[derive(Clone, Debug)]
+pub struct ForwardChange {
+    /// Which one: of those that there are, twice, and then of the external endpoints in use.
+    pub of: Index,
+    /// Whether one that there is gets other servers, instead of going.
+    pub elsewhere: bool,
+    /// Whether a new one has two ports.
+    pub wide: bool,
+    /// The servers: a host, and one of a few ports.
+    pub servers: Vec<(Index, Index)>,
+}
+
+impl ForwardChange {
+    fn servers(&self) -> Vec<Endpoint> {
+        let mut servers = Vec::new();
+        for (host, port) in &self.servers {
+            let server = Endpoint { address: host.get(&HOSTS).0, port: *port.get(&[80, 1000, 1001]) };
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
+        servers
+    }
+
+    /// A forward from an external endpoint, and from the next port if that is free and wanted.
+    fn over(&self, used: Endpoint, policy: &Policy) -> Option<Forward> {
+        let external = policy.externals.iter().position(|external| external.address == Some(used.address))?;
+        let is_forwarded = |port: u16| {
+            let mut udp =
+                policy.forwards.iter().filter(|forward| (forward.protocol, forward.external) == (Protocol::Udp, external));
+            udp.any(|forward| (forward.first..=forward.last).contains(&port))
+        };
+        let next = used.port.checked_add(1).filter(|&next| self.wide && !is_forwarded(next));
+        let (first, last) = (used.port, next.unwrap_or(used.port));
+        (!is_forwarded(first)).then(|| Forward { protocol: Protocol::Udp, external, first, last, servers: self.servers() })
+    }
 }
 
 /// The forwards that a plan may have: one server; a range; two servers.
@@ -320,7 +393,12 @@ fn rare_bits() -> impl Strategy<Value = u8> {
     prop_oneof![6 => Just(0_u8), 1 => any::<u8>(), 1 => (0_u8..8).prop_map(|bit| 1 << bit)]
 }
 
-/// Any world.
+/// How many bare mappings there is room for, where there are any: often enough, or else so few that they run out.
+pub fn bare() -> impl Strategy<Value = u32> {
+    prop_oneof![3 => Just(64_u32), 1 => 1_u32..6]
+}
+
+/// Any world in which UDP has sessions.
 pub fn plan() -> impl Strategy<Value = Plan> {
     let capacity = prop_oneof![3 => Just((64_u32, 64_u32, 64_u32)), 1 => (1_u32..6, 1_u32..8, 1_u32..4)];
     let rules = (slots(), any::<[bool; 3]>(), mapping(), filtering(), filtering(), any::<bool>(), prop::bool::weighted(0.8));
@@ -359,6 +437,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         route_mtu: links.4,
         mss: links.5,
         capacity: rest.0,
+        bare: 0,
         others: rest.4.0,
         untranslated: rest.4.1,
         start: rest.1,
@@ -391,6 +470,7 @@ impl Default for Plan {
             route_mtu: None,
             mss: [MssClamp::Off; 4],
             capacity: (64, 64, 64),
+            bare: 0,
             others: 64,
             untranslated: 0,
             start: u32::MAX - 5_000,

@@ -8,12 +8,13 @@ use std::net::Ipv4Addr;
 use portcullis_nat::policy::{Endpoint, Interface, InterfaceId, MssClamp, Protocol, Route, Side};
 use portcullis_nat::verdict::DropReason;
 
+use super::bare::BarePacket;
 use super::fragments::{Fate, FragmentEntry, FragmentKey};
 use super::halves::{Choice, Flow, Half, admitted, existing};
 use super::legal::{Answer, Egress, Failure, Forward, Legal, Limiter, Received, Reply, is_answerable};
 use super::read::{Reading, Transport};
 use super::rewrite::Ids;
-use super::tables::{Effect, Origin, Room};
+use super::tables::{Effect, Origin, Room, Tracked};
 use super::tcp::Direction;
 use super::{Outcome, ReferenceNat, rewrite};
 
@@ -206,8 +207,8 @@ impl ReferenceNat {
             Ok(egress) => {
                 for choice in half.choices {
                     let path = path(&choice);
-                    let sessions = vec![(choice.key, path.outcome.direction())];
-                    self.forward(legal, received, egress, path, vec![choice.effect], sessions);
+                    let tracked = vec![(choice.key, path.outcome.direction())];
+                    self.forward(legal, received, egress, path, vec![choice.effect], tracked);
                 }
             }
         }
@@ -220,14 +221,14 @@ impl ReferenceNat {
         egress: &Egress,
         path: Path,
         mut effects: Vec<Effect>,
-        sessions: Vec<(super::tables::SessionKey, Direction)>,
+        tracked: Vec<(Tracked, Direction)>,
     ) {
         let datagram = received.datagram;
         if datagram.more_fragments {
             let key: FragmentKey = (datagram.source, datagram.destination, datagram.id, datagram.protocol);
             let fate = Fate::Translated { source: path.source.address, destination: path.destination.address };
             let mut entry = FragmentEntry::of_first(datagram, fate, self.clock, true);
-            entry.sessions = sessions;
+            entry.tracked = tracked;
             effects.push(Effect::Fragment { key, entry });
         }
         let mut expected = rewrite::translated(datagram, path.source, path.destination);
@@ -315,22 +316,33 @@ impl ReferenceNat {
                 Ok(egress) => {
                     let source = if icmp { Endpoint { port: choice.endpoint.port, ..first.endpoint } } else { first.endpoint };
                     let path = Path { outcome: Outcome::Hairpin, source, destination: choice.endpoint };
-                    let sessions = vec![(first.key, Direction::Outbound), (choice.key, Direction::Inbound)];
-                    self.forward(legal, received, &egress, path, vec![first.effect.clone(), choice.effect], sessions);
+                    let tracked = vec![(first.key, Direction::Outbound), (choice.key, Direction::Inbound)];
+                    self.forward(legal, received, &egress, path, vec![first.effect.clone(), choice.effect], tracked);
                 }
             }
         }
     }
 
     /// A packet to the sender's own external endpoint. No RFC says what becomes of it: it may come back translated, its one session
-    /// advanced both ways, or be dropped, with nothing left behind but as above.
+    /// advanced both ways, or be dropped, with nothing left behind but as above. Of a bare mapping's it does come back.
     fn to_oneself(&self, legal: &mut Legal, received: Received<'_>, flow: Flow, first: &Choice) {
         if flow.protocol == Protocol::Icmp {
             self.query_to_oneself(legal, received, flow, first);
             return;
         }
-        legal.drops.extend([DropReason::SessionConflict, DropReason::Filtered, DropReason::NoMapping, DropReason::UnsupportedIcmp]);
-        legal.punt |= self.is_shared(flow.destination.address);
+        let back = match first.key {
+            // Any remote is let in.
+            Tracked::Bare { internal, external } => {
+                Effect::Bare(BarePacket { internal, external, direction: Direction::Inbound, makes: false })
+            }
+            Tracked::Session(key) => {
+                let reasons =
+                    [DropReason::SessionConflict, DropReason::Filtered, DropReason::NoMapping, DropReason::UnsupportedIcmp];
+                legal.drops.extend(reasons);
+                legal.punt |= self.is_shared(flow.destination.address);
+                Effect::Advance { key, direction: Direction::Inbound, flags: flow.flags }
+            }
+        };
         if first.makes_session() && self.sessions_room(1) != Room::Free {
             legal.drops.push(DropReason::SessionsFull);
         }
@@ -339,9 +351,8 @@ impl ReferenceNat {
             Err(failure) => self.add(legal, &failure, received),
             Ok(egress) => {
                 let path = Path { outcome: Outcome::Hairpin, source: first.endpoint, destination: flow.source };
-                let back = Effect::Advance { key: first.key, direction: Direction::Inbound, flags: flow.flags };
-                let sessions = vec![(first.key, Direction::Outbound)];
-                self.forward(legal, received, &egress, path, vec![first.effect.clone(), back], sessions);
+                let tracked = vec![(first.key, Direction::Outbound), (first.key, Direction::Inbound)];
+                self.forward(legal, received, &egress, path, vec![first.effect.clone(), back], tracked);
             }
         }
     }
@@ -362,8 +373,8 @@ impl ReferenceNat {
             Ok(egress) => {
                 let source = Endpoint { port: choice.endpoint.port, ..first.endpoint };
                 let path = Path { outcome: Outcome::Hairpin, source, destination: choice.endpoint };
-                let sessions = vec![(first.key, Direction::Outbound), (choice.key, Direction::Inbound)];
-                self.forward(legal, received, &egress, path, vec![first.effect.clone(), choice.effect], sessions);
+                let tracked = vec![(first.key, Direction::Outbound), (choice.key, Direction::Inbound)];
+                self.forward(legal, received, &egress, path, vec![first.effect.clone(), choice.effect], tracked);
             }
         }
     }

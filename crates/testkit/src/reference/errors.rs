@@ -1,6 +1,6 @@
 //! ICMP errors: the packet in them is found, and both are translated, inbound, outbound and hairpinned.
 //!
-//! Sources: RFC 5508, REQ-3 to REQ-7. Invariant: an error changes no session.
+//! Sources: RFC 5508, REQ-3 to REQ-7. Invariant: an error changes no session and no bare mapping.
 
 use portcullis_nat::policy::{Endpoint, Protocol, Side};
 use portcullis_nat::verdict::DropReason;
@@ -8,7 +8,6 @@ use portcullis_nat::verdict::DropReason;
 use super::legal::{Forward, Legal, Received};
 use super::read::{Embedded, EmbeddedOther, word};
 use super::rewrite::{EmbeddedEnds, Ids, translated_error};
-use super::tables::{Session, SessionKey};
 use super::{Outcome, ReferenceNat};
 
 impl ReferenceNat {
@@ -56,36 +55,44 @@ impl ReferenceNat {
     /// RFC 5508, REQ-4: about a packet that the NAT has sent out.
     fn inbound_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
         let (source, destination) = ends(embedded);
-        let remote = query_remote(embedded, destination);
-        let Some(session) = self.tables.by_external(embedded.protocol, source, remote) else {
-            let Some(guest) = self.tables.late_guest_at(embedded.protocol, source, remote) else { return self.stray(received) };
-            let translated = EmbeddedEnds { source: guest.internal, destination };
-            let outer = (received.datagram.source, guest.internal.address);
-            let legal = self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Inbound);
-            return or(legal, self.stray(received));
-        };
-        let translated = EmbeddedEnds { source: session.internal, destination };
-        let outer = (received.datagram.source, session.internal.address);
-        self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Inbound)
+        let sender = self.sender(embedded.protocol, source, query_remote(embedded, destination));
+        let Some((internal, certain)) = sender else { return self.stray(received) };
+        let translated = EmbeddedEnds { source: internal, destination };
+        let outer = (received.datagram.source, internal.address);
+        let legal = self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Inbound);
+        if certain { legal } else { or(legal, self.stray(received)) }
     }
 
-    /// The session that delivered the packet which an inside host complains about, and whether it is there beyond doubt.
-    fn delivered(&self, embedded: &Embedded) -> Option<(&Session, bool)> {
-        let (source, destination) = ends(embedded);
-        self.known((embedded.protocol, destination, query_remote(embedded, source)))
+    /// The internal endpoint that has sent what a remote got, by a session or else by a bare mapping; and whether it is there beyond doubt.
+    fn sender(&self, protocol: Protocol, external: Endpoint, remote: Endpoint) -> Option<(Endpoint, bool)> {
+        if let Some(session) = self.tables.by_external(protocol, external, remote) {
+            return Some((session.internal, true));
+        }
+        if self.is_bare(protocol) {
+            return self.tables.bare_at(external).map(|mapping| (mapping.internal, true));
+        }
+        self.tables.late_guest_at(protocol, external, remote).map(|guest| (guest.internal, false))
     }
 
-    fn known(&self, key: SessionKey) -> Option<(&Session, bool)> {
-        let live = self.tables.sessions.get(&key).map(|session| (session, true));
-        live.or_else(|| self.tables.late_guest(key).map(|guest| (guest, false)))
+    /// The external endpoint that a packet came to which an internal one got; and whether it is there beyond doubt.
+    fn receiver(&self, protocol: Protocol, internal: Endpoint, remote: Endpoint) -> Option<(Endpoint, bool)> {
+        let key = (protocol, internal, remote);
+        if let Some(session) = self.tables.sessions.get(&key) {
+            return Some((session.external, true));
+        }
+        if self.is_bare(protocol) {
+            return self.tables.bare_of(internal).map(|mapping| (mapping.external, true));
+        }
+        self.tables.late_guest(key).map(|guest| (guest.external, false))
     }
 
-    /// RFC 5508, REQ-5: about a packet that the NAT has let in. The outer source becomes the session's external address.
+    /// RFC 5508, REQ-5: about a packet that the NAT has let in. The outer source becomes the external address that it came to.
     fn outbound_error(&self, received: Received<'_>, embedded: &Embedded) -> Legal {
-        let Some((session, certain)) = self.delivered(embedded) else { return Legal::dropped([DropReason::IcmpNoSession]) };
-        let (source, _) = ends(embedded);
-        let translated = EmbeddedEnds { source: same_id(embedded, source, session.external), destination: session.external };
-        let outer = (session.external.address, received.datagram.destination);
+        let (source, destination) = ends(embedded);
+        let receiver = self.receiver(embedded.protocol, destination, query_remote(embedded, source));
+        let Some((external, certain)) = receiver else { return Legal::dropped([DropReason::IcmpNoSession]) };
+        let translated = EmbeddedEnds { source: same_id(embedded, source, external), destination: external };
+        let outer = (external.address, received.datagram.destination);
         let legal = self.error_out(received, embedded, outer, translated, Side::Outside, Outcome::Outbound);
         if certain { legal } else { or(legal, Legal::dropped([DropReason::IcmpNoSession])) }
     }
@@ -97,16 +104,13 @@ impl ReferenceNat {
         let asked = embedded.request;
         // Who was asked has a session with the asker's external identifier, who was answered one with the address alone.
         let seen_from = if asked { source } else { query_remote(embedded, source) };
-        let Some((first, certain)) = self.known((embedded.protocol, destination, seen_from)) else { return stray() };
-        let external = if asked { query_remote(embedded, first.external) } else { first.external };
-        let live = self.tables.by_external(embedded.protocol, source, external);
-        let certain = certain && live.is_some();
-        let second = live.or_else(|| self.tables.late_guest_at(embedded.protocol, source, external));
-        let Some(second) = second else { return stray() };
-        let translated = EmbeddedEnds { source: second.internal, destination: first.external };
-        let outer = (first.external.address, second.internal.address);
+        let Some((first, certain)) = self.receiver(embedded.protocol, destination, seen_from) else { return stray() };
+        let external = if asked { query_remote(embedded, first) } else { first };
+        let Some((second, as_certain)) = self.sender(embedded.protocol, source, external) else { return stray() };
+        let translated = EmbeddedEnds { source: second, destination: first };
+        let outer = (first.address, second.address);
         let legal = self.error_out(received, embedded, outer, translated, Side::Inside, Outcome::Hairpin);
-        if certain { legal } else { or(legal, stray()) }
+        if certain && as_certain { legal } else { or(legal, stray()) }
     }
 
     fn error_out(

@@ -12,7 +12,7 @@ use portcullis_nat::verdict::{DropReason, Verdict};
 use super::legal::{Forward, Legal, Received};
 use super::read::{Datagram, Reading, Transport};
 use super::rewrite::{Ids, translated};
-use super::tables::{Effect, SessionKey};
+use super::tables::{Effect, Tracked};
 use super::tcp::Direction;
 use super::{Disagreement, Outcome, ReferenceNat};
 
@@ -43,8 +43,8 @@ pub(super) struct FragmentEntry {
     pub(super) fate: Fate,
     /// The identification that its first fragment went on with.
     pub(super) id: u16,
-    /// The sessions that its first fragment used, with the direction of each.
-    pub(super) sessions: Vec<(SessionKey, Direction)>,
+    /// What its first fragment was translated by, with the direction of each.
+    pub(super) tracked: Vec<(Tracked, Direction)>,
     pub(super) born: u64,
     /// How many first fragments had come then, with this one.
     pub(super) order: u64,
@@ -82,7 +82,7 @@ pub(super) struct Early {
 impl FragmentEntry {
     pub(super) fn of_first(datagram: &Datagram, fate: Fate, born: u64, certain: bool) -> Self {
         let mut entry =
-            Self { fate, id: datagram.id, sessions: Vec::new(), born, order: 0, pieces: Vec::new(), whole: None, certain };
+            Self { fate, id: datagram.id, tracked: Vec::new(), born, order: 0, pieces: Vec::new(), whole: None, certain };
         entry.pass(datagram);
         entry
     }
@@ -112,7 +112,7 @@ impl ReferenceNat {
         let known = self.tables.fragments.get(&key).filter(|entry| self.clock - entry.born <= self.fragment_timeout());
         let displaced =
             |entry: &FragmentEntry| (self.tables.firsts - entry.order) as usize >= REMEMBERED.min(self.limits.fragments).max(1);
-        let live = |entry: &FragmentEntry| entry.sessions.iter().all(|(key, _)| self.tables.sessions.contains_key(key));
+        let live = |entry: &FragmentEntry| entry.tracked.iter().all(|(tracked, _)| self.tables.has(tracked));
         let certain = known.is_some_and(|entry| entry.certain && !displaced(entry) && live(entry));
         let mut legal = if certain { Legal::default() } else { self.without_first(received.datagram, known.is_some()) };
         match known.map(|entry| (entry, entry.fate)) {
@@ -154,7 +154,7 @@ impl ReferenceNat {
     ) {
         let datagram = received.datagram;
         let from_outside = received.interface.side == Side::Outside;
-        let (to, outcome) = match (entry.sessions.len(), from_outside) {
+        let (to, outcome) = match (entry.tracked.len(), from_outside) {
             (_, true) => (Side::Inside, Outcome::Inbound),
             (1, false) if !self.is_external(datagram.destination) => (Side::Outside, Outcome::Outbound),
             _ => (Side::Inside, Outcome::Hairpin),
@@ -226,7 +226,7 @@ impl ReferenceNat {
                 let (clock, timeout) = (self.clock, self.fragment_timeout());
                 let mut entry = FragmentEntry::of_first(datagram, fate, clock, false);
                 if let Some(before) = self.tables.fragments.get(&key).filter(|before| clock - before.born <= timeout) {
-                    (entry.fate, entry.id, entry.sessions) = (before.fate, before.id, before.sessions.clone());
+                    (entry.fate, entry.id, entry.tracked) = (before.fate, before.id, before.tracked.clone());
                 }
                 self.tables.learn(key, entry);
                 return;

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 
-use portcullis_nat::policy::{Endpoint, Filtering, Forward as PortForward, MappingBehaviour, Protocol};
+use portcullis_nat::policy::{Endpoint, Filtering, Forward as PortForward, MappingBehaviour, Policy, Protocol};
 use portcullis_nat::verdict::DropReason;
 use portcullis_nat::view::SessionState;
 
 use super::ReferenceNat;
 use super::legal::{Answer, Failure, Reply};
-use super::tables::{Effect, Mapping, Origin, OtherScope, Room, Session, SessionKey, Variant, room};
+use super::tables::{Effect, Mapping, Origin, OtherScope, Room, Session, Tracked, Variant, room};
 use super::tcp::{self, Direction};
 
 /// A packet as the tables know it. An ICMP query's identifier is the port of the end that the NAT translates; the other has zero.
@@ -56,7 +56,7 @@ pub(super) struct Choice {
     /// The endpoint that replaces the packet's own.
     pub(super) endpoint: Endpoint,
     pub(super) effect: Effect,
-    pub(super) key: SessionKey,
+    pub(super) key: Tracked,
 }
 
 impl Choice {
@@ -86,6 +86,9 @@ impl ReferenceNat {
         let key = (flow.protocol, flow.source, flow.destination);
         if let Some(session) = self.tables.sessions.get(&key) {
             return existing(session, session.external, Direction::Outbound, flow.flags);
+        }
+        if self.is_bare(flow.protocol) {
+            return self.outbound_bare(flow, shown);
         }
         if let Some(guest) = self.tables.late_guest(key) {
             return self.outbound_of_late_guest(flow, guest, shown);
@@ -126,7 +129,7 @@ impl ReferenceNat {
         half.complaint = None;
         if flow.protocol == Protocol::Tcp && flow.flags & crate::builder::RST != 0 {
             let effect = Effect::Late { guest: Box::new(guest.clone()) };
-            half.choices.push(Choice { endpoint: guest.external, effect, key: guest.key() });
+            half.choices.push(Choice { endpoint: guest.external, effect, key: Tracked::Session(guest.key()) });
             return half;
         }
         let states = guest.variants.iter().flat_map(|variant| match flow.protocol {
@@ -147,7 +150,7 @@ impl ReferenceNat {
         let session = Session { guest: false, outbound: None, counted: false, mapping: id, variants, ..guest.clone() };
         half.choices.retain(|choice| choice.endpoint != guest.external);
         let effect = Effect::Create { session: Box::new(session), mapping };
-        half.choices.push(Choice { endpoint: guest.external, effect, key: guest.key() });
+        half.choices.push(Choice { endpoint: guest.external, effect, key: Tracked::Session(guest.key()) });
         narrow(half, shown.filter(|_| flow.protocol != Protocol::Icmp))
     }
 
@@ -160,7 +163,7 @@ impl ReferenceNat {
         room(self.tables.sessions.len() + more, self.tables.late_sessions.len(), self.limits.sessions)
     }
 
-    fn sessions_full(&self, more: usize, answer: Answer, half: &mut Half) {
+    pub(super) fn sessions_full(&self, more: usize, answer: Answer, half: &mut Half) {
         let room = self.sessions_room(more);
         if room != Room::Free {
             half.failures.push(Failure { reasons: vec![DropReason::SessionsFull], answer, certain: room == Room::Full });
@@ -176,7 +179,7 @@ impl ReferenceNat {
         (self.tables.mappings.len(), late + statics(&mut self.tables.sessions.values()))
     }
 
-    fn perhaps_mappings_full(&self, half: &mut Half) {
+    pub(super) fn perhaps_mappings_full(&self, half: &mut Half) {
         let (live, late) = self.mappings_in_all();
         if live + late >= self.limits.mappings {
             let answer = Answer::Perhaps(self.exhausted());
@@ -185,16 +188,18 @@ impl ReferenceNat {
     }
 
     /// External endpoints of forwards whose server the source is, where no other session has that external endpoint and remote; and
-    /// whether it is the forward's only server. Which of several a remote's packets are led to is the NAT's choice, and only that one
-    /// speaks from there.
-    fn forward_externals(&self, flow: Flow) -> Vec<(Endpoint, bool)> {
+    /// whether nothing else is right. Which of several servers a remote's packets are led to is the NAT's choice, and only that one
+    /// speaks from there; and for a server of several forwards it may choose one that leads nowhere at present.
+    pub(super) fn forward_externals(&self, flow: Flow) -> Vec<(Endpoint, bool)> {
         let mut found = Vec::new();
+        let mut names = 0;
         for forward in self.policy.forwards.iter().filter(|forward| forward.protocol == flow.protocol) {
-            let Some(address) = self.policy.externals[forward.external].address else { continue };
             for server in forward.servers.iter().filter(|server| server.address == flow.source.address) {
                 let Some(nth) = flow.source.port.checked_sub(server.port).filter(|nth| *nth <= forward.last - forward.first) else {
                     continue;
                 };
+                names += 1;
+                let Some(address) = self.policy.externals[forward.external].address else { continue };
                 let external = Endpoint { address, port: forward.first + nth };
                 let is_free = self.tables.by_external(flow.protocol, external, flow.destination).is_none();
                 if is_free && !found.iter().any(|&(other, _)| other == external) {
@@ -202,11 +207,11 @@ impl ReferenceNat {
                 }
             }
         }
-        found
+        found.into_iter().map(|(external, sole)| (external, sole && names == 1)).collect()
     }
 
     /// Whether a session that has ended, but was not swept yet, may still keep an external endpoint from that remote.
-    fn is_late(&self, flow: Flow, external: Endpoint) -> bool {
+    pub(super) fn is_late(&self, flow: Flow, external: Endpoint) -> bool {
         let late = &self.tables.late_sessions;
         late.iter().any(|s| (s.protocol, s.external, s.remote) == (flow.protocol, external, flow.destination))
     }
@@ -220,25 +225,35 @@ impl ReferenceNat {
         }
     }
 
-    /// A mapping that does not exist yet: its external endpoint is the NAT's to choose, and ours to object to.
+    /// A mapping that does not exist yet, with its first session.
     fn new_mapping(&self, flow: Flow, shown: Option<Endpoint>, half: &mut Half) {
+        let (Flow { protocol, source: internal, .. }, scope) = (flow, self.scope(flow.destination));
+        let mapping = |external| Mapping { protocol, internal, external, scope, perhaps_for: None };
+        let externals = self.new_externals(flow, shown, half);
+        half.choices.extend(externals.into_iter().map(|external| created(flow, external, None, Some(mapping(external)))));
+    }
+
+    /// The external endpoint of a mapping that does not exist yet: the NAT's to choose, and ours to object to.
+    pub(super) fn new_externals(&self, flow: Flow, shown: Option<Endpoint>, half: &mut Half) -> Vec<Endpoint> {
         let answer = Answer::Due(self.exhausted());
+        let bare = self.is_bare(flow.protocol);
         let (live, late) = self.mappings_in_all();
-        let records = room(live, late, self.limits.mappings);
+        let of_kind = if bare { self.tables.bare_room(self.limits.bare_mappings) } else { Room::Free };
+        let records = room(live, late, self.limits.mappings).max(of_kind);
         if records != Room::Free {
             half.failures.push(Failure { reasons: vec![DropReason::MappingsFull], answer, certain: records == Room::Full });
         }
-        // Until the sweep, an internal endpoint may be held to a mapping whose external address is gone.
+        // Until the sweep, an internal endpoint may be held to a mapping whose external address is gone. But to no bare one.
         let mut held =
             self.tables.late_mappings.iter().filter(|late| (late.protocol, late.internal) == (flow.protocol, flow.source));
-        if held.any(|late| !self.is_external(late.external.address)) {
+        if !bare && held.any(|late| !self.is_external(late.external.address)) {
             half.failures.push(Failure { reasons: vec![DropReason::NoExternalAddress], answer, certain: false });
         }
         let none = self.shares.is_empty_for(flow.source.address);
         if none {
             let reasons = vec![DropReason::NoExternalAddress, DropReason::PortsExhausted];
             half.failures.push(Failure { reasons, answer, certain: true });
-            return;
+            return Vec::new();
         }
         let ports = self.tables.port_room(&self.policy, &self.shares, flow.protocol, flow.source.address);
         if ports != Room::Free {
@@ -248,21 +263,16 @@ impl ReferenceNat {
             half.failures.push(Failure { reasons, answer, certain: ports == Room::Full });
         }
         if records == Room::Full || ports == Room::Full {
-            return;
+            return Vec::new();
         }
-        let scope = self.scope(flow.destination);
-        let candidates = match shown.filter(|_| flow.protocol != Protocol::Icmp) {
-            Some(external) => match self.tables.objection(&self.policy, &self.shares, flow.protocol, flow.source, external) {
-                None => vec![external],
-                Some(why) => {
-                    half.complaint = Some(format!("{external:?} may not be a new mapping's: {why}"));
-                    Vec::new()
-                }
-            },
-            None => self.representatives(flow, shown),
-        };
-        let mapping = |external| Mapping { protocol: flow.protocol, internal: flow.source, external, scope, perhaps_for: None };
-        half.choices.extend(candidates.into_iter().map(|external| created(flow, external, None, Some(mapping(external)))));
+        let Some(external) = shown.filter(|_| flow.protocol != Protocol::Icmp) else { return self.representatives(flow, shown) };
+        match self.tables.objection(&self.policy, &self.shares, flow.protocol, flow.source, external) {
+            None => vec![external],
+            Some(why) => {
+                half.complaint = Some(format!("{external:?} may not be a new mapping's: {why}"));
+                Vec::new()
+            }
+        }
     }
 
     /// Enough legal external endpoints to see each thing that a choice can lead to: those that something refers to already, the shown
@@ -293,12 +303,15 @@ impl ReferenceNat {
         if let Some(session) = self.tables.by_external(flow.protocol, external, flow.source) {
             return existing(session, session.internal, Direction::Inbound, flow.flags);
         }
+        if self.is_bare(flow.protocol) {
+            return self.inbound_bare(flow, made, shown);
+        }
         let mut half = self.new_inbound(flow, made);
         if let Some(guest) = self.tables.late_guest_at(flow.protocol, external, flow.source) {
             half.failures.iter_mut().for_each(|failure| failure.certain = false);
             let effect = Effect::Late { guest: Box::new(guest.clone()) };
             half.choices.retain(|choice| choice.endpoint != guest.internal);
-            half.choices.push(Choice { endpoint: guest.internal, effect, key: guest.key() });
+            half.choices.push(Choice { endpoint: guest.internal, effect, key: Tracked::Session(guest.key()) });
         }
         narrow(half, shown)
     }
@@ -324,14 +337,10 @@ impl ReferenceNat {
 
     /// The forward that an external endpoint belongs to.
     pub(super) fn forward_at(&self, protocol: Protocol, external: Endpoint) -> Option<&PortForward> {
-        self.policy.forwards.iter().find(|forward| {
-            forward.protocol == protocol
-                && self.policy.externals[forward.external].address == Some(external.address)
-                && (forward.first..=forward.last).contains(&external.port)
-        })
+        forward_at(&self.policy, protocol, external)
     }
 
-    fn inbound_to_forward(&self, flow: Flow, forward: &PortForward, made: usize, half: &mut Half) {
+    pub(super) fn inbound_to_forward(&self, flow: Flow, forward: &PortForward, made: usize, half: &mut Half) {
         if let Some(reason) = flow.objection() {
             half.fail(reason);
             return;
@@ -421,8 +430,17 @@ impl ReferenceNat {
     }
 }
 
+/// The forward of a policy that an external endpoint belongs to.
+pub(super) fn forward_at(policy: &Policy, protocol: Protocol, external: Endpoint) -> Option<&PortForward> {
+    policy.forwards.iter().find(|forward| {
+        forward.protocol == protocol
+            && policy.externals[forward.external].address == Some(external.address)
+            && (forward.first..=forward.last).contains(&external.port)
+    })
+}
+
 /// Keeps the choices that the NAT's output shows.
-fn narrow(mut half: Half, shown: Option<Endpoint>) -> Half {
+pub(super) fn narrow(mut half: Half, shown: Option<Endpoint>) -> Half {
     if half.failures.iter().any(|failure| failure.certain) {
         half.choices.clear();
     }
@@ -435,10 +453,10 @@ fn narrow(mut half: Half, shown: Option<Endpoint>) -> Half {
 /// A packet of a session that exists.
 pub(super) fn existing(session: &Session, endpoint: Endpoint, direction: Direction, flags: u8) -> Half {
     let effect = Effect::Advance { key: session.key(), direction, flags };
-    Half { choices: vec![Choice { endpoint, effect, key: session.key() }], ..Half::default() }
+    Half { choices: vec![Choice { endpoint, effect, key: Tracked::Session(session.key()) }], ..Half::default() }
 }
 
-fn created(flow: Flow, external: Endpoint, id: Option<u32>, mapping: Option<Mapping>) -> Choice {
+pub(super) fn created(flow: Flow, external: Endpoint, id: Option<u32>, mapping: Option<Mapping>) -> Choice {
     let ends = (flow.source, external, flow.destination);
     made(flow, ends, Origin::Inside, id, mapping, external)
 }
@@ -472,6 +490,6 @@ fn made(
         packets: (u32::from(outbound), u32::from(!outbound)),
         counted: true,
     };
-    let key = session.key();
+    let key = Tracked::Session(session.key());
     Choice { endpoint, effect: Effect::Create { session: Box::new(session), mapping }, key }
 }

@@ -1,7 +1,8 @@
 //! What the reference NAT remembers: mappings, sessions, fragments; who may have which external endpoint; what has ended.
 //!
 //! Knows no packets. Time is a number of milliseconds that never wraps. What ended by time stays in the *late* lists until the NAT
-//! has swept: its ports and records may be in use there still, and only that. Ports that rest are kept beside. Invariant: a mapping has a live session.
+//! has swept: its ports and records may be in use there still, and only that. Ports that rest are kept beside. Invariant: a mapping has a
+//! live session, or is bare and lives.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use portcullis_nat::policy::{Endpoint, External, Policy, PortParity, Protocol};
 use portcullis_nat::view::SessionState;
 
+use super::bare::{BarePacket, Trace};
 use super::fragments::{Early, FragmentEntry, FragmentKey};
 use super::others::{Others, Translation};
 use super::shares::{PortKind, Shares};
@@ -96,6 +98,13 @@ pub(super) struct Mapping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OtherScope(pub(super) Option<Endpoint>);
 
+/// What a packet's translation goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tracked {
+    Session(SessionKey),
+    Bare { internal: Endpoint, external: Endpoint },
+}
+
 /// What a forwarded packet does to the tables.
 #[derive(Clone, Debug)]
 pub(super) enum Effect {
@@ -103,6 +112,8 @@ pub(super) enum Effect {
     Advance { key: SessionKey, direction: Direction, flags: u8 },
     /// A new session, and the mapping if that is new too.
     Create { session: Box<Session>, mapping: Option<Mapping> },
+    /// A packet of a bare mapping.
+    Bare(BarePacket),
     /// A guest that may be there: see [`Tables::late_guest`].
     Late { guest: Box<Session> },
     /// A first fragment, recorded.
@@ -119,13 +130,18 @@ impl Effect {
         if let Self::Create { session, .. } = self { Some(session.key()) } else { None }
     }
 
-    /// Whether it is about sessions.
+    /// Whether it makes a session, or a bare mapping.
+    pub(super) fn makes(&self) -> bool {
+        self.created().is_some() || matches!(self, Self::Bare(packet) if packet.makes)
+    }
+
+    /// Whether it is about sessions or bare mappings.
     pub(super) fn is_of_sessions(&self) -> bool {
         !matches!(self, Self::Fragment { .. })
     }
 
     pub(super) fn makes_mapping(&self) -> bool {
-        matches!(self, Self::Create { mapping: Some(_), .. })
+        matches!(self, Self::Create { mapping: Some(_), .. }) || matches!(self, Self::Bare(packet) if packet.makes)
     }
 }
 
@@ -143,7 +159,7 @@ pub(super) struct Renamed {
 const DATAGRAM_LIFETIME: u64 = 120_000;
 
 /// How full something is, from what must be and what may be in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Room {
     Free,
     /// Free, unless the NAT has not swept yet.
@@ -160,7 +176,7 @@ pub(super) fn room(live: usize, late: usize, limit: usize) -> Room {
     }
 }
 
-/// A session that was made, or may have been, with nothing shown of it.
+/// A session or bare mapping that was made, or may have been, with nothing shown of it.
 #[derive(Clone, Debug)]
 pub(super) struct Unseen {
     /// Alternatives that differ in the external endpoint.
@@ -187,6 +203,8 @@ const REST_LATENESS: u64 = 1000;
 pub(super) struct Tables {
     pub(super) sessions: HashMap<SessionKey, Session>,
     pub(super) mappings: HashMap<u32, Mapping>,
+    /// What the bare ones may remember, by internal endpoint.
+    pub(super) bare: HashMap<Endpoint, Vec<Trace>>,
     pub(super) fragments: HashMap<FragmentKey, FragmentEntry>,
     pub(super) early: Vec<Early>,
     /// The latest last.
@@ -199,8 +217,10 @@ pub(super) struct Tables {
     pub(super) resting: Vec<Resting>,
     pub(super) others: Others,
     now: u64,
-    /// Sessions that were made with nothing shown of them. The view decides.
+    /// What was made with nothing shown of it. The view decides.
     pub(super) unseen: Vec<Unseen>,
+    /// Sessions that may have ended when the forwards changed. The view decides.
+    pub(super) doubtful: Vec<SessionKey>,
     next_mapping: u32,
 }
 
@@ -209,6 +229,7 @@ impl Tables {
     pub(super) fn expire(&mut self, now: u64, policy: &Policy) {
         self.now = now;
         self.others.expire(now, policy);
+        self.expire_bare(now, policy);
         self.retire(|session| session.is_live(now, policy));
         // What its own time has ended is nobody's guest.
         self.late_sessions.iter_mut().for_each(|late| late.guest &= late.is_live(now, policy));
@@ -229,7 +250,8 @@ impl Tables {
         }
         let hosts = self.sessions.values().filter(|session| !session.guest);
         let used: BTreeSet<_> = hosts.filter_map(|session| session.mapping).collect();
-        let ended: Vec<_> = self.mappings.keys().copied().filter(|id| !used.contains(id)).collect();
+        let is_used = |(id, mapping): &(&u32, &Mapping)| used.contains(id) || self.is_bare(mapping);
+        let ended: Vec<_> = self.mappings.iter().filter(|mapping| !is_used(mapping)).map(|(&id, _)| id).collect();
         for id in ended {
             let Some(mapping) = self.mappings.remove(&id) else { continue };
             if mapping.protocol != Protocol::Tcp {
@@ -304,21 +326,25 @@ impl Tables {
                     session.guest &= !inbound_refresh;
                     self.create(*session, mapping, now);
                 }
+                Effect::Bare(packet) => self.commit_bare(packet, now, inbound_refresh),
                 Effect::Late { mut guest } => {
                     guest.variants.iter_mut().for_each(|variant| variant.last_seen = now);
                     self.late_sessions.retain(|late| late.key() != guest.key());
                     self.late_sessions.push(*guest);
                 }
                 Effect::Fragment { key, entry } => self.learn(key, entry),
-                Effect::LaterFragment { key } => self.touch(key, now),
+                Effect::LaterFragment { key } => self.touch(key, now, inbound_refresh),
                 Effect::Other { translation, direction } => self.others.commit(translation, direction, now, inbound_refresh),
             }
         }
     }
 
-    /// What a packet that was dropped late on its way may have done to sessions that existed before it.
+    /// What a packet that was dropped late on its way may have done to sessions and bare mappings that existed before it.
     pub(super) fn commit_perhaps(&mut self, effects: &[Effect], now: u64, inbound_refresh: bool) {
         for effect in effects {
+            if let Effect::Bare(packet) = effect {
+                self.commit_bare_perhaps(*packet, now, inbound_refresh);
+            }
             let Effect::Advance { key, direction, flags } = effect else { continue };
             let Some(session) = self.sessions.get_mut(key) else { continue };
             let before = session.clone();
@@ -338,13 +364,17 @@ impl Tables {
             session.mapping = self.mapping_at(session.protocol, session.external).map(|(id, _)| id);
         }
         if let Some(mapping) = mapping {
-            self.late_mappings.retain(|late| (late.protocol, late.external) != (mapping.protocol, mapping.external));
-            self.resting.retain(|port| (port.protocol, port.external) != (mapping.protocol, mapping.external));
-            session.mapping = Some(self.next_mapping);
-            self.mappings.insert(self.next_mapping, mapping);
-            self.next_mapping += 1;
+            session.mapping = Some(self.insert_mapping(mapping));
         }
         self.sessions.insert(session.key(), session);
+    }
+
+    pub(super) fn insert_mapping(&mut self, mapping: Mapping) -> u32 {
+        self.late_mappings.retain(|late| (late.protocol, late.external) != (mapping.protocol, mapping.external));
+        self.resting.retain(|port| (port.protocol, port.external) != (mapping.protocol, mapping.external));
+        self.mappings.insert(self.next_mapping, mapping);
+        self.next_mapping += 1;
+        self.next_mapping - 1
     }
 
     /// Takes down the identification that a datagram went on with. **Errors:** it is another's still.
@@ -371,10 +401,26 @@ impl Tables {
         self.fragments.insert(key, entry);
     }
 
+    /// Whether what a fragment was translated by is there still.
+    pub(super) fn has(&self, tracked: &Tracked) -> bool {
+        match tracked {
+            Tracked::Session(key) => self.sessions.contains_key(key),
+            Tracked::Bare { internal, external } => self.bare_of(*internal).is_some_and(|mapping| mapping.external == *external),
+        }
+    }
+
     /// A later fragment may refresh the sessions of its first, or not.
-    fn touch(&mut self, key: FragmentKey, now: u64) {
+    fn touch(&mut self, key: FragmentKey, now: u64, inbound_refresh: bool) {
         let Some(entry) = self.fragments.get(&key) else { return };
-        for (key, _) in entry.sessions.clone() {
+        for (tracked, direction) in entry.tracked.clone() {
+            let key = match tracked {
+                _ if !self.has(&tracked) => continue,
+                Tracked::Session(key) => key,
+                Tracked::Bare { internal, .. } => {
+                    self.touch_bare(internal, direction, now, inbound_refresh);
+                    continue;
+                }
+            };
             let Some(session) = self.sessions.get_mut(&key) else { continue };
             let refreshed: Vec<_> = session.variants.iter().map(|variant| Variant { last_seen: now, ..*variant }).collect();
             session.variants.extend(refreshed);

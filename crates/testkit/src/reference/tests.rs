@@ -12,6 +12,7 @@ use crate::builder::{ACK, Checksum, FIN, PacketBuilder, Query, RST, SYN, endpoin
 use crate::generate::Plan;
 use crate::generate::world::{MACS, mac_of};
 
+mod bare;
 mod others;
 
 const INSIDE: DeviceId = DeviceId(0);
@@ -28,7 +29,7 @@ fn plan() -> Plan {
 }
 
 fn hand(plan: &Plan) -> Hand {
-    let limits = Limits { mappings: 8, sessions: 8, fragments: 8, others: 8 };
+    let limits = Limits { mappings: 8, bare_mappings: plan.bare as usize, sessions: 8, fragments: 8, others: 8 };
     let now = Tick(plan.start);
     Hand { reference: ReferenceNat::new(Arc::new(plan.policy()), Arc::new(plan.network()), limits, now), now }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use portcullis_nat::policy::{Endpoint, Policy};
 use portcullis_nat::view::{Gauges, MappingView, PortUse, SessionView};
 
-use super::tables::{Effect, OtherScope, Session, Unseen, Variant};
+use super::tables::{Effect, OtherScope, Session, SessionKey, Unseen, Variant};
 use super::{Disagreement, ReferenceNat};
 
 impl ReferenceNat {
@@ -16,6 +16,9 @@ impl ReferenceNat {
     /// **Errors:** a session that is missing, unknown, or in a state, or with an expiry, that no rule leads to.
     pub fn reconcile_sessions(&mut self, views: &[SessionView]) -> Result<(), Disagreement> {
         self.reveal(views)?;
+        let is_shown = |key: &SessionKey| views.iter().any(|view| (view.protocol, view.internal, view.remote) == *key);
+        let ended: Vec<_> = std::mem::take(&mut self.tables.doubtful).into_iter().filter(|key| !is_shown(key)).collect();
+        self.tables.retire(|session| !ended.contains(&session.key()));
         let mut seen = BTreeSet::new();
         for view in views {
             let key = (view.protocol, view.internal, view.remote);
@@ -47,8 +50,15 @@ impl ReferenceNat {
     }
 
     fn reveal_one(&mut self, Unseen { mut effects, certain }: Unseen, views: &[SessionView]) -> Result<(), Disagreement> {
-        let Some(key) = effects.iter().find_map(Effect::created) else { return Ok(()) };
-        let Some(view) = views.iter().find(|view| (view.protocol, view.internal, view.remote) == key) else {
+        let created = effects.iter().find_map(Effect::created);
+        let view = created.and_then(|key| views.iter().find(|view| (view.protocol, view.internal, view.remote) == key));
+        if view.is_none() && effects.iter().any(|effect| matches!(effect, Effect::Bare(_))) {
+            // A bare mapping was the way, if there was one: the mappings' views show it.
+            self.tables.unseen.push(Unseen { effects, certain });
+            return Ok(());
+        }
+        let Some(key) = created else { return Ok(()) };
+        let Some(view) = view else {
             let why = format!("the NAT lacks the session {key:?} of a hairpin whose second half was refused");
             return if certain { Err(Disagreement::plain(why)) } else { Ok(()) };
         };
@@ -70,10 +80,12 @@ impl ReferenceNat {
         Ok(())
     }
 
-    /// Compares all live mappings.
+    /// Compares all live mappings, and takes over what the rules leave to the NAT.
     ///
-    /// **Errors:** a mapping that is missing or unknown, or two with one external endpoint.
+    /// **Errors:** a mapping that is missing or unknown, or two with one external endpoint; a bare one that has ended, or with another expiry or
+    /// count.
     pub fn reconcile_mappings(&mut self, views: &[MappingView]) -> Result<(), Disagreement> {
+        self.reveal_bare(views)?;
         for mapping in self.tables.mappings.values_mut() {
             let Some(OtherScope(other)) = mapping.perhaps_for.take() else { continue };
             let is_shown = |view: &MappingView| {
@@ -86,6 +98,7 @@ impl ReferenceNat {
         }
         let mut externals = BTreeSet::new();
         for view in views {
+            self.settle_bare(view)?;
             let external = (view.protocol, view.external);
             let forwards = self.forward_at(view.protocol, view.external).is_some();
             if !forwards && !externals.insert(external) {
@@ -119,6 +132,11 @@ impl ReferenceNat {
         let statics = tables.sessions.values().chain(&tables.late_sessions).filter(|session| session.mapping.is_none()).count();
         let most = tables.mappings.len() + tables.late_mappings.len() + statics;
         within("mappings", gauges.mappings, tables.mappings.len(), most)?;
+        let mut hosts: BTreeSet<_> = tables.mappings.values().map(|mapping| mapping.internal.address).collect();
+        let live = hosts.len();
+        hosts.extend(tables.late_mappings.iter().map(|mapping| mapping.internal.address));
+        hosts.extend(tables.sessions.values().chain(&tables.late_sessions).map(|session| session.internal.address));
+        within("subscribers", gauges.subscribers, live, hosts.len())?;
         let (live, most) = self.other_counts();
         within("translations by address", gauges.others, live, most)?;
         for used in port_use {

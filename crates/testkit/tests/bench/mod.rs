@@ -8,13 +8,13 @@ use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use portcullis_nat::policy::{DeviceId, InterfaceId, Mac, Network, Policy};
+use portcullis_nat::policy::{DeviceId, InterfaceId, Mac, Network, Policy, Protocol};
 use portcullis_nat::time::Tick;
 use portcullis_nat::verdict::Verdict;
 use portcullis_nat::{Capacity, Packet, Seeds};
 use portcullis_testkit::builder::describe;
 use portcullis_testkit::fleet::{Done, Fleet, owners};
-use portcullis_testkit::generate::world::{OTHERS, POOL, flipped, mac_of, next_hops};
+use portcullis_testkit::generate::world::{ForwardChange, OTHERS, POOL, flipped, mac_of, next_hops};
 use portcullis_testkit::generate::{Forwarded, Plan, Received, Scenario, Stage, Step, scaled, scenario};
 use portcullis_testkit::pcap::{Record, write_failure};
 use portcullis_testkit::reference::{Limits, Outcome, ReferenceNat};
@@ -36,7 +36,7 @@ pub(crate) const CANARY: u8 = 0xC5;
 /// How many records the NAT holds in that world.
 pub(crate) fn capacity(plan: &Plan) -> Capacity {
     let (mappings, sessions, fragments) = plan.capacity;
-    Capacity { mappings, bare_mappings: 0, sessions, externals: POOL.len() as u16, fragments, others: plan.others }
+    Capacity { mappings, bare_mappings: plan.bare, sessions, externals: POOL.len() as u16, fragments, others: plan.others }
 }
 
 /// The one place that knows how a NAT is made.
@@ -81,6 +81,8 @@ pub(crate) struct Bench<'m> {
     pub(crate) log: Option<Vec<String>>,
     /// ICMP errors that came by themselves.
     pub(crate) told: u64,
+    /// Bare mappings, and UDP sessions, that a change of forwards has ended.
+    pub(crate) ended: (usize, usize),
     /// Frames that are on their way or wait, by number.
     inputs: BTreeMap<u64, Received>,
     /// Frames that have waited or do.
@@ -95,6 +97,7 @@ impl<'m> Bench<'m> {
         let gauges = nat.gauges();
         let limits = Limits {
             mappings: gauges.mappings_limit as usize,
+            bare_mappings: plan.bare as usize * usize::from(workers),
             sessions: gauges.sessions_limit as usize,
             fragments: plan.capacity.2 as usize,
             others: gauges.others_limit as usize,
@@ -115,6 +118,7 @@ impl<'m> Bench<'m> {
             outcomes: Vec::new(),
             log: None,
             told: 0,
+            ended: (0, 0),
             inputs: BTreeMap::new(),
             waited: BTreeSet::new(),
             fresh: 1000,
@@ -154,6 +158,7 @@ impl<'m> Bench<'m> {
             }
             Step::Address(index) => self.flip_address(index.index(self.policy.externals.len()))?,
             Step::Protocol(index) => self.flip_protocol(*index.get(&OTHERS))?,
+            Step::Forwards(change) => self.change_forwards(change)?,
             _ => {
                 if let Step::Again { after: Some(wait), .. } = step {
                     self.now = self.now.after(wait.milliseconds(&self.policy.timeouts));
@@ -218,6 +223,23 @@ impl<'m> Bench<'m> {
         }
         self.policy.other_protocols = flipped(self.policy.other_protocols, protocol);
         self.reload()
+    }
+
+    /// A forward comes over what bare mappings have, or goes from over sessions, or leads them elsewhere.
+    fn change_forwards(&mut self, change: &ForwardChange) -> Result<(), String> {
+        if self.plan.bare == 0 {
+            return Ok(());
+        }
+        let bare = self.nat.bare_externals(self.now);
+        let policy = self.plan.reforwarded(&self.policy, &bare, change);
+        self.note(|| format!("  forwards {:?}", policy.forwards));
+        self.policy = policy;
+        let udp = |nat: &Fleet<'_>, now| nat.sessions(now).iter().filter(|view| view.protocol == Protocol::Udp).count();
+        let sessions = udp(&self.nat, self.now);
+        self.reload()?;
+        self.ended.0 += bare.len() - self.nat.bare_externals(self.now).len();
+        self.ended.1 += sessions - udp(&self.nat, self.now);
+        Ok(())
     }
 
     fn reload(&mut self) -> Result<(), String> {
@@ -355,7 +377,7 @@ impl<'m> Bench<'m> {
 
     pub(crate) fn compare(&mut self) -> Result<(), String> {
         let views = self.nat.sessions(self.now);
-        self.stage.externals = views.iter().map(|view| view.external).collect();
+        self.stage.aim(&self.nat, &self.policy, self.now);
         let compared = self
             .reference
             .reconcile_sessions(&views)

@@ -193,7 +193,7 @@ fn a_translation_ends_with_its_address_and_one_protocol_that_is_not_translated_i
 
 #[test]
 fn a_full_table_refuses_newcomers_until_room_is_made() {
-    let limits = Limits { mappings: 8, sessions: 8, fragments: 8, others: 1 };
+    let limits = Limits { mappings: 8, bare_mappings: 0, sessions: 8, fragments: 8, others: 1 };
     let now = Tick(plan().start);
     let reference = ReferenceNat::new(Arc::new(plan().policy()), Arc::new(plan().network()), limits, now);
     let mut nat = Hand { reference, now };
