@@ -25,7 +25,7 @@ impl Outer {
 
     /// The same in two bytes, as a bare mapping keeps it: enough for `config::ADDRESSES_MOST` slots.
     pub(crate) fn packed(self) -> u16 {
-        debug_assert!(self.0 <= u32::from(u16::MAX), "{self:?} is beyond the configuration's limit");
+        debug_assert!(u16::try_from(self.0).is_ok(), "{self:?} is beyond the configuration's limit");
         self.0 as u16
     }
 
