@@ -22,7 +22,7 @@ use crate::policy::{Endpoint, Policy, Protocol, Side};
 use crate::record::{wire_half, wire_word};
 use crate::slab::{Record, Slab};
 use crate::state::State;
-use crate::sweep::{self, SWEEP_ROUND, Step, TOGETHER};
+use crate::sweep::{SWEEP_ROUND, TOGETHER};
 use crate::table::{Holder, LARGE, TableFull};
 use crate::tcp::Direction;
 use crate::time::Tick;
@@ -307,31 +307,14 @@ impl State<'_> {
         }
     }
 
-    /// A step of the sweep from the record `cursor` on, as [`State::sweep`] does for sessions.
-    pub(crate) fn sweep_bares(
+    /// Ends those that are over, and says of the others when they are looked at again. Returns how many ended.
+    pub(crate) fn look_at_bares(
         &mut self,
-        cursor: u32,
-        step: &Step,
+        numbers: &mut [u32],
         now: Tick,
         adjacencies: &Adjacencies,
         counters: &mut Counters,
-    ) -> (u32, bool) {
-        let end = self.bares.records.high_water().min(cursor.saturating_add(step.most));
-        let start = cursor.min(end);
-        let (mut next, mut looks, mut left) = (start, step.looks, step.ends);
-        while next < end && looks > 0 && left > 0 {
-            let mut numbers = [0; TOGETHER];
-            let room = TOGETHER.min(looks.min(left) as usize);
-            let count = sweep::gather(&self.bares.due, &mut numbers[..room], &mut next, end, step.looks_at_all);
-            looks -= count as u32;
-            self.bares.due.pass(next);
-            left -= self.look_at_bares(&mut numbers[..count], now, adjacencies, counters);
-        }
-        (next - start, next == self.bares.records.high_water())
-    }
-
-    /// Ends those that are over, and says of the others when they are looked at again. Returns how many ended.
-    fn look_at_bares(&mut self, numbers: &mut [u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
+    ) -> u32 {
         for &number in numbers.iter() {
             self.bares.fetch_record(number);
         }

@@ -113,7 +113,10 @@ mod tests {
         u32::from_ne_bytes(address)
     }
 
-    fn network(routes: &[(&str, Option<[u8; 4]>)]) -> Network {
+    /// A prefix, and its gateway where it is not on the link.
+    type Leads = (&'static str, Option<[u8; 4]>);
+
+    fn network(routes: &[Leads]) -> Network {
         let mut network = Network::default();
         for (prefix, gateway) in routes {
             let route = Route::Via { interface: InterfaceId(0), gateway: gateway.map(Ipv4Addr::from), mtu: None };
@@ -123,7 +126,7 @@ mod tests {
     }
 
     /// What is known of some addresses after one of them was learnt.
-    fn learnt(address: [u8; 4], routes: &[(&str, Option<[u8; 4]>)], externals: &[[u8; 4]]) -> Reach {
+    fn learnt(address: [u8; 4], routes: &[Leads], externals: &[[u8; 4]]) -> Reach {
         let hasher = RandomState::with_seeds(1, 2, 3, 4);
         let capacity =
             Capacity { mappings: 4, bare_mappings: 4, sessions: 4, externals: externals.len() as u16, fragments: 4, others: 4 };
@@ -155,7 +158,7 @@ mod tests {
     #[test]
     fn a_prefix_that_is_not_alike_is_known_address_by_address() {
         let (default, near) = (("0.0.0.0/0", GATEWAY), [8, 8, 4, 5]);
-        let cases: [(&[(&str, Option<[u8; 4]>)], &[[u8; 4]]); 5] = [
+        let cases: [(&[Leads], &[[u8; 4]]); 5] = [
             // Another gateway for some, be it the first ones, on the link, on the link for some, and an address of the NAT's.
             (&[default, ("8.8.9.0/24", Some([203, 0, 113, 2]))], &[[203, 0, 113, 9]]),
             (&[default, ("8.8.0.0/24", Some([203, 0, 113, 2]))], &[[203, 0, 113, 9]]),

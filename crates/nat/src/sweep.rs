@@ -175,7 +175,7 @@ impl Nat<'_> {
 }
 
 /// The numbers of records to look at between `next`, which moves on, and `end`. Returns how many.
-pub(crate) fn gather(due: &Due<'_>, numbers: &mut [u32], next: &mut u32, end: u32, all: bool) -> usize {
+fn gather(due: &Due<'_>, numbers: &mut [u32], next: &mut u32, end: u32, all: bool) -> usize {
     for (count, place) in numbers.iter_mut().enumerate() {
         let found = if all { (*next < end).then_some(*next) } else { due.next(*next, end) };
         let Some(number) = found else {
@@ -187,7 +187,7 @@ pub(crate) fn gather(due: &Due<'_>, numbers: &mut [u32], next: &mut u32, end: u3
     numbers.len()
 }
 
-impl State<'_> {
+impl<'m> State<'m> {
     /// Records that a round passes.
     fn swept_records(&self) -> u32 {
         self.sessions.records.high_water() + self.bares.records.high_water()
@@ -203,18 +203,43 @@ impl State<'_> {
         adjacencies: &Adjacencies,
         counters: &mut Counters,
     ) -> (u32, bool) {
-        let end = self.sessions.records.high_water().min(cursor.saturating_add(step.most));
+        let look_at = |state: &mut Self, numbers: &mut [u32]| state.look_at(numbers, now, adjacencies, counters);
+        self.walk((self.sessions.records.high_water(), cursor), step, |state| &mut state.due, look_at)
+    }
+
+    /// The same of bare mappings.
+    pub(crate) fn sweep_bares(
+        &mut self,
+        cursor: u32,
+        step: &Step,
+        now: Tick,
+        adjacencies: &Adjacencies,
+        counters: &mut Counters,
+    ) -> (u32, bool) {
+        let look_at = |state: &mut Self, numbers: &mut [u32]| state.look_at_bares(numbers, now, adjacencies, counters);
+        self.walk((self.bares.records.high_water(), cursor), step, |state| &mut state.bares.due, look_at)
+    }
+
+    /// A step over one table, whose records are below `high_water`: `look_at` gets the numbers of those to look at, and says how many ended.
+    fn walk(
+        &mut self,
+        (high_water, cursor): (u32, u32),
+        step: &Step,
+        due: for<'s> fn(&'s mut Self) -> &'s mut Due<'m>,
+        mut look_at: impl FnMut(&mut Self, &mut [u32]) -> u32,
+    ) -> (u32, bool) {
+        let end = high_water.min(cursor.saturating_add(step.most));
         let start = cursor.min(end);
         let (mut next, mut looks, mut left) = (start, step.looks, step.ends);
         while next < end && looks > 0 && left > 0 {
             let mut numbers = [0; TOGETHER];
             let room = TOGETHER.min(looks.min(left) as usize);
-            let count = gather(&self.due, &mut numbers[..room], &mut next, end, step.looks_at_all);
+            let count = gather(due(self), &mut numbers[..room], &mut next, end, step.looks_at_all);
             looks -= count as u32;
-            self.due.pass(next);
-            left -= self.look_at(&mut numbers[..count], now, adjacencies, counters);
+            due(self).pass(next);
+            left -= look_at(self, &mut numbers[..count]);
         }
-        (next - start, next == self.sessions.records.high_water())
+        (next - start, next == high_water)
     }
 
     /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.

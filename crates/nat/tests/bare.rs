@@ -507,7 +507,8 @@ fn a_forward_of_tcp_over_its_port_ends_nothing() {
 /// Each row: what becomes of the forward, and whether the session of the remote goes on.
 #[test]
 fn a_session_under_a_forward_ends_at_once_where_no_forward_leads_its_remote_there_any_more() {
-    let rows: [(fn(&mut Policy), bool); 6] = [
+    type Change = fn(&mut Policy);
+    let rows: [(Change, bool); 6] = [
         (|policy| policy.forwards.clear(), false),
         (|policy| policy.forwards[0].servers[0].port = 71, false),
         (|policy| policy.forwards[0].servers[0].address = Ipv4Addr::new(10, 0, 0, 6), false),

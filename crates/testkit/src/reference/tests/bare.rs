@@ -554,8 +554,8 @@ fn on_a_shared_address_what_no_mapping_has_is_the_boxs_own() {
 fn with_several_workers_the_port_is_its_subscribers_workers() {
     let owners = crate::fleet::owners(8, 5);
     let is_own = |port: &u16| owners.of_external(x().address, *port) == owners.of_subscriber(h1().address);
-    let own = (40_000..).find(is_own).expect("a port");
-    let other = (40_000..).find(|port| !is_own(port)).expect("a port");
+    let own = (40_000..50_000).find(is_own).expect("a port");
+    let other = (40_000..50_000).find(|port| !is_own(port)).expect("a port");
     let mut wide = bare();
     wide.slots[0].ports = 0;
     let mut nat = hand(&wide);
