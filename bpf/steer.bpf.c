@@ -76,6 +76,14 @@ struct {
 	__type(value, struct pc_interface);
 } interfaces SEC(".maps");
 
+/* Those of interfaces that have no tag, once more: an array is asked without a call. One that another has taken the place of is not here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PC_MAX_UNTAGGED);
+	__type(key, __u32);
+	__type(value, struct pc_untagged);
+} untagged SEC(".maps");
+
 /* The side of every configured interface by its own ifindex, and PC_SIDE_ANY_SOURCE, for guard_egress. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -91,6 +99,14 @@ struct {
 	__type(key, __be32);
 	__type(value, struct pc_external);
 } externals SEC(".maps");
+
+/* Once more, as in untagged. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PC_MAX_NEAR);
+	__type(key, __u32);
+	__type(value, struct pc_near);
+} near_externals SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -123,6 +139,17 @@ struct {
 	__type(key, struct pc_prefix);
 	__type(value, __u32);
 } exempt_prefixes SEC(".maps");
+
+/*
+ * The first halves of all addresses that externals, kernel_prefixes or exempt_prefixes say anything of, and perhaps others: of a destination
+ * with another half none of these is asked, since a look at a trie or a hash takes longer than all the rest. One entry.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pc_halves);
+} special_halves SEC(".maps");
 
 /* The protocols beside TCP, UDP and ICMP that the NAT translates, by address alone. One entry. */
 struct {
@@ -442,6 +469,37 @@ static __always_inline int is_configured(struct packet *packet)
 	return packet->interface->flags & PC_INTERFACE_ANY_SOURCE || bpf_map_lookup_elem(&inside_prefixes, &key);
 }
 
+static __always_inline struct pc_external *external_of(__be32 address)
+{
+	__u32 place = bpf_ntohl(address) % PC_MAX_NEAR;
+	struct pc_near *near = bpf_map_lookup_elem(&near_externals, &place);
+
+	if (near && near->address == address)
+		return &near->external;
+	return bpf_map_lookup_elem(&externals, &address);
+}
+
+/* Whether a table has to be asked about a destination. */
+static __always_inline int is_special(__be32 destination)
+{
+	__u32 only = 0, half = bpf_ntohl(destination) >> 16;
+	struct pc_halves *set = bpf_map_lookup_elem(&special_halves, &only);
+
+	return !set || set->words[(half >> 6) & (PC_HALF_WORDS - 1)] >> (half & 63) & 1;
+}
+
+/* A packet to a destination that is nobody's on the box, or to one that is exempt. */
+static __always_inline int decide_remote(struct xdp_md *ctx, struct packet *packet, int may_be_exempt)
+{
+	if (packet->interface->side != PC_SIDE_INSIDE)
+		return counted(PC_PASS_NOT_EXTERNAL, XDP_PASS);
+	if (!is_configured(packet))
+		return counted(PC_PASS_PREFIX_NOT_CONFIGURED, XDP_PASS);
+	if (may_be_exempt && is_exempt(packet->ip->daddr))
+		return counted(PC_PASS_EXEMPT, XDP_PASS);
+	return redirect(ctx, packet);
+}
+
 static __always_inline int decide(struct xdp_md *ctx, struct packet *packet)
 {
 	__be32 destination = packet->ip->daddr;
@@ -449,8 +507,10 @@ static __always_inline int decide(struct xdp_md *ctx, struct packet *packet)
 
 	if (bpf_ntohl(destination) >> 28 == 0xE || destination == bpf_htonl(0xFFFFFFFF))
 		return counted(PC_PASS_MULTICAST, XDP_PASS);
+	if (!is_special(destination))
+		return decide_remote(ctx, packet, 0);
 
-	external = bpf_map_lookup_elem(&externals, &destination);
+	external = external_of(destination);
 	if (external) {
 		if (external->flags & PC_EXTERNAL_SHARED)
 			return shared(ctx, packet, external->slot);
@@ -469,13 +529,17 @@ static __always_inline int decide(struct xdp_md *ctx, struct packet *packet)
 			return counted(PC_PASS_INSIDE_ROUTE, XDP_PASS);
 	}
 
-	if (packet->interface->side != PC_SIDE_INSIDE)
-		return counted(PC_PASS_NOT_EXTERNAL, XDP_PASS);
-	if (!is_configured(packet))
-		return counted(PC_PASS_PREFIX_NOT_CONFIGURED, XDP_PASS);
-	if (is_exempt(destination))
-		return counted(PC_PASS_EXEMPT, XDP_PASS);
-	return redirect(ctx, packet);
+	return decide_remote(ctx, packet, 1);
+}
+
+static __always_inline struct pc_interface *interface_of(struct pc_interface_key *key)
+{
+	__u32 place = key->ifindex % PC_MAX_UNTAGGED;
+	struct pc_untagged *found = bpf_map_lookup_elem(&untagged, &place);
+
+	if (!key->vlan && found && found->ifindex == key->ifindex)
+		return &found->interface;
+	return bpf_map_lookup_elem(&interfaces, key);
 }
 
 static __always_inline int is_ours(const struct ethhdr *eth, const struct pc_interface *interface)
@@ -513,7 +577,7 @@ int xdp_steer(struct xdp_md *ctx)
 		protocol = tag->protocol;
 	}
 
-	packet.interface = bpf_map_lookup_elem(&interfaces, &key);
+	packet.interface = interface_of(&key);
 	if (!packet.interface)
 		return counted(PC_PASS_UNKNOWN_INTERFACE, XDP_PASS);
 	if (protocol != bpf_htons(ETH_P_IP))

@@ -32,6 +32,12 @@
 #define PC_PORT_WORDS 1024
 /* 64-bit words of a set of protocols. */
 #define PC_PROTOCOL_WORDS 4
+/* 64-bit words of a set of the first halves of addresses. */
+#define PC_HALF_WORDS 1024
+/* Places for interfaces without a tag, by the lower bits of their index. */
+#define PC_MAX_UNTAGGED 1024
+/* Places for external addresses, by their lower bits: as many as a configuration has at most. */
+#define PC_MAX_NEAR 4096
 
 /* Sides of an interface. */
 #define PC_SIDE_INSIDE 1
@@ -70,9 +76,21 @@ struct pc_interface {
 	__u8 mac[6];
 };
 
+/* An interface without a tag, found by its index modulo PC_MAX_UNTAGGED. Zero: none; ifindex is never zero. */
+struct pc_untagged {
+	__u32 ifindex;
+	struct pc_interface interface;
+};
+
 struct pc_external {
 	__u32 flags;
 	__u32 slot; /* of its port sets, when shared */
+};
+
+/* An external address, found by itself modulo PC_MAX_NEAR. Zero: none; no external address is zero. */
+struct pc_near {
+	__be32 address;
+	struct pc_external external;
 };
 
 struct pc_prefix {
@@ -88,6 +106,11 @@ struct pc_ports {
 /* Bit n of the set is bit n % 64 of word n / 64. */
 struct pc_protocols {
 	__u64 words[PC_PROTOCOL_WORDS];
+};
+
+/* Bit n of the set is bit n % 64 of word n / 64. */
+struct pc_halves {
+	__u64 words[PC_HALF_WORDS];
 };
 
 struct pc_fragment {

@@ -24,6 +24,13 @@ pub const PORT_WORDS: usize = 1024;
 /// 64-bit words of a set of protocols.
 pub const PROTOCOL_WORDS: usize = 4;
 
+/// 64-bit words of a set of the first halves of addresses.
+pub(crate) const HALF_WORDS: usize = 1024;
+/// Places for interfaces without a tag.
+pub(crate) const MAX_UNTAGGED: u32 = 1024;
+/// Places for external addresses that are found without a hash.
+pub(crate) const MAX_NEAR: u32 = 4096;
+
 pub(crate) const SIDE_INSIDE: u8 = 1;
 pub(crate) const SIDE_OUTSIDE: u8 = 2;
 pub(crate) const SIDE_ANY_SOURCE: u32 = 256;
@@ -76,6 +83,22 @@ impl Bytes<12> for InterfaceValue {
     }
 }
 
+/// `struct pc_untagged`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UntaggedValue {
+    pub(crate) ifindex: u32,
+    pub(crate) interface: InterfaceValue,
+}
+
+impl Bytes<16> for UntaggedValue {
+    fn bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&self.ifindex.to_ne_bytes());
+        bytes[4..].copy_from_slice(&self.interface.bytes());
+        bytes
+    }
+}
+
 /// `struct pc_external`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ExternalValue {
@@ -86,6 +109,22 @@ pub(crate) struct ExternalValue {
 impl Bytes<8> for ExternalValue {
     fn bytes(&self) -> [u8; 8] {
         join(self.flags.to_ne_bytes(), self.slot.to_ne_bytes())
+    }
+}
+
+/// `struct pc_near`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NearValue {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) external: ExternalValue,
+}
+
+impl Bytes<12> for NearValue {
+    fn bytes(&self) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&self.address.octets());
+        bytes[4..].copy_from_slice(&self.external.bytes());
+        bytes
     }
 }
 
@@ -219,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_the_headers() {
-        let here: [(&str, u64); 22] = [
+        let here: [(&str, u64); 25] = [
             ("PC_MAX_DEVICES", MAX_DEVICES.into()),
             ("PC_MAX_QUEUES", MAX_QUEUES.into()),
             ("PC_MAX_INTERFACES", MAX_INTERFACES.into()),
@@ -229,6 +268,9 @@ mod tests {
             ("PC_MAX_CARRIED", MAX_CARRIED as u64),
             ("PC_PORT_WORDS", PORT_WORDS as u64),
             ("PC_PROTOCOL_WORDS", PROTOCOL_WORDS as u64),
+            ("PC_HALF_WORDS", HALF_WORDS as u64),
+            ("PC_MAX_UNTAGGED", MAX_UNTAGGED.into()),
+            ("PC_MAX_NEAR", MAX_NEAR.into()),
             ("PC_SIDE_INSIDE", SIDE_INSIDE.into()),
             ("PC_SIDE_OUTSIDE", SIDE_OUTSIDE.into()),
             ("PC_SIDE_ANY_SOURCE", SIDE_ANY_SOURCE.into()),

@@ -7,6 +7,7 @@
 mod attach;
 mod error;
 mod guard;
+mod halves;
 mod punt;
 mod tables;
 
@@ -28,10 +29,11 @@ pub(crate) use attach::query;
 pub use attach::{AttachMode, AttachWish, claims_zero_copy, detach_ours};
 pub use error::SteerError;
 pub use guard::remove_guard;
+use halves::Halves;
 pub use punt::Punter;
 
 use crate::{
-    abi::{self, Bytes, CarrierValue, InterfaceKey, InterfaceValue, PrefixKey, SteerCounter},
+    abi::{self, Bytes, CarrierValue, InterfaceKey, InterfaceValue, NearValue, PrefixKey, SteerCounter, UntaggedValue},
     capability, sys,
 };
 
@@ -150,12 +152,15 @@ struct Maps {
     sockets: MapHandle,
     carriers: MapHandle,
     interfaces: MapHandle,
+    untagged: MapHandle,
     sides: MapHandle,
     externals: MapHandle,
+    near_externals: MapHandle,
     shared_ports: MapHandle,
     kernel_prefixes: MapHandle,
     inside_prefixes: MapHandle,
     exempt_prefixes: MapHandle,
+    special_halves: MapHandle,
     other_protocols: MapHandle,
     punted: MapHandle,
     counters: MapHandle,
@@ -164,11 +169,14 @@ struct Maps {
 #[derive(Debug, Default)]
 struct Written {
     interfaces: BTreeMap<InterfaceKey, InterfaceValue>,
+    untagged: BTreeMap<u32, UntaggedValue>,
     sides: BTreeMap<u32, u32>,
     externals: BTreeMap<Ipv4Addr, Option<(u32, SharedPorts)>>,
+    near_externals: BTreeMap<u32, NearValue>,
     kernel_prefixes: BTreeMap<PrefixKey, u32>,
     inside_prefixes: BTreeMap<PrefixKey, u32>,
     exempt_prefixes: BTreeMap<PrefixKey, u32>,
+    special_halves: Halves,
     other_protocols: Protocols,
     /// Devices (by index) where the program runs in generic mode.
     generic: Vec<u32>,
@@ -197,12 +205,15 @@ impl Steer {
                 sockets: MapHandle::try_from(&*maps.xsks)?,
                 carriers: MapHandle::try_from(&*maps.carriers)?,
                 interfaces: MapHandle::try_from(&*maps.interfaces)?,
+                untagged: MapHandle::try_from(&*maps.untagged)?,
                 sides: MapHandle::try_from(&*maps.sides)?,
                 externals: MapHandle::try_from(&*maps.externals)?,
+                near_externals: MapHandle::try_from(&*maps.near_externals)?,
                 shared_ports: MapHandle::try_from(&*maps.shared_ports)?,
                 kernel_prefixes: MapHandle::try_from(&*maps.kernel_prefixes)?,
                 inside_prefixes: MapHandle::try_from(&*maps.inside_prefixes)?,
                 exempt_prefixes: MapHandle::try_from(&*maps.exempt_prefixes)?,
+                special_halves: MapHandle::try_from(&*maps.special_halves)?,
                 other_protocols: MapHandle::try_from(&*maps.other_protocols)?,
                 punted: MapHandle::try_from(&*maps.punted)?,
                 counters: MapHandle::try_from(&*maps.counters)?,
@@ -261,6 +272,8 @@ impl Steer {
     }
 
     fn write_interfaces(&mut self, entries: BTreeMap<InterfaceKey, InterfaceValue>) -> Result<(), SteerError> {
+        let untagged = untagged_of(&entries);
+        tables::replace_array("untagged", &self.maps.untagged, &mut self.written.untagged, &untagged)?;
         let (map, written) = (&self.maps.interfaces, &mut self.written.interfaces);
         tables::replace("interfaces", map, written, entries, InterfaceKey::bytes, InterfaceValue::bytes)
     }
@@ -268,9 +281,11 @@ impl Steer {
     /// Replaces the destinations that are the kernel's. A prefix named twice has the last class.
     pub fn set_kernel_prefixes(&mut self, prefixes: &[(Ipv4Net, Class)]) -> Result<(), SteerError> {
         at_most("kernel prefixes", prefixes.len(), abi::MAX_PREFIXES)?;
+        self.announce(prefixes.iter().map(|&(prefix, _)| prefix))?;
         let entries = prefixes.iter().map(|&(prefix, class)| (prefix_key(prefix), class.number())).collect();
         let (map, written) = (&self.maps.kernel_prefixes, &mut self.written.kernel_prefixes);
-        tables::replace("kernel_prefixes", map, written, entries, PrefixKey::bytes, |class| class.to_ne_bytes())
+        tables::replace("kernel_prefixes", map, written, entries, PrefixKey::bytes, |class| class.to_ne_bytes())?;
+        self.write_special_halves()
     }
 
     /// Replaces the sources that are translated, for the interfaces that do not translate any source.
@@ -285,9 +300,11 @@ impl Steer {
     /// as what comes from there to them.
     pub fn set_exempt_prefixes(&mut self, prefixes: &[Ipv4Net]) -> Result<(), SteerError> {
         at_most("exempt prefixes", prefixes.len(), abi::MAX_PREFIXES)?;
+        self.announce(prefixes.iter().copied())?;
         let entries = prefixes.iter().map(|&prefix| (prefix_key(prefix), 1)).collect();
         let (map, written) = (&self.maps.exempt_prefixes, &mut self.written.exempt_prefixes);
-        tables::replace("exempt_prefixes", map, written, entries, PrefixKey::bytes, |one: &u32| one.to_ne_bytes())
+        tables::replace("exempt_prefixes", map, written, entries, PrefixKey::bytes, |one: &u32| one.to_ne_bytes())?;
+        self.write_special_halves()
     }
 
     /// Replaces the protocols beside TCP, UDP and ICMP that are translated by address. On addresses that the box shares, the rest of them are
@@ -303,7 +320,38 @@ impl Steer {
 
     /// Replaces the external addresses. An address that stays keeps working meanwhile, with the ports of before or after.
     pub fn set_externals(&mut self, externals: &[External]) -> Result<(), SteerError> {
-        tables::replace_externals(&self.maps, &mut self.written.externals, externals)
+        self.announce(externals.iter().map(|external| Ipv4Net::from(external.address)))?;
+        let Written { externals: written, near_externals: near, .. } = &mut self.written;
+        let stay = tables::near_that_stay(written, externals);
+        tables::replace_array("near_externals", &self.maps.near_externals, near, &stay)?;
+        tables::replace_externals(&self.maps, written, externals)?;
+        tables::replace_array("near_externals", &self.maps.near_externals, near, &tables::near(written.iter()))?;
+        self.write_special_halves()
+    }
+
+    /// Has the tables asked about these prefixes from now on, beside those that they are asked about.
+    fn announce(&mut self, prefixes: impl Iterator<Item = Ipv4Net>) -> Result<(), SteerError> {
+        let mut halves = self.written.special_halves.clone();
+        prefixes.for_each(|prefix| halves.insert(prefix));
+        self.put_special_halves(halves)
+    }
+
+    /// Has the tables asked about nothing but what they have.
+    fn write_special_halves(&mut self) -> Result<(), SteerError> {
+        let written = &self.written;
+        let prefixes = written.kernel_prefixes.keys().chain(written.exempt_prefixes.keys());
+        let mut halves = Halves::default();
+        prefixes.for_each(|key| halves.insert_bits(key.address, key.length));
+        written.externals.keys().for_each(|&address| halves.insert(address.into()));
+        self.put_special_halves(halves)
+    }
+
+    fn put_special_halves(&mut self, halves: Halves) -> Result<(), SteerError> {
+        if self.written.special_halves != halves {
+            tables::put("special_halves", &self.maps.special_halves, &0_u32.to_ne_bytes(), &halves.bytes())?;
+            self.written.special_halves = halves;
+        }
+        Ok(())
     }
 
     /// What the programs have counted since they were loaded, summed over the processors.
@@ -334,6 +382,15 @@ impl Steer {
         let generic = if self.written.generic.contains(&interface.device) { abi::INTERFACE_GENERIC } else { 0 };
         InterfaceValue { device: interface.slot, side: side_number(interface.side), flags: any | generic, mac: interface.mac }
     }
+}
+
+/// The places of interfaces without a tag: of two that share one, the first has it.
+fn untagged_of(entries: &BTreeMap<InterfaceKey, InterfaceValue>) -> BTreeMap<u32, UntaggedValue> {
+    let mut places = BTreeMap::new();
+    for (&InterfaceKey { ifindex, .. }, &interface) in entries.iter().filter(|(key, _)| key.vlan == 0) {
+        places.entry(ifindex % abi::MAX_UNTAGGED).or_insert(UntaggedValue { ifindex, interface });
+    }
+    places
 }
 
 fn key_of(interface: &Interface) -> InterfaceKey {
@@ -394,6 +451,15 @@ mod tests {
         assert_eq!(socket_key(31, 127).ok(), Some(4095_u32.to_ne_bytes()));
         assert!(socket_key(32, 0).is_err());
         assert!(socket_key(0, 128).is_err());
+    }
+
+    #[test]
+    fn interfaces_without_a_tag_have_a_place_and_the_first_keeps_it() {
+        let value = |device| InterfaceValue { device, side: abi::SIDE_INSIDE, flags: 0, mac: [2; 6] };
+        let entry = |ifindex, vlan, device| (InterfaceKey { ifindex, vlan }, value(device));
+        let entries = [entry(3, 0, 0), entry(4, 7, 1), entry(3 + abi::MAX_UNTAGGED, 0, 2), entry(5 + abi::MAX_UNTAGGED, 0, 3)];
+        let places: Vec<_> = untagged_of(&entries.into()).into_iter().map(|(place, value)| (place, value.ifindex)).collect();
+        assert_eq!(places, [(3, 3), (5, 5 + abi::MAX_UNTAGGED)]);
     }
 
     #[test]

@@ -107,6 +107,12 @@ impl Gateway {
 
     /// The action, and the frame as it is then.
     fn run_and_look(&self, link: &Link, queue: u32, frame: &[u8]) -> (u32, Vec<u8>) {
+        let (action, frame, _) = self.run_many(link, queue, frame, 1);
+        (action, frame)
+    }
+
+    /// The last action, the frame as it is then, and what one run takes on average. **Units:** nanoseconds.
+    fn run_many(&self, link: &Link, queue: u32, frame: &[u8], times: i32) -> (u32, Vec<u8>, u32) {
         let mut out = vec![0; 8192];
         let mut context = xdp_md {
             data_end: frame.len() as u32,
@@ -121,12 +127,12 @@ impl Gateway {
         options.ctx_size_in = size_of::<xdp_md>() as u32;
         options.data_out = out.as_mut_ptr().cast();
         options.data_size_out = out.len() as u32;
-        options.repeat = 1;
+        options.repeat = times;
         // SAFETY: the pointers are to `frame`, `context` and `out` with their lengths.
         let result = unsafe { bpf_prog_test_run_opts(self.steer.program().as_raw_fd(), &raw mut options) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
         out.truncate(options.data_size_out as usize);
-        (options.retval, out)
+        (options.retval, out, options.duration)
     }
 
     /// Runs one row: the action is as expected, and `counter` alone moves, by one.
@@ -514,6 +520,93 @@ fn one_frame_of_a_queue_is_carried_to_the_process_whole_and_the_next_is_redirect
         gateway.steer.carry_none(0, 0).unwrap();
         passed("none any more", &plain, Redirect, Counter::Redirected);
         assert!(gateway.steer.carry_next(0, 128, &carrier).is_err(), "no such queue");
+        gateway.finish();
+    });
+}
+
+/// What stands for a table and spares a look at it has to follow every change.
+#[test]
+fn what_a_table_says_of_a_new_destination_is_asked_at_once_and_no_longer_than_it_says_it() {
+    as_root("what_a_table_says_of_a_new_destination_is_asked_at_once_and_no_longer_than_it_says_it", || {
+        let mut gateway = gateway();
+        let net = |text: &str| text.parse().unwrap();
+        let far = Ipv4Addr::new(100, 64, 9, 9);
+        let packet = |to| ipv4(HOST, to, UDP, 0, &ports(1000, 53));
+        gateway.inside("nothing of it", &packet(far), Redirect, Counter::Redirected);
+        gateway.steer.set_kernel_prefixes(&[(net("100.64.0.0/10"), Class::Elsewhere)]).unwrap();
+        gateway.inside("a wide prefix", &packet(far), Pass, Counter::PassElsewhereRoute);
+        gateway.steer.set_kernel_prefixes(&[(net("100.64.9.9/32"), Class::Local)]).unwrap();
+        gateway.inside("an address", &packet(far), Pass, Counter::PassLocal);
+        gateway.inside("the one beside it", &packet(Ipv4Addr::new(100, 64, 9, 8)), Redirect, Counter::Redirected);
+        gateway.steer.set_kernel_prefixes(&[]).unwrap();
+        gateway.steer.set_exempt_prefixes(&[net("100.64.9.0/24")]).unwrap();
+        gateway.inside("exempt", &packet(far), Pass, Counter::PassExempt);
+        gateway.steer.set_exempt_prefixes(&[net("0.0.0.0/0")]).unwrap();
+        gateway.inside("all exempt", &packet(REMOTE), Pass, Counter::PassExempt);
+        gateway.steer.set_exempt_prefixes(&[]).unwrap();
+        gateway.inside("no more", &packet(far), Redirect, Counter::Redirected);
+        gateway.steer.set_externals(&[External { address: far, shared: None }]).unwrap();
+        gateway.outside("external", &ipv4(REMOTE, far, UDP, 0, &ports(53, 1)), Redirect, Counter::Redirected);
+        gateway.outside("external no more", &ipv4(REMOTE, DEDICATED, UDP, 0, &ports(53, 1)), Pass, Counter::PassNotExternal);
+        gateway.steer.set_externals(&[]).unwrap();
+        gateway.outside("nobody's", &ipv4(REMOTE, far, UDP, 0, &ports(53, 1)), Pass, Counter::PassNotExternal);
+        gateway.finish();
+    });
+}
+
+#[test]
+fn external_addresses_that_share_a_place_are_all_found_and_change_what_they_are() {
+    as_root("external_addresses_that_share_a_place_are_all_found_and_change_what_they_are", || {
+        let mut gateway = gateway();
+        // Alike in their last twelve bits.
+        let all = [0, 16, 32, 48].map(|third| Ipv4Addr::new(198, 18, third, 7));
+        let only = |port| Some(SharedPorts { tcp: set_of([]), udp: set_of([port]) });
+        let to = |address, port| ipv4(REMOTE, address, UDP, 0, &ports(53, port));
+        let set = |gateway: &mut Gateway, of: &dyn Fn(usize) -> Option<SharedPorts>, range: std::ops::Range<usize>| {
+            let externals: Vec<_> = range.map(|number| External { address: all[number], shared: of(number) }).collect();
+            gateway.steer.set_externals(&externals).unwrap();
+        };
+        set(&mut gateway, &|_| None, 0..4);
+        for address in all {
+            gateway.outside("dedicated", &to(address, 9), Redirect, Counter::Redirected);
+        }
+        set(&mut gateway, &|number| only(number as u16), 0..4);
+        for (number, address) in (0..).zip(all) {
+            gateway.outside("its port", &to(address, number), Redirect, Counter::Redirected);
+            gateway.outside("another's port", &to(address, (number + 1) % 4), Pass, Counter::PassSharedPort);
+        }
+        set(&mut gateway, &|number| only(number as u16 + 10), 1..4);
+        gateway.outside("gone", &to(all[0], 0), Pass, Counter::PassNotExternal);
+        for (number, address) in (11..).zip(&all[1..]) {
+            gateway.outside("its new port", &to(*address, number), Redirect, Counter::Redirected);
+            gateway.outside("its old port", &to(*address, number - 10), Pass, Counter::PassSharedPort);
+        }
+        set(&mut gateway, &|_| None, 0..1);
+        gateway.outside("back", &to(all[0], 77), Redirect, Counter::Redirected);
+        gateway.outside("gone with the others", &to(all[1], 11), Pass, Counter::PassNotExternal);
+        gateway.finish();
+    });
+}
+
+/// What the program takes for a packet, with what running it over and over takes (`cargo test -p portcullis-xsk --test steer_rules -- --ignored
+/// --nocapture`): a figure for docs/performance.md, no judgement.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_the_program_takes() {
+    as_root("how_long_the_program_takes", || {
+        const TIMES: i32 = 2_000_000;
+        let mut gateway = gateway();
+        let any = Interface { any_source: true, ..gateway.inside.interface(0, Side::Inside) };
+        gateway.steer.set_interfaces(&[any, gateway.outside.interface(1, Side::Outside)]).unwrap();
+        let outbound = gateway.inside.frame(&ipv4(HOST, Ipv4Addr::new(8, 8, 8, 8), UDP, 0, &ports(1000, 53)));
+        let inbound = gateway.outside.frame(&ipv4(REMOTE, DEDICATED, UDP, 0, &ports(53, 4000)));
+        let arp = [[0xFF; 64]].concat();
+        for (name, link, frame) in
+            [("outbound", &gateway.inside, &outbound), ("inbound", &gateway.outside, &inbound), ("no IPv4", &gateway.inside, &arp)]
+        {
+            let runs = (0..5).map(|_| gateway.run_many(link, 0, frame, TIMES).2);
+            println!("{name}: {} ns", runs.min().unwrap_or_default());
+        }
         gateway.finish();
     });
 }

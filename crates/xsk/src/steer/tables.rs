@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, io, net::Ipv4Addr};
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 
 use super::{External, Maps, Ports, SharedPorts, SteerError, at_most};
-use crate::abi::{self, Bytes, ExternalValue};
+use crate::abi::{self, Bytes, ExternalValue, NearValue};
 
 pub(super) fn error(table: &'static str, error: &libbpf_rs::Error) -> SteerError {
     // libbpf-rs keeps the number only in its kind; the text has it too.
@@ -54,6 +54,30 @@ where
     Ok(())
 }
 
+/// Makes an array what `wanted` is: of what is gone, zero stays.
+pub(super) fn replace_array<V, const M: usize>(
+    table: &'static str,
+    map: &MapHandle,
+    written: &mut BTreeMap<u32, V>,
+    wanted: &BTreeMap<u32, V>,
+) -> Result<(), SteerError>
+where
+    V: PartialEq + Copy + Bytes<M>,
+{
+    let gone: Vec<u32> = written.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+    for key in gone {
+        put(table, map, &key.to_ne_bytes(), &[0; M])?;
+        written.remove(&key);
+    }
+    for (&key, value) in wanted {
+        if written.get(&key) != Some(value) {
+            put(table, map, &key.to_ne_bytes(), &value.bytes())?;
+            written.insert(key, *value);
+        }
+    }
+    Ok(())
+}
+
 type WrittenExternals = BTreeMap<Ipv4Addr, Option<(u32, SharedPorts)>>;
 
 /// Makes the table of external addresses what `wanted` is. Port sets are written before the address that uses them, and a slot is
@@ -79,15 +103,40 @@ pub(super) fn replace_externals(maps: &Maps, written: &mut WrittenExternals, wan
 }
 
 fn put_external(maps: &Maps, address: Ipv4Addr, entry: Option<&(u32, SharedPorts)>) -> Result<(), SteerError> {
-    let value = match entry {
-        Some((slot, ports)) => {
-            put_ports(maps, slot * 2 + abi::PORTS_TCP, &ports.tcp)?;
-            put_ports(maps, slot * 2 + abi::PORTS_UDP, &ports.udp)?;
-            ExternalValue { flags: abi::EXTERNAL_SHARED, slot: *slot }
-        }
+    if let Some((slot, ports)) = entry {
+        put_ports(maps, slot * 2 + abi::PORTS_TCP, &ports.tcp)?;
+        put_ports(maps, slot * 2 + abi::PORTS_UDP, &ports.udp)?;
+    }
+    put("externals", &maps.externals, &address.octets(), &value_of(entry).bytes())
+}
+
+fn value_of(entry: Option<&(u32, SharedPorts)>) -> ExternalValue {
+    match entry {
+        Some((slot, _)) => ExternalValue { flags: abi::EXTERNAL_SHARED, slot: *slot },
         None => ExternalValue { flags: 0, slot: 0 },
+    }
+}
+
+/// Of the addresses that are written, those that `wanted` leaves as they are, in their places in `near_externals`: the others are found in the
+/// table alone while they change.
+pub(super) fn near_that_stay(written: &WrittenExternals, wanted: &[External]) -> BTreeMap<u32, NearValue> {
+    let stays = |external: &&External| {
+        let before = written.get(&external.address);
+        before.is_some_and(|entry| entry.as_ref().map(|(_, ports)| ports) == external.shared.as_ref())
     };
-    put("externals", &maps.externals, &address.octets(), &value.bytes())
+    near(wanted.iter().filter(stays).filter_map(|external| written.get_key_value(&external.address)))
+}
+
+/// The places of external addresses: of two that share one, the first has it.
+pub(super) fn near<'w>(
+    externals: impl Iterator<Item = (&'w Ipv4Addr, &'w Option<(u32, SharedPorts)>)>,
+) -> BTreeMap<u32, NearValue> {
+    let mut places = BTreeMap::new();
+    for (&address, entry) in externals {
+        let value = NearValue { address, external: value_of(entry.as_ref()) };
+        places.entry(address.to_bits() % abi::MAX_NEAR).or_insert(value);
+    }
+    places
 }
 
 fn put_ports(maps: &Maps, index: u32, ports: &Ports) -> Result<(), SteerError> {
