@@ -600,7 +600,7 @@ fn how_long_the_program_takes() {
         gateway.steer.set_interfaces(&[any, gateway.outside.interface(1, Side::Outside)]).unwrap();
         let outbound = gateway.inside.frame(&ipv4(HOST, Ipv4Addr::new(8, 8, 8, 8), UDP, 0, &ports(1000, 53)));
         let inbound = gateway.outside.frame(&ipv4(REMOTE, DEDICATED, UDP, 0, &ports(53, 4000)));
-        let arp = [[0xFF; 64]].concat();
+        let arp = vec![0xFF; 64];
         for (name, link, frame) in
             [("outbound", &gateway.inside, &outbound), ("inbound", &gateway.outside, &inbound), ("no IPv4", &gateway.inside, &arp)]
         {
