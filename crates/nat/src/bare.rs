@@ -298,7 +298,8 @@ impl State<'_> {
         if !self.bares.is_on() {
             return;
         }
-        for forward in policy.forwards.iter().filter(|forward| forward.protocol == Protocol::Udp) {
+        let slots = self.slots().len();
+        for forward in policy.forwards.iter().filter(|forward| forward.protocol == Protocol::Udp && forward.external < slots) {
             for port in forward.first..=forward.last {
                 if let Some(Holder::Bare(number)) = self.holder(forward.external as u16, Protocol::Udp, port) {
                     self.end_bare(number, now, counters);

@@ -275,7 +275,7 @@ impl Nat<'_> {
                 *number = if OUTBOUND {
                     self.state.bares.candidate(hash).unwrap_or(NEW)
                 } else {
-                    self.state.space((hash >> 16) as u16, Protocol::Udp).holder(hash as u16).unwrap_or(NONE)
+                    self.state.space((hash >> 16) as u16, Protocol::Udp).holder(hash as u16).unwrap_or(NEW)
                 };
                 self.state.bares.fetch_record(*number);
             }
@@ -329,6 +329,12 @@ impl Nat<'_> {
     #[inline(never)]
     fn leave<const OUTBOUND: bool>(&mut self, packet: &mut Packet<'_>, number: u32, course: &mut Course) -> DeviceId {
         let Course { device, expected, now, .. } = *course;
+        if number == NEW
+            && let Some(leaves) = self.forward_led::<OUTBOUND>(packet, expected, now)
+        {
+            self.left.push(Verdict::Transmit(leaves));
+            return device;
+        }
         if OUTBOUND
             && number == NEW
             && let Some(leaves) = self.open(packet, expected, now)
@@ -345,6 +351,17 @@ impl Nat<'_> {
         self.opened = Opened::ANY;
         self.left.push(verdict);
         device
+    }
+
+    /// Where UDP has bare mappings, a plain packet of it that has none may be of a session under a forward.
+    fn forward_led<const OUTBOUND: bool>(&mut self, packet: &mut Packet<'_>, expected: InterfaceId, now: Tick) -> Option<DeviceId> {
+        if !self.state.bares.is_on() || !self.state.has_forwarded() {
+            return None;
+        }
+        let head = packet.buffer.first_chunk::<HEAD>().filter(|head| head[at::PROTOCOL] == UDP)?;
+        let side = if OUTBOUND { Side::Inside } else { Side::Outside };
+        let number = self.state.sessions.candidate(self.state.sessions.hash(side, key_of(head)));
+        self.forward::<OUTBOUND, true>(packet, number, expected, now)
     }
 
     /// Counts what of a burst has gone the fast path.

@@ -418,6 +418,11 @@ impl<'m> State<'m> {
         Some(number)
     }
 
+    /// Whether there are sessions under forwards.
+    pub(crate) fn has_forwarded(&self) -> bool {
+        self.forwarded > 0
+    }
+
     /// Whether a session may have an external endpoint that no mapping holds for it: one under a forward, that may have gone, or a guest, whose
     /// mapping may have.
     pub(crate) fn may_conflict(&self) -> bool {

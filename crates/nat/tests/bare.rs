@@ -658,3 +658,28 @@ fn with_several_workers_each_mapping_is_with_its_subscribers_owner() {
     }
     assert_eq!((gateway.nat.gauges().mappings, gateway.nat.counters().dropped_in_all()), (38, 0));
 }
+
+/// Of bare mappings, and of sessions under a forward beside them: both ways, towards any remote that leaves by a way that is known.
+#[test]
+fn known_packets_go_the_fast_path() {
+    let mut gateway = with_forward();
+    let (front, server) = forwarded();
+    let external = gateway.external_of(h1(), e1());
+    let round = [(h1(), e1()), (e1(), external), (e1(), front), (server, e1()), (h1(), at(e1(), 9999)), (at(e1(), 9999), external)];
+    let send = |gateway: &mut Gateway<'_>| {
+        for (from, to) in round {
+            let packet = udp(from, to);
+            let from_outside = from.address == e1().address;
+            if from_outside {
+                gateway.outside(&packet).delivered()
+            } else {
+                gateway.inside(&packet).forwarded()
+            };
+        }
+    };
+    send(&mut gateway);
+    send(&mut gateway);
+    let before = gateway.count(Counter::FastPath);
+    send(&mut gateway);
+    assert_eq!(gateway.count(Counter::FastPath) - before, round.len() as u64);
+}

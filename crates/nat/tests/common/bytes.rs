@@ -6,7 +6,7 @@
 
 use std::net::Ipv4Addr;
 
-use portcullis_nat::policy::{DeviceId, Filtering, InterfaceId, PortSet, Protocol, Route, Side};
+use portcullis_nat::policy::{DeviceId, Filtering, Forward, InterfaceId, Policy, PortSet, Protocol, Route, Side};
 use portcullis_nat::verdict::Verdict;
 use portcullis_testkit::builder::{ACK, Checksum, FIN, PacketBuilder, Query, RST, SYN, describe, endpoint, verify};
 
@@ -55,7 +55,8 @@ pub(crate) fn run(bytes: &[u8]) {
 fn setup(choice: u8) -> Setup {
     let filtering = [Filtering::EndpointIndependent, Filtering::AddressDependent, Filtering::AddressAndPortDependent];
     let workers = if choice & 0x20 == 0 { 1 } else { 4 };
-    Setup::new().workers(workers).capacity(12, 20, 4).policy(|policy| {
+    let bare = if choice & 0x10 == 0 { 0 } else { 10 };
+    Setup::new().workers(workers).capacity(12, 20, 4).bare(bare).policy(|policy| {
         policy.filtering_udp = filtering[usize::from(choice) % 3];
         policy.filtering_tcp = filtering[usize::from(choice / 3) % 3];
         policy.externals = vec![external(X1), external(X2)];
@@ -72,8 +73,15 @@ fn play(gateway: &mut Gateway<'_>, script: &mut Script<'_>, action: u8) -> Optio
         0..=7 => gateway.wait(u32::from(script.byte()?) * 8),
         8..=11 => gateway.skip(u32::from(script.word()?) * 64),
         12 => {
-            let new = [None, Some(X1), Some(X2), Some(Ipv4Addr::new(198, 51, 100, 77))][usize::from(script.byte()?) % 4];
-            gateway.adopt(|policy| policy.externals[0].address = new);
+            let what = script.byte()?;
+            let new = [None, Some(X1), Some(X2), Some(Ipv4Addr::new(198, 51, 100, 77))][usize::from(what) % 4];
+            gateway.adopt(|policy| {
+                if what & 4 == 0 {
+                    policy.externals[0].address = new;
+                } else {
+                    forward_some_of_udp(policy, usize::from(what) >> 4);
+                }
+            });
         }
         13 => {
             let up = script.byte()? & 1 == 1;
@@ -97,6 +105,22 @@ fn play(gateway: &mut Gateway<'_>, script: &mut Script<'_>, action: u8) -> Optio
         }
     }
     Some(())
+}
+
+/// Forwards ports that mappings may have, or another of them, or none; a slot may be none that there is.
+fn forward_some_of_udp(policy: &mut Policy, how: usize) {
+    policy.forwards.retain(|forward| forward.protocol == Protocol::Tcp);
+    let ports = [(5000, 5003), (5002, 5002), (5007, 5007)].get(how % 4);
+    policy.forwards.extend(ports.map(|&(first, last)| {
+        let slot = [0, 1, 0, 9][how / 4];
+        Forward { external: slot, ..forward(Protocol::Udp, first, last, &["10.0.0.5:5000", "10.0.0.1:6000"]) }
+    }));
+    for (slot, external) in policy.externals.iter_mut().enumerate() {
+        external.ports = PortSet::range(5000, 5007);
+        for forward in policy.forwards.iter().filter(|forward| forward.external == slot) {
+            external.ports.remove_range(forward.first, forward.last);
+        }
+    }
 }
 
 fn device_of(gateway: &Gateway<'_>, interface: u16) -> DeviceId {
@@ -257,5 +281,5 @@ fn check_tables(gateway: &Gateway<'_>) {
     assert!(keys.len() == others.len() && others.len() <= gauges.others as usize, "{others:?}");
     assert!(mappings.len() <= gauges.mappings as usize, "what has ended is swept later");
     assert!(gateway.sessions().len() <= gauges.sessions as usize);
-    assert!(mappings.iter().all(|mapping| mapping.sessions > 0), "{mappings:?}");
+    assert!(mappings.iter().all(|mapping| (mapping.sessions > 0) != mapping.bare.is_some()), "{mappings:?}");
 }
