@@ -440,11 +440,10 @@ impl Tables {
         let Some(slot) = policy.externals.iter().find(|slot| slot.address == Some(external.address)) else {
             return Some(format!("{} is no pool address", external.address));
         };
-        // Until the sweep it may still be the one's who had it, even where a new policy has taken its port from the pool: not of UDP, whose bare
-        // mappings end with that.
+        // Until the sweep it may still be the one's who had it, even where a new policy has taken its port from the pool.
         let mut late = self.late_mappings.iter().map(|m| (m.protocol, m.internal, m.external));
         let is_late = late.any(|late| late == (protocol, internal, external));
-        if (!is_late || protocol == Protocol::Udp) && !slot.ports.contains(external.port) {
+        if !is_late && !slot.ports.contains(external.port) {
             return Some(format!("port {} is not among the pool's", external.port));
         }
         if !shares.is_for(internal.address, external) {
