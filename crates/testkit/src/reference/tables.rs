@@ -13,6 +13,7 @@ use portcullis_nat::view::SessionState;
 
 use super::bare::{BarePacket, Trace};
 use super::fragments::{Early, FragmentEntry, FragmentKey};
+use super::halves::forward_at;
 use super::others::{Others, Translation};
 use super::shares::{PortKind, Shares};
 use super::tcp::{self, Direction};
@@ -440,9 +441,10 @@ impl Tables {
         let Some(slot) = policy.externals.iter().find(|slot| slot.address == Some(external.address)) else {
             return Some(format!("{} is no pool address", external.address));
         };
-        // Until the sweep it may still be the one's who had it, even where a new policy has taken its port from the pool.
+        // Until the sweep it may still be the one's who had it, even where a new policy has taken its port from the pool. But not where a
+        // forward has it now: answers would come to the server.
         let mut late = self.late_mappings.iter().map(|m| (m.protocol, m.internal, m.external));
-        let is_late = late.any(|late| late == (protocol, internal, external));
+        let is_late = late.any(|late| late == (protocol, internal, external)) && forward_at(policy, protocol, external).is_none();
         if !is_late && !slot.ports.contains(external.port) {
             return Some(format!("port {} is not among the pool's", external.port));
         }

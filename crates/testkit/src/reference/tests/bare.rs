@@ -445,6 +445,22 @@ fn a_forward_that_comes_over_its_port_ends_a_mapping_at_once() {
     refused(&nat.sends(h2(), x(), e1()), "rests");
 }
 
+/// A port leaves the pool for all protocols, and what another one's mapping was may be there still until the sweep.
+#[test]
+fn a_late_mapping_of_tcp_may_keep_a_port_that_a_udp_forward_has() {
+    let mut nat = hand(&bare());
+    assert_eq!(nat.tcp_out(SYN), Ok(Outcome::Outbound));
+    nat.wait(8001);
+    nat.reload(|policy| {
+        policy.forwards.push(forward_to(&[server()]));
+        policy.externals[0].ports.remove_range(x().port, x().port);
+    });
+    assert_eq!(nat.clone_and(|nat| nat.tcp_out(SYN)), Ok(Outcome::Outbound));
+    nat.reference.advance(nat.now);
+    nat.reference.swept();
+    refused(&nat.tcp_out(SYN), "not among the pool's");
+}
+
 #[test]
 fn another_forward_of_tcp_ends_no_bare_mapping() {
     let mut nat = Hand::bare_mapping(&bare());
