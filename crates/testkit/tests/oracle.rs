@@ -75,7 +75,6 @@ fn changes_of_forwards_meet_bare_mappings_and_sessions_in_more_than_one_of_twent
         mapped += u32::from(bench.ended.0 > 0);
         led += u32::from(bench.ended.1 > 0);
     }
-    println!("of 400 {bare} {mapped} {led}");
     assert!(bare > 80 && mapped > 20 && led > 20, "of 400 {bare} had bare mappings, {mapped} ended some, {led} ended sessions");
 }
 
