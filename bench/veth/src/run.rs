@@ -40,7 +40,7 @@ pub enum Directions {
 /// What to compare, how long, and where to put it.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Two mixes and short trials: below two minutes. The whole comparison takes about 20.
+    /// Two mixes and short trials: below two minutes. The whole comparison takes about half an hour.
     #[arg(long)]
     quick: bool,
     /// Numbers of flows.
