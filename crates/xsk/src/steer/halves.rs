@@ -50,7 +50,9 @@ mod tests {
 
     fn of(prefixes: &[&str]) -> Vec<usize> {
         let mut halves = Halves::default();
-        prefixes.iter().for_each(|prefix| halves.insert(prefix.parse().expect("a prefix")));
+        for prefix in prefixes {
+            halves.insert(prefix.parse().expect("a prefix"));
+        }
         (0..1 << BITS).filter(|half| halves.words[half / 64] >> (half % 64) & 1 == 1).collect()
     }
 
