@@ -223,15 +223,21 @@ impl State<'_> {
         protocol == Protocol::Udp && self.bares.is_on()
     }
 
-    /// The bare mapping of an internal endpoint, if it has not ended.
-    pub(crate) fn bare_of(&mut self, internal: Endpoint, now: Tick, counters: &mut Counters) -> Option<u32> {
-        let number = self.bares.find(internal)?;
+    /// The bare mapping of an internal endpoint, if that protocol has such and it has not ended.
+    pub(crate) fn bare_of(&mut self, protocol: Protocol, internal: Endpoint, now: Tick, counters: &mut Counters) -> Option<u32> {
+        let number = if self.keeps_bare(protocol) { self.bares.find(internal)? } else { return None };
         self.unless_bare_ended(number, now, counters)
     }
 
-    /// The bare mapping that has a port of a slot's address, if it has not ended.
-    pub(crate) fn bare_at(&mut self, (slot, port): (u16, u16), now: Tick, counters: &mut Counters) -> Option<u32> {
-        let Holder::Bare(number) = self.holder(slot, Protocol::Udp, port)? else { return None };
+    /// The bare mapping that has a port of a slot's address, if that protocol has such and it has not ended.
+    pub(crate) fn bare_at(
+        &mut self,
+        protocol: Protocol,
+        (slot, port): (u16, u16),
+        now: Tick,
+        counters: &mut Counters,
+    ) -> Option<u32> {
+        let Holder::Bare(number) = self.holder(slot, protocol, port)? else { return None };
         self.unless_bare_ended(number, now, counters)
     }
 

@@ -306,7 +306,7 @@ impl Nat<'_> {
             let leaves = if BARE && bare & 1 == 1 {
                 nat.forward_bare::<OUTBOUND>(packet, *number, course.expected, course.now)
             } else {
-                nat.forward::<OUTBOUND, BARE>(packet, *number, course.expected, course.now)
+                nat.forward::<OUTBOUND>(packet, *number, course.expected, course.now)
             };
             bare >>= 1;
             // A verdict of another kind is put in its place below: were it made here, every one would be put together in memory first.
@@ -361,7 +361,7 @@ impl Nat<'_> {
         let head = packet.buffer.first_chunk::<HEAD>().filter(|head| head[at::PROTOCOL] == UDP)?;
         let side = if OUTBOUND { Side::Inside } else { Side::Outside };
         let number = self.state.sessions.candidate(self.state.sessions.hash(side, key_of(head)));
-        self.forward::<OUTBOUND, true>(packet, number, expected, now)
+        self.forward::<OUTBOUND>(packet, number, expected, now)
     }
 
     /// Counts what of a burst has gone the fast path.
@@ -428,8 +428,12 @@ impl Nat<'_> {
 
     /// Steps 5 and 7 for a packet of a session that lives and whose way is known. The device that it leaves by; none where it has to go the
     /// ordinary way, and then nothing has changed.
-    #[inline]
-    fn forward<const OUTBOUND: bool, const BARE: bool>(
+    #[expect(
+        clippy::inline_always,
+        reason = "called from as many places as there are kinds of bursts: the compiler would make it a call for all"
+    )]
+    #[inline(always)]
+    fn forward<const OUTBOUND: bool>(
         &mut self,
         packet: &mut Packet<'_>,
         number: u32,

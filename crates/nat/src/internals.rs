@@ -6,7 +6,7 @@ use zerocopy::FromZeros as _;
 
 use crate::index::{Index, Line};
 use crate::policy::PortSet;
-use crate::ports::{PortSpace, Wish};
+use crate::ports::{PortMemory, Wish};
 
 /// The memory of an index.
 pub struct Lines(Vec<Line>);
@@ -40,27 +40,26 @@ impl HashIndex<'_> {
 }
 
 /// The ports of one external address for one protocol.
-pub struct Ports(PortSpace<'static>);
+pub struct Ports(PortMemory);
 
 impl Ports {
     /// A space in which `ports` are free.
     pub fn new(ports: &PortSet) -> Self {
-        let mut space = PortSpace::leaked();
-        space.allow(ports, None);
-        Self(space)
+        Self(PortMemory::new(ports))
     }
 
     /// Takes a free port at or after a random place.
     #[inline]
     pub fn allocate(&mut self, random: u16) -> Option<u16> {
-        let port = self.0.free_port(random, Wish::ANY)?;
-        self.0.take(port, u32::from(port));
+        let mut space = self.0.space();
+        let port = space.free_port(random, Wish::ANY)?;
+        space.take(port, u32::from(port));
         Some(port)
     }
 
     /// Takes a port back.
     #[inline]
     pub fn release(&mut self, port: u16) {
-        self.0.release(port);
+        self.0.space().release(port);
     }
 }

@@ -149,18 +149,33 @@ pub(crate) struct PortSpace<'m> {
     holders: &'m mut Holders,
 }
 
+/// The memory of one space, for tests and benchmarks.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) struct PortMemory {
+    bits: Box<PortBits>,
+    holders: Box<Holders>,
+}
+
+#[cfg(any(test, feature = "internals"))]
+impl PortMemory {
+    /// Memory of a space in which `ports` are free.
+    pub(crate) fn new(ports: &PortSet) -> Self {
+        use zerocopy::FromZeros as _;
+        let (bits, holders) = (PortBits::new_box_zeroed(), Holders::new_box_zeroed());
+        let mut memory = Self { bits: bits.expect("memory"), holders: holders.expect("memory") };
+        memory.space().allow(ports, None);
+        memory
+    }
+
+    pub(crate) fn space(&mut self) -> PortSpace<'_> {
+        PortSpace::new(&mut self.bits, &mut self.holders)
+    }
+}
+
 impl<'m> PortSpace<'m> {
     /// A space in zeroed memory.
     pub(crate) fn new(bits: &'m mut PortBits, holders: &'m mut Holders) -> Self {
         Self { bits, holders }
-    }
-
-    /// A space in memory that is never given back.
-    #[cfg(any(test, feature = "internals"))]
-    pub(crate) fn leaked() -> PortSpace<'static> {
-        let holders: Box<Holders> =
-            vec![0; WORDS * 64].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("as many as there are"));
-        PortSpace { bits: Box::leak(Box::new(zerocopy::FromZeros::new_zeroed())), holders: Box::leak(holders) }
     }
 
     /// Sets the ports that mappings may take: those of the policy that are this worker's too; it owns all where `owned` is none. Ports
@@ -347,15 +362,10 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn space(ports: &PortSet) -> PortSpace<'static> {
-        let mut space = PortSpace::leaked();
-        space.allow(ports, None);
-        space
-    }
-
     #[test]
     fn every_port_is_given_once_and_the_last_one_is_found() {
-        let mut space = space(&PortSet::range(1000, 3000));
+        let mut memory = PortMemory::new(&PortSet::range(1000, 3000));
+        let mut space = memory.space();
         let mut given = BTreeSet::new();
         for step in 0..2001_u32 {
             let port = space.free_port((step.wrapping_mul(40_503) >> 3) as u16, Wish::ANY).expect("a free port");
@@ -371,7 +381,8 @@ mod tests {
 
     #[test]
     fn only_ports_that_are_the_workers_own_are_given() {
-        let mut space = PortSpace::leaked();
+        let mut memory = PortMemory::new(&PortSet::empty());
+        let mut space = memory.space();
         let mut owned = [0; WORDS];
         (owned[20], owned[21]) = (1 << 3, u64::MAX);
         space.allow(&PortSet::range(0, 21 * 64 + 1), Some(&owned));
@@ -395,21 +406,23 @@ mod tests {
             scattered.insert_range(first, first + first % 50);
         }
         for ports in [PortSet::range(40_000, 48_191), PortSet::range(0, u16::MAX), PortSet::range(77, 77), scattered] {
-            let (space, count) = (space(&ports), ports.len());
+            let (mut memory, count) = (PortMemory::new(&ports), ports.len());
+            let space = memory.space();
             let drawn: Vec<_> =
                 (0..count).map(|rank| space.draw(((u64::from(rank) << 32).div_ceil(u64::from(count))) as u32, Wish::ANY)).collect();
             let allowed: Vec<_> = ports.ranges().flat_map(|(first, last)| first..=last).map(Some).collect();
             assert!(drawn == allowed, "{ports:?}");
             assert_eq!(space.draw(u32::MAX, Wish::ANY), allowed.last().copied().flatten());
         }
-        assert_eq!(space(&PortSet::empty()).draw(7, Wish::ANY), None);
+        assert_eq!(PortMemory::new(&PortSet::empty()).space().draw(7, Wish::ANY), None);
     }
 
     #[test]
     fn draws_are_of_the_wished_class_where_it_has_ports() {
         let low = Wish::of(Protocol::Tcp, 22, PortParity::Any);
         let high = Wish::of(Protocol::Udp, 1024, PortParity::Any);
-        let (both, above) = (space(&PortSet::range(1000, 1100)), space(&PortSet::range(3000, 3001)));
+        let [mut both, mut above] = [(1000, 1100), (3000, 3001)].map(|(first, last)| PortMemory::new(&PortSet::range(first, last)));
+        let (both, above) = (both.space(), above.space());
         for (space, wish, ports) in [(&both, low, 1000..1024), (&both, high, 1024..1101), (&above, low, 3000..3002)] {
             let drawn: BTreeSet<_> = (0..=255).map(|number| space.draw(number << 24, wish).expect("a port")).collect();
             assert_eq!(drawn, ports.collect(), "{wish:?}");
@@ -443,7 +456,8 @@ mod tests {
                 ports.insert_range(first, first + length);
                 ports.insert_range(u16::MAX - first - length, u16::MAX - first);
             }
-            let mut space = space(&ports);
+            let mut memory = PortMemory::new(&ports);
+            let mut space = memory.space();
             let mut free: BTreeSet<u16> = (0..=u16::MAX).filter(|&port| ports.contains(port)).collect();
             let mut taken = Vec::new();
             for (take, random, wish) in steps {

@@ -25,7 +25,7 @@ use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeo
 use crate::ports::{PortSpace, Rest};
 use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::{Record as _, Slab};
-use crate::sweep::Step;
+use crate::sweep::{Step, Table};
 use crate::table::{Entry, Holder, Mappings, Sessions, TableFull, has_soles};
 use crate::time::Tick;
 use crate::two_keys::Hashes;
@@ -179,8 +179,9 @@ impl<'m> State<'m> {
         self.rests = Protocol::ALL.map(|protocol| if protocol == Protocol::Tcp { Rest::default() } else { rest });
         if self.slots.iter().any(|slot| slot.unswept == Generation::COUNT - 1) {
             // One more change, and sessions that the sweep has not met would come to life again.
-            self.sweep(0, &Step::ALL, now, adjacencies, counters);
-            self.sweep_bares(0, &Step::ALL, now, adjacencies, counters);
+            for table in Table::ALL {
+                self.sweep((table, 0), &Step::ALL, now, adjacencies, counters);
+            }
             self.swept();
         }
         self.slot_of.clear();

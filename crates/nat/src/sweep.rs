@@ -45,10 +45,14 @@ pub(crate) const TOGETHER: usize = 32;
 
 /// The tables of a round, in their order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Table {
+pub(crate) enum Table {
     #[default]
     Sessions,
     BareMappings,
+}
+
+impl Table {
+    pub(crate) const ALL: [Self; 2] = [Self::Sessions, Self::BareMappings];
 }
 
 /// Where the sweep over sessions and bare mappings is.
@@ -135,22 +139,22 @@ impl Nat<'_> {
 
     /// A step, which goes on in the next table where one ends. Returns how many records it passed.
     fn sweep_records(&mut self, step: &Step, now: Tick) -> u32 {
-        let mut passed = 0;
-        if self.sweep.table == Table::Sessions {
-            let (sessions, is_last) = self.state.sweep(self.sweep.cursor, step, now, &self.adjacencies, &mut self.counters);
-            (passed, self.sweep.cursor) = (sessions, self.sweep.cursor + sessions);
-            if !is_last {
-                return passed;
+        let mut all = 0;
+        loop {
+            let rest = Step { most: step.most - all, ..*step };
+            let Sweep { table, cursor, .. } = self.sweep;
+            let (passed, is_last) = self.state.sweep((table, cursor), &rest, now, &self.adjacencies, &mut self.counters);
+            self.sweep.cursor += passed;
+            all += passed;
+            match table {
+                _ if !is_last => return all,
+                Table::Sessions => (self.sweep.table, self.sweep.cursor) = (Table::BareMappings, 0),
+                Table::BareMappings => {
+                    self.finish_round(now);
+                    return all;
+                }
             }
-            (self.sweep.table, self.sweep.cursor) = (Table::BareMappings, 0);
         }
-        let rest = Step { most: step.most - passed, ..*step };
-        let (bares, is_last) = self.state.sweep_bares(self.sweep.cursor, &rest, now, &self.adjacencies, &mut self.counters);
-        self.sweep.cursor += bares;
-        if is_last {
-            self.finish_round(now);
-        }
-        passed + bares
     }
 
     /// After two rounds' ends since a policy came, one whole round lies between them, and it looked at every session. When steps did not come
@@ -193,31 +197,30 @@ impl<'m> State<'m> {
         self.sessions.records.high_water() + self.bares.records.high_water()
     }
 
-    /// A step from the record `cursor` on: ends the sessions that are over, and takes from the others what holds no more of `adjacencies`.
-    /// Returns how many records it passed, and whether they were the last.
+    /// A step in a table from the record `cursor` on: ends what is over, and takes from the rest what holds no more of `adjacencies`. Returns how
+    /// many records it passed, and whether they were the last.
     pub(crate) fn sweep(
         &mut self,
-        cursor: u32,
+        (table, cursor): (Table, u32),
         step: &Step,
         now: Tick,
         adjacencies: &Adjacencies,
         counters: &mut Counters,
     ) -> (u32, bool) {
-        let look_at = |state: &mut Self, numbers: &mut [u32]| state.look_at(numbers, now, adjacencies, counters);
-        self.walk((self.sessions.records.high_water(), cursor), step, |state| &mut state.due, look_at)
-    }
-
-    /// The same of bare mappings.
-    pub(crate) fn sweep_bares(
-        &mut self,
-        cursor: u32,
-        step: &Step,
-        now: Tick,
-        adjacencies: &Adjacencies,
-        counters: &mut Counters,
-    ) -> (u32, bool) {
-        let look_at = |state: &mut Self, numbers: &mut [u32]| state.look_at_bares(numbers, now, adjacencies, counters);
-        self.walk((self.bares.records.high_water(), cursor), step, |state| &mut state.bares.due, look_at)
+        match table {
+            Table::Sessions => self.walk(
+                (self.sessions.records.high_water(), cursor),
+                step,
+                |state| &mut state.due,
+                |state, numbers| state.look_at(numbers, now, adjacencies, counters),
+            ),
+            Table::BareMappings => self.walk(
+                (self.bares.records.high_water(), cursor),
+                step,
+                |state| &mut state.bares.due,
+                |state, numbers| state.look_at_bares(numbers, now, adjacencies, counters),
+            ),
+        }
     }
 
     /// A step over one table, whose records are below `high_water`: `look_at` gets the numbers of those to look at, and says how many ended.

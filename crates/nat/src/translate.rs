@@ -118,7 +118,7 @@ impl Nat<'_> {
         let flow = Flow { protocol: tuple.protocol, ours: internal, remote, opens: tuple.opens };
         if self.state.keeps_bare(tuple.protocol)
             && self.planner().by_a_forward(&flow).is_none()
-            && let Some(number) = self.state.bare_of(internal, now, &mut self.counters)
+            && let Some(number) = self.state.bare_of(tuple.protocol, internal, now, &mut self.counters)
         {
             return Ok(Chosen::Found(Entry::Bare(number)));
         }
@@ -143,7 +143,7 @@ impl Nat<'_> {
     ) -> Result<Chosen, DropReason> {
         let at = (slot, external.port);
         if self.state.keeps_bare(tuple.protocol) && forward::of_port(&self.policy, slot, tuple.protocol, external.port).is_none() {
-            let number = self.state.bare_at(at, now, &mut self.counters).ok_or(DropReason::NoMapping)?;
+            let number = self.state.bare_at(tuple.protocol, at, now, &mut self.counters).ok_or(DropReason::NoMapping)?;
             return Ok(Chosen::Found(Entry::Bare(number)));
         }
         if let Some(number) = self.state.inbound(tuple.protocol, at, remote, now, &mut self.counters) {

@@ -121,10 +121,7 @@ impl Nat<'_> {
         let Quoted { protocol, source, destination, .. } = *quoted;
         let at = (slot, source.port);
         let session = self.state.inbound(protocol, at, destination, now, &mut self.counters).map(Entry::Session);
-        let entry = session.or_else(|| match protocol {
-            Protocol::Udp => self.state.bare_at(at, now, &mut self.counters).map(Entry::Bare),
-            Protocol::Icmp | Protocol::Tcp => None,
-        });
+        let entry = session.or_else(|| self.state.bare_at(protocol, at, now, &mut self.counters).map(Entry::Bare));
         entry.map(|entry| self.internal_of(entry)).ok_or(DropReason::IcmpNoSession)
     }
 
@@ -132,10 +129,7 @@ impl Nat<'_> {
     fn external_before(&mut self, quoted: &Quoted, now: Tick) -> Result<Endpoint, DropReason> {
         let Quoted { protocol, source, destination, .. } = *quoted;
         let session = self.state.outbound(protocol, destination, source, now, &mut self.counters).map(Entry::Session);
-        let entry = session.or_else(|| match protocol {
-            Protocol::Udp => self.state.bare_of(destination, now, &mut self.counters).map(Entry::Bare),
-            Protocol::Icmp | Protocol::Tcp => None,
-        });
+        let entry = session.or_else(|| self.state.bare_of(protocol, destination, now, &mut self.counters).map(Entry::Bare));
         entry.map(|entry| self.external_of(entry)).ok_or(DropReason::IcmpNoSession)
     }
 

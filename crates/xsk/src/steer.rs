@@ -273,7 +273,8 @@ impl Steer {
 
     fn write_interfaces(&mut self, entries: BTreeMap<InterfaceKey, InterfaceValue>) -> Result<(), SteerError> {
         let untagged = untagged_of(&entries);
-        tables::replace_array("untagged", &self.maps.untagged, &mut self.written.untagged, &untagged)?;
+        let (map, written) = (&self.maps.untagged, &mut self.written.untagged);
+        tables::replace("untagged", map, written, untagged, |place| place.to_ne_bytes(), UntaggedValue::bytes)?;
         let (map, written) = (&self.maps.interfaces, &mut self.written.interfaces);
         tables::replace("interfaces", map, written, entries, InterfaceKey::bytes, InterfaceValue::bytes)
     }
@@ -321,12 +322,15 @@ impl Steer {
     /// Replaces the external addresses. An address that stays keeps working meanwhile, with the ports of before or after.
     pub fn set_externals(&mut self, externals: &[External]) -> Result<(), SteerError> {
         self.announce(externals.iter().map(|external| Ipv4Net::from(external.address)))?;
-        let Written { externals: written, near_externals: near, .. } = &mut self.written;
-        let stay = tables::near_that_stay(written, externals);
-        tables::replace_array("near_externals", &self.maps.near_externals, near, &stay)?;
-        tables::replace_externals(&self.maps, written, externals)?;
-        tables::replace_array("near_externals", &self.maps.near_externals, near, &tables::near(written.iter()))?;
+        self.write_near(tables::near_that_stay(&self.written.externals, externals))?;
+        tables::replace_externals(&self.maps, &mut self.written.externals, externals)?;
+        self.write_near(tables::near(self.written.externals.iter()))?;
         self.write_special_halves()
+    }
+
+    fn write_near(&mut self, places: BTreeMap<u32, NearValue>) -> Result<(), SteerError> {
+        let (map, written) = (&self.maps.near_externals, &mut self.written.near_externals);
+        tables::replace("near_externals", map, written, places, |place| place.to_ne_bytes(), NearValue::bytes)
     }
 
     /// Has the tables asked about these prefixes from now on, beside those that they are asked about.

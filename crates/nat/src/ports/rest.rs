@@ -98,7 +98,7 @@ impl PortSpace<'_> {
 mod tests {
     use super::*;
     use crate::policy::PortSet;
-    use crate::ports::Wish;
+    use crate::ports::{PortMemory, Wish};
     use proptest::prelude::*;
     use std::collections::{BTreeSet, VecDeque};
 
@@ -124,9 +124,8 @@ mod tests {
             steps in prop::collection::vec(step(), 0..300),
             (time, most, start) in (1_u32..6000, 1_u32..20, any::<u32>())
         ) {
-            let mut space = PortSpace::leaked();
-            let ports = PortSet::range(60, 75);
-            space.allow(&ports, None);
+            let mut memory = PortMemory::new(&PortSet::range(60, 75));
+            let mut space = memory.space();
             let rest = Rest::new(Duration::from_millis(u64::from(time)), most);
             let (mut now, mut taken, mut queue) = (u64::from(start), Vec::new(), VecDeque::new());
             for step in steps {

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use portcullis_config::Config;
-use portcullis_nat::Capacity;
 use portcullis_nat::policy::Side;
 use portcullis_xsk::device::Device;
 
 use super::spread::{NicTouch, Spread, Spreading, WayFound};
+use super::workers::capacity;
 use super::{cores, devices, division};
 use crate::cli::exit::Failure;
 use crate::kernel::{KernelState, Mirror};
@@ -78,14 +78,5 @@ fn workers_for(rules: &Config, devices: &[Spreading]) -> u16 {
 }
 
 fn memory_of(rules: &Config) -> u64 {
-    let limits = &rules.limits;
-    let capacity = Capacity {
-        mappings: limits.mappings,
-        bare_mappings: rules.bare_mappings(),
-        sessions: limits.sessions,
-        externals: rules.slot_count(),
-        fragments: limits.fragments,
-        others: limits.other_translations,
-    };
-    capacity.bytes() as u64 + u64::from(limits.frames) * 2048
+    capacity(rules, 1).bytes() as u64 + u64::from(rules.limits.frames) * 2048
 }

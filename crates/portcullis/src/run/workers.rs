@@ -131,17 +131,22 @@ impl Made {
     }
 }
 
-/// The NATs: each with its part of the tables, on huge pages where there are any.
-fn nats(rules: &Config, owners: &Owners, workers: usize) -> Result<Vec<Nat<'static>>, Failure> {
+/// What the tables of each of so many workers hold.
+pub(super) fn capacity(rules: &Config, workers: usize) -> Capacity {
     let limits = &rules.limits;
-    let capacity = Capacity {
+    Capacity {
         mappings: division::part(limits.mappings, workers),
         bare_mappings: division::part(rules.bare_mappings(), workers),
         sessions: division::part(limits.sessions, workers),
         externals: rules.slot_count(),
         fragments: division::part(limits.fragments, workers),
         others: division::part(limits.other_translations, workers),
-    };
+    }
+}
+
+/// The NATs: each with its part of the tables, on huge pages where there are any.
+fn nats(rules: &Config, owners: &Owners, workers: usize) -> Result<Vec<Nat<'static>>, Failure> {
+    let capacity = capacity(rules, workers);
     let each = if workers == 1 { String::new() } else { format!(" for each of {workers} workers") };
     let bare = if capacity.bare_mappings > 0 { " (bare ones of UDP among them)" } else { "" };
     tracing::info!(

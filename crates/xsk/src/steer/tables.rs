@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
-use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
+use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle, MapType};
 
 use super::{External, Maps, Ports, SharedPorts, SteerError, at_most};
 use crate::abi::{self, Bytes, ExternalValue, NearValue};
@@ -19,8 +19,11 @@ pub(super) fn put(table: &'static str, map: &MapHandle, key: &[u8], value: &[u8]
     map.update(key, value, MapFlags::ANY).map_err(|cause| error(table, &cause))
 }
 
-/// Takes an entry out; one that is not there is as good.
+/// Takes an entry out; one that is not there is as good. An array has all entries always: there, zero stays, which says nothing.
 pub(super) fn delete(table: &'static str, map: &MapHandle, key: &[u8]) -> Result<(), SteerError> {
+    if map.map_type() == MapType::Array {
+        return put(table, map, key, &vec![0; map.value_size() as usize]);
+    }
     match map.delete(key) {
         Err(cause) if cause.kind() != ErrorKind::NotFound => Err(error(table, &cause)),
         _ => Ok(()),
@@ -50,30 +53,6 @@ where
     for key in gone {
         delete(table, map, &key_bytes(&key))?;
         written.remove(&key);
-    }
-    Ok(())
-}
-
-/// Makes an array what `wanted` is: of what is gone, zero stays.
-pub(super) fn replace_array<V, const M: usize>(
-    table: &'static str,
-    map: &MapHandle,
-    written: &mut BTreeMap<u32, V>,
-    wanted: &BTreeMap<u32, V>,
-) -> Result<(), SteerError>
-where
-    V: PartialEq + Copy + Bytes<M>,
-{
-    let gone: Vec<u32> = written.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
-    for key in gone {
-        put(table, map, &key.to_ne_bytes(), &[0; M])?;
-        written.remove(&key);
-    }
-    for (&key, value) in wanted {
-        if written.get(&key) != Some(value) {
-            put(table, map, &key.to_ne_bytes(), &value.bytes())?;
-            written.insert(key, *value);
-        }
     }
     Ok(())
 }
