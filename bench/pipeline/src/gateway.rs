@@ -240,11 +240,11 @@ impl<'m> Gateway<'m> {
     #[inline(never)]
     pub(crate) fn sweep(&mut self, packets: usize) {
         for _ in 0..packets.div_ceil(BURST) {
-            self.nat.expire(self.now);
+            self.nat.expire_some(self.now);
         }
     }
 
-    /// Lets time pass in which nothing comes, with the sweep called every millisecond.
+    /// Lets time pass in which nothing comes, with all that is due swept every millisecond.
     pub(crate) fn idle(&mut self, milliseconds: u32) {
         for _ in 0..milliseconds {
             self.now = self.now.after(1);

@@ -1,8 +1,8 @@
-//! The sweep: ends what has been idle too long, a bounded step at a time.
+//! The sweep: ends what has been idle too long, a bounded portion at a time.
 //!
-//! Knows time, the sessions and when each is to be looked at; no packets. Called between bursts, and when idle. Invariant: a session
-//! outlives its timeout in the tables by no more than a round, as long as steps come often enough and suffice; in look-ups by nothing. After other
-//! rules or another network every session is looked at in two whole rounds.
+//! Knows time, the sessions and when each is to be looked at; no packets. Called between bursts, and when idle. Invariants: a portion is so
+//! small that no packet waits for it noticeably; a session outlives its timeout in the tables by no more than a round, as long as portions come
+//! often enough and suffice; in look-ups by nothing. After other rules or another network every session is looked at in two whole rounds.
 
 use crate::adjacency::Adjacencies;
 use crate::ahead;
@@ -14,31 +14,34 @@ use crate::state::State;
 use crate::time::Tick;
 use crate::two_keys::Hashes;
 
-/// A round over all sessions takes this long: one step each millisecond suffices for sixteen million sessions, and of those that are over
-/// at once 128 each time. **Units:** milliseconds.
+/// A round over all sessions takes this long: a millisecond's portions suffice for sixteen million sessions, and of those that are over
+/// at once for 128. **Units:** milliseconds.
 pub const SWEEP_ROUND: u32 = 4000;
 
-/// Sessions passed in one step for each millisecond since the last: a byte each, sixteen at once.
-const SWEEP_MOST: u32 = 4096;
+/// Portions for each millisecond that has passed. What a portion does at most takes a few microseconds (`just bench`), less than a burst.
+const PORTIONS: u32 = 4;
 
-/// Sessions that a step ends at most for each millisecond since the last. Each takes a fraction of a microsecond (`just bench`): far more than
-/// to look at one. What is over and waits for the sweep has ended for look-ups, and has its port still.
-const SWEEP_ENDS: u32 = 128;
+/// Portions that wait at most: those of a sleep, and some more. What stands still for longer sweeps later, rather than for long. Chosen, not measured.
+const PORTIONS_MOST: u32 = 32 * PORTIONS;
 
-/// Sessions that a step looks at for each millisecond since the last, those that it ends included: about ten nanoseconds each. When more come up in
+/// Sessions that a portion passes: a byte each, sixteen at once.
+const SWEEP_MOST: u32 = 1024;
+
+/// Sessions that a portion ends. Each takes a fraction of a microsecond (`just bench`): far more than to look at one. What is over and waits for the
+/// sweep has ended for look-ups, and has its port still.
+const SWEEP_ENDS: u32 = 32;
+
+/// Sessions that a portion looks at, those that it ends included: about ten nanoseconds each. When more come up in
 /// a round, as when all were made at one moment, the round lasts longer, and the next makes up for those that it took the time of.
-const SWEEP_LOOKS: u32 = 512;
+const SWEEP_LOOKS: u32 = 128;
 
-/// Address-and-protocol pairs, and ports of them, that a step looks at for each millisecond since the last, for ports that have rested. All
+/// Address-and-protocol pairs, and ports of them, that a portion looks at for ports that have rested. All
 /// that there may be (`config::ADDRESSES_MOST`) take a fifth of a second.
-const SWEEP_RESTS: (usize, u32) = (64, SWEEP_ENDS);
+const SWEEP_RESTS: (usize, u32) = (16, SWEEP_ENDS);
 
-/// Translations of protocols without ports that a step passes for each millisecond since the last, one after the other in memory: all that there
+/// Translations of protocols without ports that a portion passes, one after the other in memory: all that there
 /// are by default in an eighth of a second.
-const SWEEP_OTHERS: u32 = 128;
-
-/// Milliseconds that a step makes up for at most: what sleeps for longer sweeps later, rather than pause. Chosen, not measured.
-const SWEEP_ARREARS: u32 = 4;
+const SWEEP_OTHERS: u32 = 32;
 
 /// Sessions that are looked at together, so that the processor fetches what it needs of all of them at once.
 pub(crate) const TOGETHER: usize = 32;
@@ -63,6 +66,8 @@ pub(crate) struct Sweep {
     last: Tick,
     /// What is due and was not swept yet. **Units:** records times milliseconds; a record is due after [`SWEEP_ROUND`] of them.
     due: u64,
+    /// Portions of the time that has passed which were not done yet.
+    portions: u32,
     /// Whole rounds since the policy was adopted.
     rounds: u32,
     /// When this round should have begun.
@@ -82,13 +87,13 @@ impl Sweep {
     }
 }
 
-/// What a step of the sweep may do, and looks at.
+/// What a part of the sweep may do, and looks at.
 pub(crate) struct Step {
     /// Records that it passes at most.
     pub(crate) most: u32,
-    /// Sessions that it looks at at most.
+    /// Sessions after which it looks at no more, but for those that it looks at [`TOGETHER`].
     pub(crate) looks: u32,
-    /// Sessions that it ends at most.
+    /// Ends after which it looks at no more sessions, likewise.
     pub(crate) ends: u32,
     /// Whether it looks at all sessions, not only at those that are due.
     pub(crate) looks_at_all: bool,
@@ -100,29 +105,39 @@ impl Step {
 }
 
 impl Nat<'_> {
-    /// Ends what has been idle too long: a bounded step of the sweep. Called between bursts, and when idle.
-    pub fn expire(&mut self, now: Tick) {
+    /// Ends what has been idle too long: a portion of the sweep. Called between bursts, and when idle. Returns whether another one is due
+    /// already; no packet waits for long if packets come first.
+    pub fn expire_some(&mut self, now: Tick) -> bool {
         let elapsed = now.since(self.sweep.last).min(SWEEP_ROUND);
         self.sweep.last = now;
         let (records, round) = (u64::from(self.state.swept_records()), u64::from(SWEEP_ROUND));
         self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
-        let bound = SWEEP_MOST * elapsed.clamp(1, SWEEP_ARREARS);
-        let most = (self.sweep.due / round).min(u64::from(bound)) as u32;
+        self.sweep.portions = (self.sweep.portions + elapsed * PORTIONS).min(PORTIONS_MOST);
+        self.fragments.expire(now);
+        self.paths.refresh(now, &mut self.adjacencies);
+        if self.sweep.portions == 0 {
+            return false;
+        }
+        self.sweep.portions -= 1;
+        let most = (self.sweep.due / round).min(u64::from(SWEEP_MOST)) as u32;
         if most > 0 {
-            let [looks, ends] = [SWEEP_LOOKS, SWEEP_ENDS].map(|bound| bound * elapsed.max(1));
-            let step = Step { most, looks, ends, looks_at_all: self.sweep.looks_at_all };
+            let step = Step { most, looks: SWEEP_LOOKS, ends: SWEEP_ENDS, looks_at_all: self.sweep.looks_at_all };
             let passed = self.sweep_records(&step, now);
             self.sweep.due = self.sweep.due.saturating_sub(u64::from(passed.max(1)) * round);
         } else if records == 0 {
             self.finish_round(now);
         }
-        if elapsed > 0 {
-            let (spaces, ports) = SWEEP_RESTS;
-            self.state.wake_ports((spaces * elapsed as usize, ports * elapsed), now);
-            self.state.others.sweep(SWEEP_OTHERS * elapsed.min(SWEEP_ARREARS), now);
+        self.state.wake_ports(SWEEP_RESTS, now);
+        self.state.others.sweep(SWEEP_OTHERS, now);
+        if self.sweep.due < round && !self.state.has_resting_ports() && self.state.others.live() == 0 {
+            self.sweep.portions = 0;
         }
-        self.fragments.expire(now);
-        self.paths.refresh(now, &mut self.adjacencies);
+        self.sweep.portions > 0
+    }
+
+    /// Ends what has been idle too long: all portions that are due.
+    pub fn expire(&mut self, now: Tick) {
+        while self.expire_some(now) {}
     }
 
     /// Ends everything that has been idle too long, at once. **Cost:** cold; O(sessions).
@@ -233,14 +248,13 @@ impl<'m> State<'m> {
     ) -> (u32, bool) {
         let end = high_water.min(cursor.saturating_add(step.most));
         let start = cursor.min(end);
-        let (mut next, mut looks, mut left) = (start, step.looks, step.ends);
-        while next < end && looks > 0 && left > 0 {
+        let (mut next, mut looks, mut ended) = (start, 0, 0);
+        while next < end && looks < step.looks && ended < step.ends {
             let mut numbers = [0; TOGETHER];
-            let room = TOGETHER.min(looks.min(left) as usize);
-            let count = gather(due(self), &mut numbers[..room], &mut next, end, step.looks_at_all);
-            looks -= count as u32;
+            let count = gather(due(self), &mut numbers, &mut next, end, step.looks_at_all);
+            looks += count as u32;
             due(self).pass(next);
-            left -= look_at(self, &mut numbers[..count]);
+            ended += look_at(self, &mut numbers[..count]);
         }
         (next - start, next == high_water)
     }

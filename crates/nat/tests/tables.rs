@@ -119,6 +119,42 @@ fn the_sweep_is_never_later_than_it_says() {
     }
 }
 
+/// What packets may have to wait for is a few microseconds, however much is due; and of a millisecond the sweep takes no more than its share.
+#[test]
+fn the_sweep_comes_in_portions_and_takes_a_bounded_share_of_time() {
+    const TOGETHER: u32 = 32;
+    let (ends, portions) = (32 + TOGETHER - 1, 4);
+    let mut gateway = Setup::new().capacity(3000, 3000, 8).build();
+    for n in 0..3000 {
+        gateway.external_of(at(h1(), n), e1());
+    }
+    gateway.skip(seconds(301));
+    // Everything is due and over, and a worker that slept has portions of its sleep left.
+    while gateway.nat.expire_some(gateway.now) {}
+    let mut before = gateway.nat.gauges().sessions;
+    assert!(before < 3000);
+    for millisecond in 0.. {
+        gateway.now = gateway.now.after(1);
+        let start = before;
+        loop {
+            let goes_on = gateway.nat.expire_some(gateway.now);
+            let left = gateway.nat.gauges().sessions;
+            assert!(before - left <= ends, "{} ended at once", before - left);
+            before = left;
+            if !goes_on {
+                break;
+            }
+        }
+        assert!(start - before <= portions * ends, "{} ended in a millisecond", start - before);
+        if before == 0 {
+            break;
+        }
+        assert!(millisecond < SWEEP_ROUND, "{before} sessions are left");
+    }
+    assert!(!gateway.nat.expire_some(gateway.now), "nothing is left to sweep");
+    gateway.assert_empty();
+}
+
 /// A session is looked at when it may have ended, which its state may bring nearer at any moment.
 #[test]
 fn a_connection_that_closes_is_swept_in_time_however_long_it_was_to_live() {

@@ -227,9 +227,14 @@ impl<'m> Fleet<'m> {
         self.early.values().map(Vec::len).sum()
     }
 
-    /// A bounded step of every worker's sweep. Gives the fragments that have waited in vain.
+    /// What is due of every worker's sweep. Gives the fragments that have waited in vain.
     pub fn expire(&mut self, now: Tick) -> Vec<Done> {
         self.each(|nat| nat.expire(now))
+    }
+
+    /// A portion of every worker's sweep. Returns whether another one is due.
+    pub fn expire_some(&mut self, now: Tick) -> bool {
+        self.nats.iter_mut().fold(false, |any, nat| nat.expire_some(now) | any)
     }
 
     /// The ICMP errors that are due by themselves, with the devices that they leave by.

@@ -131,6 +131,8 @@ pub(crate) struct Worker<P: QueuePort, K> {
     late: Counters,
     /// Packets that the devices did not take, as far as they are counted.
     dropped_by_devices: u64,
+    /// Whether another portion of the sweep is due.
+    sweeps_on: bool,
 }
 
 impl<P: QueuePort, K: Punter> Worker<P, K> {
@@ -167,6 +169,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             generation: 0,
             late: Counters::default(),
             dropped_by_devices: 0,
+            sweeps_on: false,
         };
         worker.refill();
         worker
@@ -202,9 +205,9 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         self.doors.commands.phase()
     }
 
-    /// Whether something waits to be transmitted, so that the worker must not sleep.
-    pub(crate) fn has_outgoing(&self) -> bool {
-        self.outboxes.iter().any(|outbox| !outbox.is_empty())
+    /// Whether something waits to be transmitted, or sessions to be swept, so that the worker must not sleep.
+    pub(crate) fn has_work(&self) -> bool {
+        self.sweeps_on || self.outboxes.iter().any(|outbox| !outbox.is_empty())
     }
 
     /// Whether it runs a queue itself.

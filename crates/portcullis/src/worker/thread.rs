@@ -79,7 +79,7 @@ fn run<P: QueuePort, K: Punter>(mut worker: Worker<P, K>, rules: &Rules) -> Work
         worker.note(received, after.saturating_sub(clock.now).as_nanos() as u64);
         if received > 0 {
             (last_packet, idle_rounds) = (after, 0);
-        } else if worker.has_outgoing() || !is_idle(rules.busy_poll, after.saturating_sub(last_packet)) {
+        } else if worker.has_work() || !is_idle(rules.busy_poll, after.saturating_sub(last_packet)) {
             idle_rounds = idle_rounds.wrapping_add(1);
             if !drives || idle_rounds.is_multiple_of(PATIENT_ROUNDS) {
                 std::thread::yield_now();

@@ -44,7 +44,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
 
     /// Expiry, news, commands, counters.
     pub(super) fn upkeep(&mut self, now: Tick) {
-        self.nat.expire(now);
+        self.sweeps_on = self.nat.expire_some(now);
         self.give_up_fragments(now);
         self.answer_due(now);
         for (interface, address) in self.nat.used_next_hops() {

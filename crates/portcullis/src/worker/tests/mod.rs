@@ -329,6 +329,6 @@ fn a_transmit_ring_that_stays_full_costs_counted_drops_and_no_frame() {
         bench.round();
         bench.outside.read_all();
     }
-    assert!(!bench.worker.has_outgoing());
+    assert!(!bench.worker.has_work());
     bench.finish();
 }
