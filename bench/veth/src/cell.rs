@@ -45,6 +45,12 @@ pub struct Mix {
     pub both: bool,
 }
 
+/// **Errors:** a frame length that cannot be measured, **units:** bytes without FCS.
+pub(crate) fn ensure_size(size: usize) -> Result<()> {
+    ensure!((64..=1514).contains(&size) && size.is_multiple_of(2), "size {size}: even, 64 to 1514");
+    Ok(())
+}
+
 impl Mix {
     /// Which way packets go.
     pub fn direction(self) -> Direction {
@@ -121,6 +127,18 @@ pub fn sources(kind: Kind) -> Result<AddressRange> {
 
 /// Measures one cell with a fresh gateway. Called in the near namespace.
 pub fn measure(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, mix: Mix, lengths: Lengths) -> Result<Cell> {
+    with_fresh(world, pollers, kind, setup, mix, |tester, gateway| measure_with(tester, gateway, mix, lengths))
+}
+
+/// Starts a gateway, does `work` with it and a tester of the mix, and stops it. Called in the near namespace.
+pub(crate) fn with_fresh<T>(
+    world: &World,
+    pollers: &Pollers,
+    kind: Kind,
+    setup: &Setup,
+    mix: Mix,
+    work: impl FnOnce(&Tester<'_, '_>, &mut Gateway<'_>) -> Result<T>,
+) -> Result<T> {
     let stream = stream(world, mix.flows, mix.size)?;
     let then = if mix.both { Then::Reflect } else { Then::Drop };
     let (mut far_object, mut near_object, mut object) = (MaybeUninit::uninit(), MaybeUninit::uninit(), MaybeUninit::uninit());
@@ -133,10 +151,10 @@ pub fn measure(world: &World, pollers: &Pollers, kind: Kind, setup: &Setup, mix:
     watch.belongs_to(gateway.process_number())?;
     let tester =
         Tester { world, generator: &generator, far: &far, near: &near, pollers, watch: &watch, direction: mix.direction() };
-    let cell = measure_with(&tester, &mut gateway, mix, lengths).with_context(|| format!("gateway `{}`, {mix:?}", kind.label()));
+    let result = work(&tester, &mut gateway).with_context(|| format!("gateway `{}`, {mix:?}", kind.label()));
     let log = gateway.log();
     gateway.stop()?;
-    if log.is_empty() { cell } else { cell.with_context(|| log) }
+    if log.is_empty() { result } else { result.with_context(|| log) }
 }
 
 fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, lengths: Lengths) -> Result<Cell> {
@@ -184,7 +202,7 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
 
 /// Does a trial, and does it again while the hypervisor or another program had the gateway's core for more than [`STALLED`] of it, up to [`TRIES`] times. Returns the one
 /// in which it had it least.
-fn undisturbed(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, load: Load, seen: &mut Seen) -> Result<Trial> {
+pub(crate) fn undisturbed(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, load: Load, seen: &mut Seen) -> Result<Trial> {
     let mut best: Option<Trial> = None;
     for _ in 0..TRIES {
         let trial = tester.trial(gateway, load)?;
@@ -201,9 +219,9 @@ fn undisturbed(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, load: Load, s
 
 /// What was seen over all trials of a cell.
 #[derive(Default)]
-struct Seen {
+pub(crate) struct Seen {
     best: f64,
-    wrong: Wrong,
+    pub(crate) wrong: Wrong,
     lost_by_tester: u64,
     stalls: Stalls,
     seconds: f64,
@@ -225,7 +243,7 @@ impl Seen {
 /// Sends every flow until each has arrived, or patience is over: what lacks then is in the report. Returns how many have.
 ///
 /// **Errors:** nothing arrives at all, with what each end saw.
-fn establish(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix) -> Result<u64> {
+pub(crate) fn establish(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix) -> Result<u64> {
     let pass = Duration::from_secs_f64(f64::from(mix.flows) / ESTABLISH as f64 + 0.05).min(LOOK);
     let patience = PATIENCE + Duration::from_secs_f64(f64::from(mix.flows) / (ESTABLISH as f64 / 10.0));
     let start = Instant::now();

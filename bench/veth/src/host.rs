@@ -91,6 +91,12 @@ pub struct Machine {
     pub kernel: String,
 }
 
+impl std::fmt::Display for Machine {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "{}, {} cores, Linux {}", self.processor, self.cores, self.kernel)
+    }
+}
+
 impl Machine {
     /// This machine.
     pub fn this() -> Self {

@@ -18,6 +18,7 @@ pub mod napi;
 pub mod newflows;
 pub mod plot;
 pub mod report;
+pub mod rounds;
 pub mod run;
 pub mod search;
 pub mod sink;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use portcullis_bench_veth::{forward, run, soak};
+use portcullis_bench_veth::{forward, rounds, run, soak};
 use portcullis_testkit::topology::cleanup;
 
 const MISSING_PRIVILEGE: u8 = 77;
@@ -23,6 +23,8 @@ struct Arguments {
 enum Command {
     /// The whole comparison: a table, a file of JSON and a plot.
     Run(run::Options),
+    /// The same rate to each gateway, round after round: what a packet costs, and what twice that rate does. Ratios with their spread.
+    Rounds(rounds::Options),
     /// Portcullis at 90 % of its loss-free rate for minutes: nothing lost, no memory grown, no session left. Exits 1 when not.
     Soak(soak::Options),
     /// The bare forwarder, as the comparison starts it.
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
 fn execute(command: &Command) -> Result<bool> {
     match command {
         Command::Run(options) => run::run(options),
+        Command::Rounds(options) => rounds::rounds(options),
         Command::Soak(options) => soak::soak(options),
         Command::Forward(options) => forward::forward(options).map(|()| true),
     }

@@ -131,11 +131,7 @@ impl Report {
 
     /// Writes it into `directory`. Returns the file.
     pub fn write(&self, directory: &Path) -> Result<PathBuf> {
-        fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
-        let file = directory.join(self.stem() + ".json");
-        let text = serde_json::to_string_pretty(self).context("writing the report")? + "\n";
-        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
-        Ok(file)
+        write_json(self, directory, &self.stem())
     }
 
     /// The newest report of the same mode in `directory`, this one's own file aside. A file that is no report is passed over.
@@ -153,8 +149,7 @@ impl Report {
     pub fn table(&self) -> String {
         let mut text = String::new();
         let Settings { gateway_core, tester_core, busy_poll, napi, .. } = &self.settings;
-        let Machine { processor, cores, kernel } = &self.machine;
-        let _ = writeln!(text, "{processor}, {cores} cores, Linux {kernel}, commit {}, {} {}", self.commit, self.date, self.time);
+        let _ = writeln!(text, "{}, commit {}, {} {}", self.machine, self.commit, self.date, self.time);
         let _ = writeln!(
             text,
             "gateway on core {gateway_core}, tester on core {tester_core}; Portcullis: busy_poll {busy_poll}, queues run by its {napi}\n"
@@ -224,6 +219,15 @@ impl Report {
         let faulty = self.cells.iter().filter(|cell| cell.wrong.is_fault());
         faulty.map(of).collect()
     }
+}
+
+/// Writes a report to `STEM.json` in `directory`. Returns the file.
+pub(crate) fn write_json(report: &impl Serialize, directory: &Path, stem: &str) -> Result<PathBuf> {
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    let file = directory.join(format!("{stem}.json"));
+    let text = serde_json::to_string_pretty(report).context("writing the report")? + "\n";
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    Ok(file)
 }
 
 impl Ratio {

@@ -21,7 +21,7 @@ use crate::search::Limits;
 use crate::world::{Pollers, World};
 
 /// After how long without packets a flow is forgotten: longer than a cell takes. **Units:** seconds.
-const UDP_TIMEOUT: u32 = 300;
+pub(crate) const UDP_TIMEOUT: u32 = 300;
 /// In which mix the bare forwarder without busy polling is measured, besides the first one: it is never the best.
 const BARE_FLOWS: u32 = 1_000;
 
@@ -89,7 +89,7 @@ impl Options {
         let quick = if self.quick { &[Directions::One][..] } else { &[Directions::One, Directions::Both] };
         let directions = pick(&self.directions, quick);
         for &size in &sizes {
-            ensure!((64..=1514).contains(&size) && size % 2 == 0, "size {size}: even, 64 to 1514");
+            cell::ensure_size(size)?;
         }
         let mut mixes = Vec::new();
         for &both in &directions {

@@ -113,6 +113,30 @@ fn every_gateway_carries_packets_and_every_figure_is_there() {
 }
 
 #[test]
+fn rounds_give_ratios_with_their_spread() {
+    let Some(_machine) = machine_for("rounds_give_ratios_with_their_spread") else { return };
+    let out = directory("rounds");
+    let words = format!("rounds --flows {FLOWS} --rate 20000 --rounds 2 --measure 0.1 --capacity 131072 --out");
+    let output = bench(&words).arg(&out).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let file = fs::read_dir(&out).unwrap().next().unwrap().unwrap().path();
+    let report: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let samples = report["samples"].as_array().unwrap();
+    let turns: Vec<_> = samples.iter().map(|sample| sample["gateway"].as_str().unwrap()).collect();
+    assert_eq!(turns, ["kernel", "bare_busy", "portcullis", "bare_busy", "portcullis", "kernel"]);
+    for figure in ["passed", "cpu_ns", "overload", "overload_offered", "overload_share"] {
+        assert!(samples.iter().all(|sample| sample[figure].as_f64().unwrap() > 0.0), "{figure}: {samples:?}");
+    }
+    let pair = &report["pairs"][0];
+    for ratio in ["cpu_by_bare", "cpu_by_kernel", "overload_share", "overload_by_kernel"] {
+        let [low, median, high] = ["low", "median", "high"].map(|which| pair[ratio][which].as_f64().unwrap());
+        assert!(0.0 < low && low <= median && median <= high, "{ratio}: {pair}");
+    }
+    assert!(text(&output).contains("100 flows, 64 bytes, one way, 2 rounds"), "{}", text(&output));
+    fs::remove_dir_all(out).unwrap();
+}
+
+#[test]
 fn a_short_soak_leaves_no_session_and_says_what_it_saw() {
     let Some(_machine) = machine_for("a_short_soak_leaves_no_session_and_says_what_it_saw") else { return };
     let output = bench("soak --json --minutes 0.03 --rate 10000 --flows 100 --new-flows 2000 --capacity 131072").output().unwrap();
@@ -158,6 +182,8 @@ fn bad_input_is_refused_with_what_to_do() {
     for (words, code, said) in [
         ("run --sizes 65", 1, "even, 64 to 1514"),
         ("run --flows 0", 2, "--flows"),
+        ("rounds --rate 0", 2, "--rate"),
+        ("rounds --size 65", 1, "even, 64 to 1514"),
         ("soak --minutes 0", 2, "0.01 to 1440 minutes"),
         ("run --portcullis /no/such/program", 1, "cargo build --release -p portcullis"),
         ("soak --rate 60000", 1, "need at least 70000 packets a second"),
