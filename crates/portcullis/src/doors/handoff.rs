@@ -177,6 +177,9 @@ impl<F> Hatch<F> {
     /// Sends home what this worker has of others, as far as `pool` has more than `keep` frames. Any frame will do, and nobody is woken.
     pub(crate) fn give_back(&mut self, pool: &mut Vec<F>, keep: usize) {
         let workers = self.peers.len();
+        if workers == 1 {
+            return;
+        }
         for number in (self.turn..workers).chain(0..self.turn) {
             let Some(peer) = &mut self.peers[number] else { continue };
             while peer.lent < 0 && pool.len() > keep {

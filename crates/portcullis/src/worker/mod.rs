@@ -15,6 +15,7 @@ mod tests;
 
 use std::os::fd::BorrowedFd;
 
+use arrayvec::ArrayVec;
 use portcullis_nat::counters::Counters;
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::time::Tick;
@@ -131,6 +132,8 @@ pub(crate) struct Worker<P: QueuePort, K> {
     late: Counters,
     /// Packets that the devices did not take, as far as they are counted.
     dropped_by_devices: u64,
+    /// When the work between bursts was done last.
+    kept_up: Tick,
     /// Whether another portion of the sweep is due.
     sweeps_on: bool,
 }
@@ -169,7 +172,8 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             generation: 0,
             late: Counters::default(),
             dropped_by_devices: 0,
-            sweeps_on: false,
+            kept_up: Tick(0),
+            sweeps_on: true,
         };
         worker.refill();
         worker
@@ -190,7 +194,9 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         }
         self.flush();
         self.refill();
-        self.upkeep(now);
+        if packets == 0 || self.sweeps_on || now != self.kept_up {
+            self.upkeep(now);
+        }
         self.handoff.ring();
         packets
     }
@@ -271,12 +277,12 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         let mut parcels = std::mem::take(&mut self.parcels);
         self.handoff.receive(from, self.most, &mut parcels);
         let count = parcels.len();
-        self.process_parcels(&mut parcels, now);
-        self.parcels = parcels;
         if count > 0 {
+            self.process_parcels(&mut parcels, now);
             self.release_fragments(now);
             self.handoff.ring();
         }
+        self.parcels = parcels;
         count
     }
 
@@ -342,13 +348,9 @@ fn decide<'f>(
     device: DeviceId,
     now: Tick,
     verdicts: &mut Vec<Verdict>,
-) -> [usize; BURST] {
-    let mut burst: [Packet<'_>; BURST] = core::array::from_fn(|_| Packet::received(&mut [], 0));
-    let mut count = 0;
-    for (place, packet) in burst.iter_mut().zip(packets) {
-        *place = packet;
-        count += 1;
-    }
-    nat.process(&mut burst[..count], device, now, verdicts);
-    burst.map(|packet| packet.len)
+) -> ArrayVec<usize, BURST> {
+    // Most bursts are short: no place is touched that has no packet.
+    let mut burst: ArrayVec<Packet<'_>, BURST> = packets.collect();
+    nat.process(&mut burst, device, now, verdicts);
+    burst.iter().map(|packet| packet.len).collect()
 }

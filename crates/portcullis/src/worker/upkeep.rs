@@ -1,6 +1,7 @@
 //! The worker's work between bursts: what the control plane published, what has waited too long, commands, counters.
 //!
-//! Knows the doors and the stores of what waits. Called once a round. Invariant: each call does a bounded amount of work, but for the
+//! Knows the doors and the stores of what waits. Called once a round that found no packet, else as often as time goes on or
+//! the sweep has more to do. Invariant: each call does a bounded amount of work, but for the
 //! moment when new rules or a new network are adopted.
 
 use portcullis_nat::Packet;
@@ -44,6 +45,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
 
     /// Expiry, news, commands, counters.
     pub(super) fn upkeep(&mut self, now: Tick) {
+        self.kept_up = now;
         self.sweeps_on = self.nat.expire_some(now);
         self.give_up_fragments(now);
         self.answer_due(now);

@@ -313,6 +313,28 @@ fn what_nothing_claims_on_a_shared_address_is_the_kernels() {
     bench.finish();
 }
 
+/// Sessions end and counters come out in rounds that all find packets.
+#[test]
+fn a_worker_that_always_has_packets_keeps_up_its_other_work() {
+    let mut bench = Bench::new(policy(false), network(true));
+    bench.round();
+    for port in 0..40 {
+        assert!(bench.inside.inject(&outbound(port).build()));
+    }
+    bench.round();
+    bench.outside.read_all();
+    assert_eq!(bench.worker.nat.gauges().sessions, 40);
+    let published = bench.control.counters.read().worker.published;
+    for _ in 0..700 {
+        assert!(bench.inside.inject(&outbound(40).build()));
+        bench.wait(500);
+        bench.outside.read_all();
+    }
+    assert_eq!(bench.worker.nat.gauges().sessions, 1, "the others are over");
+    assert!(bench.control.counters.read().worker.published >= published + 600, "as often as it is due");
+    bench.finish();
+}
+
 #[test]
 fn a_transmit_ring_that_stays_full_costs_counted_drops_and_no_frame() {
     let mut bench = Bench::new(policy(false), network(true));
