@@ -131,6 +131,14 @@ struct {
 	__type(value, __u32);
 } inside_prefixes SEC(".maps");
 
+/* The first halves all of whose addresses inside_prefixes has, as far as one prefix has them: of these sources it is not asked. One entry. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pc_halves);
+} inside_halves SEC(".maps");
+
 /* Destinations that nothing is translated for: the kernel routes to and from them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -462,11 +470,22 @@ static __always_inline int is_exempt(__be32 remote)
 	return bpf_map_lookup_elem(&exempt_prefixes, &key) != 0;
 }
 
+/* Whether a set has the first half of an address. */
+static __always_inline int has_half(const struct pc_halves *set, __be32 address)
+{
+	__u32 half = bpf_ntohl(address) >> 16;
+
+	return set && set->words[(half >> 6) & (PC_HALF_WORDS - 1)] >> (half & 63) & 1;
+}
+
 static __always_inline int is_configured(struct packet *packet)
 {
 	struct pc_prefix key = { .length = 32, .address = packet->ip->saddr };
+	__u32 only = 0;
 
-	return packet->interface->flags & PC_INTERFACE_ANY_SOURCE || bpf_map_lookup_elem(&inside_prefixes, &key);
+	if (packet->interface->flags & PC_INTERFACE_ANY_SOURCE)
+		return 1;
+	return has_half(bpf_map_lookup_elem(&inside_halves, &only), key.address) || bpf_map_lookup_elem(&inside_prefixes, &key);
 }
 
 static __always_inline struct pc_external *external_of(__be32 address)
@@ -482,10 +501,10 @@ static __always_inline struct pc_external *external_of(__be32 address)
 /* Whether a table has to be asked about a destination. */
 static __always_inline int is_special(__be32 destination)
 {
-	__u32 only = 0, half = bpf_ntohl(destination) >> 16;
+	__u32 only = 0;
 	struct pc_halves *set = bpf_map_lookup_elem(&special_halves, &only);
 
-	return !set || set->words[(half >> 6) & (PC_HALF_WORDS - 1)] >> (half & 63) & 1;
+	return !set || has_half(set, destination);
 }
 
 /* A packet to a destination that is nobody's on the box, or to one that is exempt. */

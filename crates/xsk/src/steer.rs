@@ -161,6 +161,7 @@ struct Maps {
     inside_prefixes: MapHandle,
     exempt_prefixes: MapHandle,
     special_halves: MapHandle,
+    inside_halves: MapHandle,
     other_protocols: MapHandle,
     punted: MapHandle,
     counters: MapHandle,
@@ -177,6 +178,7 @@ struct Written {
     inside_prefixes: BTreeMap<PrefixKey, u32>,
     exempt_prefixes: BTreeMap<PrefixKey, u32>,
     special_halves: Halves,
+    inside_halves: Halves,
     other_protocols: Protocols,
     /// Devices (by index) where the program runs in generic mode.
     generic: Vec<u32>,
@@ -214,6 +216,7 @@ impl Steer {
                 inside_prefixes: MapHandle::try_from(&*maps.inside_prefixes)?,
                 exempt_prefixes: MapHandle::try_from(&*maps.exempt_prefixes)?,
                 special_halves: MapHandle::try_from(&*maps.special_halves)?,
+                inside_halves: MapHandle::try_from(&*maps.inside_halves)?,
                 other_protocols: MapHandle::try_from(&*maps.other_protocols)?,
                 punted: MapHandle::try_from(&*maps.punted)?,
                 counters: MapHandle::try_from(&*maps.counters)?,
@@ -293,8 +296,21 @@ impl Steer {
     pub fn set_inside_prefixes(&mut self, prefixes: &[Ipv4Net]) -> Result<(), SteerError> {
         at_most("inside prefixes", prefixes.len(), abi::MAX_PREFIXES)?;
         let entries = prefixes.iter().map(|&prefix| (prefix_key(prefix), 1)).collect();
+        let mut halves = Halves::default();
+        for &prefix in prefixes {
+            halves.insert_whole(prefix);
+        }
+        // Meanwhile no half is said to be whole that was not before, or will not be.
+        let mut both = halves.clone();
+        both.retain(&self.written.inside_halves);
+        self.put_inside_halves(both)?;
         let (map, written) = (&self.maps.inside_prefixes, &mut self.written.inside_prefixes);
-        tables::replace("inside_prefixes", map, written, entries, PrefixKey::bytes, |one: &u32| one.to_ne_bytes())
+        tables::replace("inside_prefixes", map, written, entries, PrefixKey::bytes, |one: &u32| one.to_ne_bytes())?;
+        self.put_inside_halves(halves)
+    }
+
+    fn put_inside_halves(&mut self, halves: Halves) -> Result<(), SteerError> {
+        put_halves("inside_halves", &self.maps.inside_halves, &mut self.written.inside_halves, halves)
     }
 
     /// Replaces the destinations that nothing is translated for: what inside hosts send there is the kernel's, and the guard lets it cross,
@@ -351,11 +367,7 @@ impl Steer {
     }
 
     fn put_special_halves(&mut self, halves: Halves) -> Result<(), SteerError> {
-        if self.written.special_halves != halves {
-            tables::put("special_halves", &self.maps.special_halves, &0_u32.to_ne_bytes(), &halves.bytes())?;
-            self.written.special_halves = halves;
-        }
-        Ok(())
+        put_halves("special_halves", &self.maps.special_halves, &mut self.written.special_halves, halves)
     }
 
     /// What the programs have counted since they were loaded, summed over the processors.
@@ -386,6 +398,15 @@ impl Steer {
         let generic = if self.written.generic.contains(&interface.device) { abi::INTERFACE_GENERIC } else { 0 };
         InterfaceValue { device: interface.slot, side: side_number(interface.side), flags: any | generic, mac: interface.mac }
     }
+}
+
+/// Writes a set of halves where it is another one than `written`.
+fn put_halves(name: &'static str, map: &MapHandle, written: &mut Halves, halves: Halves) -> Result<(), SteerError> {
+    if *written != halves {
+        tables::put(name, map, &0_u32.to_ne_bytes(), &halves.bytes())?;
+        *written = halves;
+    }
+    Ok(())
 }
 
 /// The places of interfaces without a tag: of two that share one, the first has it.

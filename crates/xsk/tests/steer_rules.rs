@@ -444,7 +444,18 @@ fn tables_follow_what_they_are_set_to() {
 
         gateway.steer.set_inside_prefixes(&["192.168.0.0/16".parse().unwrap()]).unwrap();
         gateway.inside("prefix gone", &outbound, Pass, Counter::PassPrefixNotConfigured);
-        gateway.inside("prefix new", &ipv4(STRANGER, REMOTE, UDP, 0, &[0; 8]), Redirect, Counter::Redirected);
+        let stranger = ipv4(STRANGER, REMOTE, UDP, 0, &[0; 8]);
+        gateway.inside("prefix new", &stranger, Redirect, Counter::Redirected);
+        gateway.inside(
+            "beside it",
+            &ipv4(Ipv4Addr::new(192, 169, 0, 1), REMOTE, UDP, 0, &[0; 8]),
+            Pass,
+            Counter::PassPrefixNotConfigured,
+        );
+        gateway.steer.set_inside_prefixes(&["192.168.255.255/32".parse().unwrap()]).unwrap();
+        gateway.inside("prefix smaller", &stranger, Pass, Counter::PassPrefixNotConfigured);
+        gateway.steer.set_inside_prefixes(&["192.0.0.0/8".parse().unwrap()]).unwrap();
+        gateway.inside("prefix larger", &stranger, Redirect, Counter::Redirected);
 
         gateway.steer.set_kernel_prefixes(&[("192.0.2.0/24".parse().unwrap(), Class::Local)]).unwrap();
         gateway.inside("a local prefix", &ipv4(STRANGER, REMOTE, UDP, 0, &[0; 8]), Pass, Counter::PassLocal);
@@ -597,15 +608,20 @@ fn how_long_the_program_takes() {
         const TIMES: i32 = 2_000_000;
         let mut gateway = gateway();
         let any = Interface { any_source: true, ..gateway.inside.interface(0, Side::Inside) };
-        gateway.steer.set_interfaces(&[any, gateway.outside.interface(1, Side::Outside)]).unwrap();
+        let outside = gateway.outside.interface(1, Side::Outside);
         let outbound = gateway.inside.frame(&ipv4(HOST, Ipv4Addr::new(8, 8, 8, 8), UDP, 0, &ports(1000, 53)));
         let inbound = gateway.outside.frame(&ipv4(REMOTE, DEDICATED, UDP, 0, &ports(53, 4000)));
         let arp = vec![0xFF; 64];
-        for (name, link, frame, action) in [
-            ("outbound", &gateway.inside, &outbound, Redirect),
-            ("inbound", &gateway.outside, &inbound, Redirect),
-            ("no IPv4", &gateway.inside, &arp, Pass),
+        let listed = gateway.inside.interface(0, Side::Inside);
+        for (name, link, frame, action, (inside, prefix)) in [
+            ("outbound, any source", &gateway.inside, &outbound, Redirect, (any, "10.0.0.0/24")),
+            ("outbound, prefix of 16 bits or fewer", &gateway.inside, &outbound, Redirect, (listed, "10.0.0.0/12")),
+            ("outbound, longer prefix", &gateway.inside, &outbound, Redirect, (listed, "10.0.0.0/24")),
+            ("inbound", &gateway.outside, &inbound, Redirect, (any, "10.0.0.0/24")),
+            ("no IPv4", &gateway.inside, &arp, Pass, (any, "10.0.0.0/24")),
         ] {
+            gateway.steer.set_interfaces(&[inside, outside]).unwrap();
+            gateway.steer.set_inside_prefixes(&[prefix.parse().unwrap()]).unwrap();
             let runs = (0..5).map(|_| {
                 let (ended, _, time) = gateway.run_many(link, 0, frame, TIMES);
                 assert_eq!(ended, action as u32, "{name}");

@@ -1,6 +1,7 @@
-//! A set of the first halves of IPv4 addresses: 65,536 bits that tell of most destinations that no table has anything to say about them.
+//! A set of the first halves of IPv4 addresses: 65,536 bits that tell of most addresses what a table would say of them.
 //!
-//! Knows prefixes. Invariant: it has the half of every address of what was put in. Used by [`super::Steer`] for `special_halves`.
+//! Knows prefixes. Invariants: it has the half of every address of what was put in; of what was put in whole, no other. Used by
+//! [`super::Steer`] for `special_halves` and `inside_halves`.
 
 use std::net::Ipv4Addr;
 
@@ -38,6 +39,18 @@ impl Halves {
         }
     }
 
+    /// Adds the halves that a prefix has all addresses of.
+    pub(super) fn insert_whole(&mut self, prefix: Ipv4Net) {
+        if u32::from(prefix.prefix_len()) <= BITS {
+            self.insert(prefix);
+        }
+    }
+
+    /// Takes out what `other` has not.
+    pub(super) fn retain(&mut self, other: &Self) {
+        self.words.iter_mut().zip(other.words.iter()).for_each(|(word, other)| *word &= other);
+    }
+
     /// As the table has it.
     pub(super) fn bytes(&self) -> Vec<u8> {
         self.words.iter().flat_map(|word| word.to_ne_bytes()).collect()
@@ -48,12 +61,28 @@ impl Halves {
 mod tests {
     use super::*;
 
-    fn of(prefixes: &[&str]) -> Vec<usize> {
+    fn collect(prefixes: &[&str], insert: fn(&mut Halves, Ipv4Net)) -> Halves {
         let mut halves = Halves::default();
         for prefix in prefixes {
-            halves.insert(prefix.parse().expect("a prefix"));
+            insert(&mut halves, prefix.parse().expect("a prefix"));
         }
+        halves
+    }
+
+    fn list(halves: &Halves) -> Vec<usize> {
         (0..1 << BITS).filter(|half| halves.words[half / 64] >> (half % 64) & 1 == 1).collect()
+    }
+
+    fn of(prefixes: &[&str]) -> Vec<usize> {
+        list(&collect(prefixes, Halves::insert))
+    }
+
+    #[test]
+    fn whole_halves_are_those_that_one_prefix_has() {
+        let mut whole = collect(&["10.0.0.0/15", "10.2.0.0/16", "10.3.0.0/17", "10.3.128.0/17"], Halves::insert_whole);
+        assert_eq!(list(&whole), [0x0A00, 0x0A01, 0x0A02]);
+        whole.retain(&collect(&["10.1.0.0/16", "10.2.0.0/15"], Halves::insert_whole));
+        assert_eq!(list(&whole), [0x0A01, 0x0A02]);
     }
 
     #[test]
