@@ -110,8 +110,7 @@ impl Spread {
     fn of(mut figures: Vec<f64>) -> Option<Self> {
         figures.sort_by(f64::total_cmp);
         let last = figures.len().checked_sub(1)?;
-        let at = |quarter: usize| figures[(last * quarter).div_ceil(4)];
-        Some(Self { low: at(1), median: at(2), high: at(3) })
+        Some(Self { low: figures[last / 4], median: figures[last.div_ceil(2)], high: figures[(last * 3).div_ceil(4)] })
     }
 }
 
@@ -289,6 +288,7 @@ mod tests {
         let spread = |figures: &[f64]| Spread::of(figures.to_vec());
         assert_eq!(spread(&[]), None);
         assert_eq!(spread(&[4.0]), Some(Spread { low: 4.0, median: 4.0, high: 4.0 }));
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), Some(Spread { low: 1.0, median: 2.0, high: 3.0 }));
         assert_eq!(spread(&[5.0, 1.0, 4.0, 2.0, 3.0]), Some(Spread { low: 2.0, median: 3.0, high: 4.0 }));
     }
 
