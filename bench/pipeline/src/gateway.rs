@@ -236,7 +236,7 @@ impl<'m> Gateway<'m> {
         }
     }
 
-    /// Calls the sweep as often as the worker does: once a burst.
+    /// Calls the sweep once a burst. The worker calls it no more often than that.
     #[inline(never)]
     pub(crate) fn sweep(&mut self, packets: usize) {
         for _ in 0..packets.div_ceil(BURST) {

@@ -24,6 +24,9 @@ use crate::world::{Pollers, World};
 /// Who takes turns: the bare forwarder beside NAPI threads is never the best.
 const KINDS: [Kind; 3] = [Kind::Kernel, Kind::BareBusy, Kind::Portcullis];
 
+/// The part of the rate below which a gateway, or the tester, did not keep up with it.
+const KEPT_UP: f64 = 0.97;
+
 /// What to offer, how often, and where to put what was measured.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -71,6 +74,8 @@ struct Sample {
     gateway: Kind,
     #[serde(flatten)]
     mix: Mix,
+    /// Flows that passed before the measurements.
+    established: u64,
     /// Packets that passed a second, at the rate.
     passed: f64,
     /// Its time for one of them, in all contexts, without a worker's empty rounds. **Units:** nanoseconds.
@@ -110,7 +115,11 @@ impl Spread {
     fn of(mut figures: Vec<f64>) -> Option<Self> {
         figures.sort_by(f64::total_cmp);
         let last = figures.len().checked_sub(1)?;
-        Some(Self { low: figures[last / 4], median: figures[last.div_ceil(2)], high: figures[(last * 3).div_ceil(4)] })
+        Some(Self {
+            low: figures[last / 4],
+            median: f64::midpoint(figures[last / 2], figures[last.div_ceil(2)]),
+            high: figures[(last * 3).div_ceil(4)],
+        })
     }
 }
 
@@ -140,7 +149,7 @@ pub fn rounds(options: &Options) -> Result<bool> {
     println!("{}", file.display());
     let faulty: Vec<_> = report.samples.iter().filter(|sample| sample.wrong.is_fault()).collect();
     for sample in &faulty {
-        eprintln!("wrong: {} in round {} of {:?}: {:?}", sample.gateway.label(), sample.round, sample.mix, sample.wrong);
+        eprintln!("wrong: {} in round {} of {:?}: {:?}", sample.gateway.label(), sample.round + 1, sample.mix, sample.wrong);
     }
     Ok(faulty.is_empty())
 }
@@ -155,7 +164,7 @@ fn measure(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) -
                 let kind = KINDS[(turn + round as usize) % KINDS.len()];
                 let sample = sample(world, pollers, setup, options, (kind, mix, round))?;
                 samples.push(sample);
-                let Sample { cpu_ns, overload, .. } = samples[samples.len() - 1];
+                let Sample { cpu_ns, overload, established, passed, .. } = samples[samples.len() - 1];
                 eprintln!(
                     "[{}/{turns}, {:.0} s] {}, {flows} flows, round {}: {cpu_ns:.0} ns a packet, {overload:.0}/s in overload",
                     samples.len(),
@@ -163,6 +172,9 @@ fn measure(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) -
                     kind.label(),
                     round + 1
                 );
+                if established < flows.into() || passed < KEPT_UP * options.rate as f64 {
+                    eprintln!("    only {established} flows passed before it, and {passed:.0} packets a second at the rate");
+                }
             }
         }
     }
@@ -178,7 +190,7 @@ fn sample(
 ) -> Result<Sample> {
     let Options { rate, measure, .. } = *options;
     cell::with_fresh(world, pollers, gateway, setup, mix, |tester, gateway| {
-        cell::establish(tester, gateway, mix)?;
+        let established = cell::establish(tester, gateway, mix)?;
         let mut seen = Seen::default();
         let mut offered = |rate| cell::undisturbed(tester, gateway, Load::at(rate, measure), &mut seen);
         let (cost, overload) = (offered(rate)?, offered(rate * 2)?);
@@ -186,6 +198,7 @@ fn sample(
             round,
             gateway: gateway.kind(),
             mix,
+            established,
             passed: cost.rate(),
             cpu_ns: cost.work_per_packet(),
             overload_offered: overload.offered(tester.direction),
@@ -199,8 +212,12 @@ fn sample(
 
 impl Report {
     fn work_out(&mut self) {
-        let mut mixes: Vec<Mix> = self.samples.iter().map(|sample| sample.mix).collect();
-        mixes.dedup();
+        let mut mixes: Vec<Mix> = Vec::new();
+        for Sample { mix, .. } in &self.samples {
+            if !mixes.contains(mix) {
+                mixes.push(*mix);
+            }
+        }
         self.pairs = mixes.into_iter().filter_map(|mix| self.pair(mix)).collect();
     }
 
@@ -263,7 +280,19 @@ mod tests {
     fn sample(gateway: Kind, round: u32, cpu_ns: f64) -> Sample {
         let wrong = Wrong::default();
         let (passed, overload, overload_offered) = (1000.0, 2e9 / cpu_ns, 4e9);
-        Sample { round, gateway, mix: MIX, passed, cpu_ns, overload_offered, overload, overload_share: 1.0, stalled: 0.0, wrong }
+        Sample {
+            round,
+            gateway,
+            mix: MIX,
+            established: 7,
+            passed,
+            cpu_ns,
+            overload_offered,
+            overload,
+            overload_share: 1.0,
+            stalled: 0.0,
+            wrong,
+        }
     }
 
     #[test]
@@ -284,10 +313,11 @@ mod tests {
     }
 
     #[test]
-    fn quartiles_are_figures_that_were_measured() {
+    fn quartiles_are_of_what_was_measured() {
         let spread = |figures: &[f64]| Spread::of(figures.to_vec());
         assert_eq!(spread(&[]), None);
         assert_eq!(spread(&[4.0]), Some(Spread { low: 4.0, median: 4.0, high: 4.0 }));
+        assert_eq!(spread(&[4.0, 2.0]), Some(Spread { low: 2.0, median: 3.0, high: 4.0 }));
         assert_eq!(spread(&[3.0, 1.0, 2.0]), Some(Spread { low: 1.0, median: 2.0, high: 3.0 }));
         assert_eq!(spread(&[5.0, 1.0, 4.0, 2.0, 3.0]), Some(Spread { low: 2.0, median: 3.0, high: 4.0 }));
     }

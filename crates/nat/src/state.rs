@@ -646,11 +646,6 @@ impl<'m> State<'m> {
         self.mappings.has_room(self.bares.records.live()) && (!self.keeps_bare(protocol) || self.bares.records.has_room(1))
     }
 
-    /// Whether ports rest that nobody has.
-    pub(crate) fn has_resting_ports(&self) -> bool {
-        self.resting > 0
-    }
-
     /// Frees ports that have rested: at most so many of the next spaces and ports. **Cost:** nothing where none rests.
     pub(crate) fn wake_ports(&mut self, (spaces, mut ports): (usize, u32), now: Tick) {
         for _ in 0..spaces.min(self.ports.len()) {

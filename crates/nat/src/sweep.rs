@@ -18,7 +18,7 @@ use crate::two_keys::Hashes;
 /// at once for 128. **Units:** milliseconds.
 pub const SWEEP_ROUND: u32 = 4000;
 
-/// Portions for each millisecond that has passed. What a portion does at most takes a few microseconds (`just bench`), less than a burst.
+/// Portions for each millisecond that has passed. A portion takes a few microseconds (`just bench`), less than a burst.
 const PORTIONS: u32 = 4;
 
 /// Portions that wait at most: those of a sleep, and some more. What stands still for longer sweeps later, rather than for long. Chosen, not measured.
@@ -27,21 +27,24 @@ const PORTIONS_MOST: u32 = 32 * PORTIONS;
 /// Sessions that a portion passes: a byte each, sixteen at once.
 const SWEEP_MOST: u32 = 1024;
 
-/// Sessions that a portion ends. Each takes a fraction of a microsecond (`just bench`): far more than to look at one. What is over and waits for the
-/// sweep has ended for look-ups, and has its port still.
+/// Sessions after whose end a portion looks at no more. Each takes a fraction of a microsecond (`just bench`): far more than to look at one. What is over
+/// and waits for the sweep has ended for look-ups, and has its port still.
 const SWEEP_ENDS: u32 = 32;
 
-/// Sessions that a portion looks at, those that it ends included: about ten nanoseconds each. When more come up in
+/// Sessions after which a portion looks at no more: about ten nanoseconds each. When more come up in
 /// a round, as when all were made at one moment, the round lasts longer, and the next makes up for those that it took the time of.
 const SWEEP_LOOKS: u32 = 128;
 
-/// Address-and-protocol pairs, and ports of them, that a portion looks at for ports that have rested. All
+/// Address-and-protocol pairs, and ports of them, that are looked at for ports that have rested, for each millisecond since the last time. All
 /// that there may be (`config::ADDRESSES_MOST`) take a fifth of a second.
-const SWEEP_RESTS: (usize, u32) = (16, SWEEP_ENDS);
+const SWEEP_RESTS: (usize, u32) = (64, 128);
 
-/// Translations of protocols without ports that a portion passes, one after the other in memory: all that there
+/// Translations of protocols without ports that are passed for each millisecond since the last time, one after the other in memory: all that there
 /// are by default in an eighth of a second.
-const SWEEP_OTHERS: u32 = 32;
+const SWEEP_OTHERS: u32 = 128;
+
+/// Milliseconds that these two make up for at most.
+const SWEEP_ARREARS: u32 = 4;
 
 /// Sessions that are looked at together, so that the processor fetches what it needs of all of them at once.
 pub(crate) const TOGETHER: usize = 32;
@@ -105,33 +108,37 @@ impl Step {
 }
 
 impl Nat<'_> {
-    /// Ends what has been idle too long: a portion of the sweep. Called between bursts, and when idle. Returns whether another one is due
-    /// already; no packet waits for long if packets come first.
+    /// Ends what has been idle too long: a portion of the sweep, or some where many wait. Called between bursts, and when idle. Returns whether
+    /// another one is due already, for which the caller should look for packets first, but not sleep.
     pub fn expire_some(&mut self, now: Tick) -> bool {
         let elapsed = now.since(self.sweep.last).min(SWEEP_ROUND);
         self.sweep.last = now;
         let (records, round) = (u64::from(self.state.swept_records()), u64::from(SWEEP_ROUND));
         self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
         self.sweep.portions = (self.sweep.portions + elapsed * PORTIONS).min(PORTIONS_MOST);
-        self.fragments.expire(now);
-        self.paths.refresh(now, &mut self.adjacencies);
-        if self.sweep.portions == 0 {
-            return false;
-        }
-        self.sweep.portions -= 1;
-        let most = (self.sweep.due / round).min(u64::from(SWEEP_MOST)) as u32;
+        // More than one where calls come seldom, or this one comes after a sleep.
+        let portions = self.sweep.portions.div_ceil(PORTIONS).min(PORTIONS);
+        let most = (self.sweep.due / round).min(u64::from(portions * SWEEP_MOST)) as u32;
         if most > 0 {
-            let step = Step { most, looks: SWEEP_LOOKS, ends: SWEEP_ENDS, looks_at_all: self.sweep.looks_at_all };
+            self.sweep.portions -= portions;
+            let [looks, ends] = [SWEEP_LOOKS, SWEEP_ENDS].map(|bound| bound * portions);
+            let step = Step { most, looks, ends, looks_at_all: self.sweep.looks_at_all };
             let passed = self.sweep_records(&step, now);
             self.sweep.due = self.sweep.due.saturating_sub(u64::from(passed.max(1)) * round);
         } else if records == 0 {
             self.finish_round(now);
         }
-        self.state.wake_ports(SWEEP_RESTS, now);
-        self.state.others.sweep(SWEEP_OTHERS, now);
-        if self.sweep.due < round && !self.state.has_resting_ports() && self.state.others.live() == 0 {
+        if self.sweep.due < round {
             self.sweep.portions = 0;
         }
+        if elapsed > 0 {
+            let (spaces, ports) = SWEEP_RESTS;
+            let times = elapsed.min(SWEEP_ARREARS);
+            self.state.wake_ports((spaces * times as usize, ports * times), now);
+            self.state.others.sweep(SWEEP_OTHERS * times, now);
+        }
+        self.fragments.expire(now);
+        self.paths.refresh(now, &mut self.adjacencies);
         self.sweep.portions > 0
     }
 

@@ -130,14 +130,14 @@ fn the_sweep_comes_in_portions_and_takes_a_bounded_share_of_time() {
     }
     gateway.skip(seconds(301));
     // Everything is due and over, and a worker that slept has portions of its sleep left.
-    while gateway.nat.expire_some(gateway.now) {}
+    while gateway.nat.expire_some(gateway.now).1 {}
     let mut before = gateway.nat.gauges().sessions;
     assert!(before < 3000);
     for millisecond in 0.. {
         gateway.now = gateway.now.after(1);
         let start = before;
         loop {
-            let goes_on = gateway.nat.expire_some(gateway.now);
+            let (_, goes_on) = gateway.nat.expire_some(gateway.now);
             let left = gateway.nat.gauges().sessions;
             assert!(before - left <= ends, "{} ended at once", before - left);
             before = left;
@@ -151,7 +151,7 @@ fn the_sweep_comes_in_portions_and_takes_a_bounded_share_of_time() {
         }
         assert!(millisecond < SWEEP_ROUND, "{before} sessions are left");
     }
-    assert!(!gateway.nat.expire_some(gateway.now), "nothing is left to sweep");
+    assert!(!gateway.nat.expire_some(gateway.now).1, "nothing is left to sweep");
     gateway.assert_empty();
 }
 

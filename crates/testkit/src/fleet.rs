@@ -232,9 +232,11 @@ impl<'m> Fleet<'m> {
         self.each(|nat| nat.expire(now))
     }
 
-    /// A portion of every worker's sweep. Returns whether another one is due.
-    pub fn expire_some(&mut self, now: Tick) -> bool {
-        self.nats.iter_mut().fold(false, |any, nat| nat.expire_some(now) | any)
+    /// What every worker sweeps at once. Gives the fragments that have waited in vain, and whether more is due.
+    pub fn expire_some(&mut self, now: Tick) -> (Vec<Done>, bool) {
+        let mut is_more_due = false;
+        let given_up = self.each(|nat| is_more_due |= nat.expire_some(now));
+        (given_up, is_more_due)
     }
 
     /// The ICMP errors that are due by themselves, with the devices that they leave by.

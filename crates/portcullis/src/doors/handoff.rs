@@ -193,7 +193,7 @@ impl<F> Hatch<F> {
                 self.figures.frames_sent += 1;
             }
         }
-        self.turn = (self.turn + 1) % workers.max(1);
+        self.turn = (self.turn + 1) % workers;
     }
 
     /// Says that this worker is going to sleep. Returns whether it may: not when a packet has come.

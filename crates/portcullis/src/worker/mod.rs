@@ -136,6 +136,8 @@ pub(crate) struct Worker<P: QueuePort, K> {
     kept_up: Tick,
     /// Whether another portion of the sweep is due.
     sweeps_on: bool,
+    /// Whether a dump is under way.
+    answers_on: bool,
 }
 
 impl<P: QueuePort, K: Punter> Worker<P, K> {
@@ -174,6 +176,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
             dropped_by_devices: 0,
             kept_up: Tick(0),
             sweeps_on: true,
+            answers_on: false,
         };
         worker.refill();
         worker
@@ -194,7 +197,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         }
         self.flush();
         self.refill();
-        if packets == 0 || self.sweeps_on || now != self.kept_up {
+        if packets == 0 || self.sweeps_on || self.answers_on || now != self.kept_up {
             self.upkeep(now);
         }
         self.handoff.ring();
@@ -211,7 +214,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         self.doors.commands.phase()
     }
 
-    /// Whether something waits to be transmitted, or sessions to be swept, so that the worker must not sleep.
+    /// Whether something waits to be transmitted, or to be swept, so that the worker must not sleep.
     pub(crate) fn has_work(&self) -> bool {
         self.sweeps_on || self.outboxes.iter().any(|outbox| !outbox.is_empty())
     }

@@ -1,7 +1,7 @@
 //! The worker's work between bursts: what the control plane published, what has waited too long, commands, counters.
 //!
-//! Knows the doors and the stores of what waits. Called once a round that found no packet, else as often as time goes on or
-//! the sweep has more to do. Invariant: each call does a bounded amount of work, but for the
+//! Knows the doors and the stores of what waits. Called in each round that found no packet; else when time has gone on, while the
+//! sweep has more to do, and while a dump is under way. Invariant: each call does a bounded amount of work, but for the
 //! moment when new rules or a new network are adopted.
 
 use portcullis_nat::Packet;
@@ -58,7 +58,7 @@ impl<P: QueuePort, K: Punter> Worker<P, K> {
         while let Some((interface, address)) = self.holding.ask_again(now) {
             let _ = self.doors.events.send(Event::ResolveNeighbour { interface, address });
         }
-        self.doors.commands.serve(&self.nat, now);
+        self.answers_on = self.doors.commands.serve(&self.nat, now);
         if self.doors.counters.is_due(now) {
             self.publish(now);
         }

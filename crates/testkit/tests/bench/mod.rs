@@ -173,7 +173,7 @@ impl<'m> Bench<'m> {
     /// As much of the sweep as goes with one burst.
     pub(crate) fn expire(&mut self) -> Result<(), String> {
         self.reference.advance(self.now);
-        let given_up = self.nat.expire(self.now);
+        let (given_up, _) = self.nat.expire_some(self.now);
         self.give_up(&given_up)?;
         self.reference.swept_fragments();
         let answers = self.nat.answers_due(self.now);
