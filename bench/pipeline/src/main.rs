@@ -23,6 +23,7 @@ mod machine;
 mod memory;
 mod newcomers;
 mod plot;
+mod records;
 mod report;
 mod rung;
 mod scramble;

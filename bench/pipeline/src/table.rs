@@ -111,6 +111,8 @@ fn rows(report: &Report) -> Vec<Row> {
         let target = (new.mode == Mode::Independent).then_some(3e6);
         let rate = Row::new(name("new sessions a second"), new.per_second, "/s").target(target).more_is_better();
         rows.push(Row { steady: 1e9 / new.ns.p10, ..rate });
+        let recorded = name("new sessions a second, each with a record given away");
+        rows.push(Row::new(recorded, new.recorded_per_second, "/s").target(target).more_is_better());
         rows.push(Row::new(name("ending a session"), new.ns_to_end, "ns"));
     }
     rows.extend(allocation(report));
@@ -221,6 +223,7 @@ mod tests {
             fresh: 5,
             ns,
             per_second: 25e6,
+            recorded_per_second: 20e6,
             ns_to_end: 1.0,
             ended: 4,
         });

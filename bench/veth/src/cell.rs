@@ -91,7 +91,7 @@ pub struct Cell {
     pub overload_offered: f64,
     /// What is forwarded then. **Units:** packets a second.
     pub overload: f64,
-    /// That, as a part of the best rate of any trial of this cell.
+    /// That, as a part of the best rate of any trial of this cell, or of what was offered where the tester did not reach that rate again.
     pub overload_share: f64,
     /// The gateway's time for a forwarded packet then; packets that it lost after it took them are in it. **Units:** nanoseconds.
     pub overload_cpu_ns: f64,
@@ -188,7 +188,7 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
         cpu_ns: cost.work_per_packet(),
         overload_offered: overload.offered(tester.direction),
         overload: overload.rate(),
-        overload_share: overload.rate() / seen.best.max(1.0),
+        overload_share: overload.rate() / seen.best.min(overload.offered(tester.direction)).max(1.0),
         overload_cpu_ns: overload.run_per_packet(),
         latency_p50: latency.value_at_quantile(0.5),
         latency_p99: latency.value_at_quantile(0.99),
