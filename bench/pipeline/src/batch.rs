@@ -5,9 +5,9 @@
 
 use anyhow::Result;
 use portcullis_nat::Packet;
-use portcullis_nat::policy::Side;
+use portcullis_nat::policy::{Endpoint, Side};
 
-use crate::frame::{Frame, tcp};
+use crate::frame::{self, Frame, tcp};
 use crate::gateway::{BURST, Gateway, packets_of};
 use crate::load::Load;
 use crate::scramble::Draws;
@@ -57,6 +57,11 @@ impl Batch {
             *session = number;
             load.write(frame, number, Side::Inside, tcp::SYN);
         }
+    }
+
+    /// Where the packets from the inside come from, as they are now: translated or not.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = Endpoint> + '_ {
+        self.frames[0].iter().map(|frame| frame::endpoints(frame).0)
     }
 
     /// The packets of the direction at that place of [`SIDES`].

@@ -1,24 +1,22 @@
 //! A stand-in for a log of mappings: what it would cost the worker to give a record of each new one away.
 //!
 //! Knows endpoints and nothing of the NAT; the product has no such log yet. Pages of records go to a thread that reads them all, as one that
-//! writes them to a file or a collector would, and come back empty. Invariant: the worker's side never waits; a page that finds no room is
-//! counted as lost.
+//! writes them to a file or a collector would, and come back empty. Invariant: the worker's side never waits; what finds no room is counted
+//! as lost.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use crossbeam::queue::ArrayQueue;
-use portcullis_nat::Packet;
+use portcullis_nat::policy::Endpoint;
 
 /// Records that are given away together.
 const PAGE: usize = 128;
 /// Pages that there are: a quarter of a second's records at half a million a second.
 const PAGES: usize = 1024;
-
-/// An address and port, as they stand in the packet.
-type Endpoint = [u8; 6];
 
 /// A new mapping, in 24 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +24,6 @@ struct Record {
     at: u64,
     internal: Endpoint,
     external: Endpoint,
-    protocol: u8,
 }
 
 /// The worker's side.
@@ -34,7 +31,10 @@ pub(crate) struct Log {
     page: Vec<Record>,
     pages: Arc<Pages>,
     reader: Option<JoinHandle<u64>>,
+    /// Records given away.
     given: u64,
+    /// Records that found no room.
+    lost: u64,
 }
 
 struct Pages {
@@ -48,7 +48,8 @@ impl Log {
     pub(crate) fn new() -> Result<Self> {
         let pages = Pages { full: ArrayQueue::new(PAGES), empty: ArrayQueue::new(PAGES), is_over: AtomicBool::new(false) };
         let page = || {
-            let mut page = vec![Record { at: 1, internal: [1; 6], external: [1; 6], protocol: 1 }; PAGE];
+            let touched = Endpoint { address: Ipv4Addr::BROADCAST, port: 1 };
+            let mut page = vec![Record { at: 1, internal: touched, external: touched }; PAGE];
             page.clear();
             page
         };
@@ -56,19 +57,14 @@ impl Log {
         let pages = Arc::new(pages);
         let of_reader = Arc::clone(&pages);
         let reader = std::thread::Builder::new().name("records".into()).spawn(move || of_reader.read())?;
-        Ok(Self { page: page(), pages, reader: Some(reader), given: 0 })
+        Ok(Self { page: page(), pages, reader: Some(reader), given: 0, lost: 0 })
     }
 
-    /// Where the packets come from: before they are translated.
-    pub(crate) fn sources(packets: &[Packet<'_>]) -> Vec<Endpoint> {
-        packets.iter().map(source).collect()
-    }
-
-    /// Gives a record of each packet's mapping away, after it was translated. What the worker would do with what its tables have.
+    /// Gives a record of each mapping away. What the worker would do with what its tables have.
     #[inline(never)]
-    pub(crate) fn write(&mut self, packets: &[Packet<'_>], internal: &[Endpoint], at: u64) {
-        for (packet, &internal) in packets.iter().zip(internal) {
-            self.page.push(Record { at, internal, external: source(packet), protocol: packet.buffer[23] });
+    pub(crate) fn write(&mut self, internal: &[Endpoint], external: impl Iterator<Item = Endpoint>, at: u64) {
+        for (&internal, external) in internal.iter().zip(external) {
+            self.page.push(Record { at, internal, external });
             if self.page.len() == PAGE {
                 self.give();
             }
@@ -78,6 +74,7 @@ impl Log {
     fn give(&mut self) {
         let Some(empty) = self.pages.empty.pop() else {
             self.page.clear();
+            self.lost += PAGE as u64;
             return;
         };
         let page = std::mem::replace(&mut self.page, empty);
@@ -87,13 +84,20 @@ impl Log {
         }
     }
 
-    /// How many records were given away, and read. **Errors:** they are not as many.
+    /// How many records were lost. **Errors:** not as many were read as were given away.
     pub(crate) fn finish(mut self) -> Result<u64> {
         self.pages.is_over.store(true, Ordering::Release);
         let reader = self.reader.take().ok_or_else(|| anyhow!("nobody reads the log"))?;
         let read = reader.join().map_err(|_| anyhow!("the log's reader panicked"))?;
-        anyhow::ensure!(read == self.given, "{} records were given away, and {read} were read", self.given);
-        Ok(read)
+        ensure!(read == self.given, "{} records were given away, and {read} were read", self.given);
+        Ok(self.lost)
+    }
+}
+
+/// The reader ends with the log, whatever else failed.
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.pages.is_over.store(true, Ordering::Release);
     }
 }
 
@@ -105,9 +109,8 @@ impl Pages {
             // Looked at first: what was given away before it is still read.
             let is_over = self.is_over.load(Ordering::Acquire);
             while let Some(mut page) = self.full.pop() {
-                count +=
-                    page.iter().filter(|record| record.at > 0 && record.protocol > 0 && record.internal != record.external).count()
-                        as u64;
+                let records = page.iter().filter(|record| record.at > 0 && record.internal != record.external);
+                count += records.count() as u64;
                 page.clear();
                 let _ = self.empty.push(page);
             }
@@ -119,11 +122,20 @@ impl Pages {
     }
 }
 
-/// The source of an untagged packet without IPv4 options.
-#[inline]
-fn source(packet: &Packet<'_>) -> Endpoint {
-    let mut address_and_port = [0; 6];
-    address_and_port[..4].copy_from_slice(&packet.buffer[26..30]);
-    address_and_port[4..].copy_from_slice(&packet.buffer[34..36]);
-    address_and_port
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_record_is_read_or_lost() {
+        let mut log = Log::new().expect("a thread");
+        let endpoint = |port| Endpoint { address: Ipv4Addr::LOCALHOST, port };
+        for _ in 0..4 * PAGES {
+            log.write(&[endpoint(1); PAGE], (2..).map(endpoint), 1);
+        }
+        let given = log.given;
+        let lost = log.finish().expect("all that were given away are read");
+        assert_eq!(given + lost, (4 * PAGES * PAGE) as u64);
+        assert!(given >= (PAGES * PAGE) as u64, "{given}");
+    }
 }

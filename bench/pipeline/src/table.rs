@@ -224,6 +224,7 @@ mod tests {
             ns,
             per_second: 25e6,
             recorded_per_second: 20e6,
+            records_lost: 0,
             ns_to_end: 1.0,
             ended: 4,
         });

@@ -91,7 +91,7 @@ pub struct Cell {
     pub overload_offered: f64,
     /// What is forwarded then. **Units:** packets a second.
     pub overload: f64,
-    /// That, as a part of the best rate of any trial of this cell, or of what was offered where the tester did not reach that rate again.
+    /// That, as a part of the best rate of any trial of this cell, or of what was offered where the tester did not reach that again.
     pub overload_share: f64,
     /// The gateway's time for a forwarded packet then; packets that it lost after it took them are in it. **Units:** nanoseconds.
     pub overload_cpu_ns: f64,
@@ -188,7 +188,7 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
         cpu_ns: cost.work_per_packet(),
         overload_offered: overload.offered(tester.direction),
         overload: overload.rate(),
-        overload_share: overload.rate() / seen.best.min(overload.offered(tester.direction)).max(1.0),
+        overload_share: seen.share_of(&overload, tester.direction),
         overload_cpu_ns: overload.run_per_packet(),
         latency_p50: latency.value_at_quantile(0.5),
         latency_p99: latency.value_at_quantile(0.99),
@@ -229,6 +229,11 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// What was forwarded in overload, as a part of the best rate of any trial, or of what was offered where the tester did not reach that again.
+    pub(crate) fn share_of(&self, overload: &Trial, direction: Direction) -> f64 {
+        overload.rate() / self.best.min(overload.offered(direction)).max(1.0)
+    }
+
     fn note(&mut self, trial: &Trial) {
         self.best = self.best.max(trial.rate());
         self.wrong = self.wrong.plus(trial.wrong);

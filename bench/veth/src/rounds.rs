@@ -84,7 +84,7 @@ struct Sample {
     overload_offered: f64,
     /// What passed then. **Units:** packets a second.
     overload: f64,
-    /// That, as a part of the better of both.
+    /// That, as a part of the same as in [`crate::cell::Cell`].
     overload_share: f64,
     /// The part of both measurements in which the core stood still.
     stalled: f64,
@@ -203,7 +203,7 @@ fn sample(
             cpu_ns: cost.work_per_packet(),
             overload_offered: overload.offered(tester.direction),
             overload: overload.rate(),
-            overload_share: overload.rate() / overload.rate().max(cost.rate()).max(f64::MIN_POSITIVE),
+            overload_share: seen.share_of(&overload, tester.direction),
             stalled: (cost.stalls.seconds + overload.stalls.seconds) / (cost.seconds + overload.seconds),
             wrong: seen.wrong,
         })
@@ -264,7 +264,7 @@ impl Report {
             }
             let _ = writeln!(text, "  portcullis's time by the bare forwarder's: {}", pair.cpu_by_bare);
             let _ = writeln!(text, "  portcullis's time by the kernel's: {}", pair.cpu_by_kernel);
-            let _ = writeln!(text, "  portcullis in overload, by its better rate: {}", pair.overload_share);
+            let _ = writeln!(text, "  portcullis in overload, by its best rate or what was offered: {}", pair.overload_share);
             let _ = writeln!(text, "  portcullis in overload, by the kernel: {}", pair.overload_by_kernel);
         }
         text
