@@ -1,12 +1,16 @@
 //! The cores that workers are pinned to: those that the operator names, or else the last ones, near the devices first.
 //!
 //! Knows core numbers and sysfs. Called at start. Invariants: a worker is pinned only to a core that the process may run on; two share one
-//! only where there are fewer cores than workers. Interrupts and housekeeping keep to the first cores, so the last ones are taken first.
+//! only where there are fewer cores than workers; whatever else the process does keeps to the other cores, where there are any. Interrupts
+//! and housekeeping keep to the first cores, so the last ones are taken first.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use core_affinity::CoreId;
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use portcullis_config::WorkerRules;
 
 use crate::cli::exit::Failure;
@@ -31,6 +35,42 @@ pub(super) fn of_workers(rules: &WorkerRules, devices: &[&str], workers: usize) 
         );
     }
     Ok((0..workers).map(|worker| cores.get(worker).map(|&id| CoreId { id })).collect())
+}
+
+/// Keeps the process's threads, and those that they start, off the workers' cores: even half a millisecond of the control plane's is longer
+/// than some devices' rings last. Called before there are workers, which pin themselves. Where workers have all cores, or none can be told, the
+/// rest runs where the kernel puts it.
+pub(super) fn leave_to(workers: &[Option<CoreId>]) {
+    let left = left_by(&allowed(), workers);
+    if left.is_empty() {
+        return;
+    }
+    let mut set = CpuSet::new();
+    let kept = left.iter().try_for_each(|&core| set.set(core)).and_then(|()| {
+        threads().into_iter().try_for_each(|thread| match sched_setaffinity(thread, &set) {
+            // It has ended meanwhile.
+            Err(Errno::ESRCH) => Ok(()),
+            done => done,
+        })
+    });
+    if let Err(error) = kept {
+        tracing::warn!("the control plane cannot keep off the workers' cores: {error}");
+    }
+}
+
+/// The threads of this process; this one alone where /proc does not tell.
+fn threads() -> Vec<Pid> {
+    let entries = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let numbers: Vec<_> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw).collect();
+    if numbers.is_empty() { vec![Pid::from_raw(0)] } else { numbers }
+}
+
+/// The cores that no worker is pinned to; none when a worker may be on any.
+fn left_by(allowed: &[usize], workers: &[Option<CoreId>]) -> Vec<usize> {
+    let Some(taken) = workers.iter().map(|core| core.map(|core| core.id)).collect::<Option<BTreeSet<_>>>() else {
+        return Vec::new();
+    };
+    allowed.iter().copied().filter(|core| !taken.contains(core)).collect()
 }
 
 fn configured(wanted: &[u16], allowed: &[usize]) -> Result<Vec<usize>, Failure> {
@@ -87,6 +127,14 @@ mod tests {
         assert_eq!(choose(&[0, 1, 2, 3], &none, 3), [3, 2, 1]);
         assert_eq!(choose(&[0, 1], &none, 3), [1, 0, 1], "fewer cores than workers");
         assert_eq!(choose(&[], &none, 2), [0; 0]);
+    }
+
+    #[test]
+    fn the_control_plane_has_the_cores_that_the_workers_leave() {
+        let on = |cores: &[usize]| cores.iter().map(|&id| Some(CoreId { id })).collect::<Vec<_>>();
+        assert_eq!(left_by(&[0, 1, 2, 3], &on(&[3, 2])), [0, 1]);
+        assert_eq!(left_by(&[0, 1], &on(&[1, 0, 1])), [0; 0], "nothing is left");
+        assert_eq!(left_by(&[0, 1], &[Some(CoreId { id: 1 }), None]), [0; 0], "a worker may be anywhere");
     }
 
     #[test]

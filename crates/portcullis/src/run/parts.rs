@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
+use core_affinity::CoreId;
 use portcullis_api as api;
 use portcullis_config::{BusyPoll, Config, HostAddresses, PortRange};
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::time::Tick;
 use portcullis_nat::{Capacity, Nat, Seeds};
 use portcullis_steering::{Owners, WorkerId};
-use portcullis_xsk::memory::{self, Pages};
+use portcullis_xsk::memory::{self, Pages, Region};
 use portcullis_xsk::socket::{BusyPolling, Mode, Opened, Socket, open_all};
 use portcullis_xsk::steer::{AttachMode, AttachWish, Steer};
 use portcullis_xsk::umem::{Umem, UmemOptions};
@@ -195,9 +196,25 @@ pub(super) fn granted(
     all
 }
 
-/// A worker's NAT with its tables, on huge pages where there are any.
-pub(super) fn nat(capacity: Capacity, seeds: Seeds, owners: Owners, me: WorkerId) -> Result<Nat<'static>, Failure> {
-    let region = memory::region(capacity.bytes()).map_err(anyhow::Error::from)?;
+/// Memory for the tables of the workers on these cores, on huge pages where there are any. Every page is in place, near its worker: packets
+/// wait for none.
+pub(super) fn tables(bytes: usize, cores: &[Option<CoreId>]) -> Result<Vec<Region>, Failure> {
+    let near = |core: Option<CoreId>| {
+        core.map(core_affinity::set_for_current);
+        let mut region = memory::region(bytes)?;
+        region.populate().map(|()| region)
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = cores.iter().map(|&core| scope.spawn(move || near(core))).collect();
+        let regions = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let regions =
+            regions.collect::<Result<_, _>>().context("no memory for the tables: lower limits.mappings and limits.sessions");
+        regions.map_err(Failure::Other)
+    })
+}
+
+/// A worker's NAT with its tables.
+pub(super) fn nat(region: Region, capacity: Capacity, seeds: Seeds, owners: Owners, me: WorkerId) -> Result<Nat<'static>, Failure> {
     Nat::new(region.leak(), capacity, seeds, owners, me, Tick(0)).map_err(|error| Failure::Other(error.into()))
 }
 

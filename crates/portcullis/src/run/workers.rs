@@ -6,6 +6,7 @@
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
+use core_affinity::CoreId;
 use portcullis_config::Config;
 use portcullis_nat::policy::DeviceId;
 use portcullis_nat::{Capacity, Nat};
@@ -91,7 +92,7 @@ impl Made {
         for socket in sockets {
             ports[queues.of(&socket)].push(socket);
         }
-        let each = nats(rules, &owners, count)?.into_iter().zip(ports).zip(shares).zip(doors).zip(hatches).zip(cores).enumerate();
+        let each = nats(rules, &owners, &cores)?.into_iter().zip(ports).zip(shares).zip(doors).zip(hatches).zip(cores).enumerate();
         for (number, (((((nat, ports), share), doors), handoff), core)) in each {
             let wakers = ports.iter().map(|socket| socket.fd().try_clone_to_owned()).collect::<Result<_, _>>();
             let wakers = wakers.context("cannot duplicate a socket's descriptor")?;
@@ -117,6 +118,7 @@ impl Made {
     /// Starts them. **Errors:** no thread; those that run end again.
     pub(super) fn start(self, control: Vec<ControlDoors>) -> Result<Workers, Failure> {
         let Self { memory, workers, .. } = self;
+        cores::leave_to(&workers.iter().map(|(_, rules)| rules.core).collect::<Vec<_>>());
         let mut running = Workers { control, threads: Vec::new(), turn: 0, memory };
         for (worker, rules) in workers {
             match thread::start(worker, rules) {
@@ -145,7 +147,8 @@ pub(super) fn capacity(rules: &Config, workers: usize) -> Capacity {
 }
 
 /// The NATs: each with its part of the tables, on huge pages where there are any.
-fn nats(rules: &Config, owners: &Owners, workers: usize) -> Result<Vec<Nat<'static>>, Failure> {
+fn nats(rules: &Config, owners: &Owners, cores: &[Option<CoreId>]) -> Result<Vec<Nat<'static>>, Failure> {
+    let workers = cores.len();
     let capacity = capacity(rules, workers);
     let each = if workers == 1 { String::new() } else { format!(" for each of {workers} workers") };
     let bare = if capacity.bare_mappings > 0 { " (bare ones of UDP among them)" } else { "" };
@@ -158,10 +161,11 @@ fn nats(rules: &Config, owners: &Owners, workers: usize) -> Result<Vec<Nat<'stat
     );
     let seeds = parts::seeds()?;
     // The seeds are the same for all: each draws the same server of a forward for a remote.
-    (0..workers).map(|worker| parts::nat(capacity, seeds, owners.clone(), WorkerId(worker as u16))).collect()
+    let tables = parts::tables(capacity.bytes(), cores)?.into_iter().enumerate();
+    tables.map(|(worker, region)| parts::nat(region, capacity, seeds, owners.clone(), WorkerId(worker as u16))).collect()
 }
 
-fn tell(number: usize, core: Option<core_affinity::CoreId>, queues: &[(DeviceId, socket::Queue)]) {
+fn tell(number: usize, core: Option<CoreId>, queues: &[(DeviceId, socket::Queue)]) {
     let core = core.map_or_else(|| "any core".to_owned(), |core| format!("core {}", core.id));
     let queues: Vec<_> = queues.iter().map(|(_, queue)| format!("{} {}", queue.device, queue.queue)).collect();
     tracing::info!("worker {number}: on {core}, queues {}", queues.join(", "));

@@ -35,6 +35,41 @@ fn sessions_are_listed_as_lines_and_as_json() {
     });
 }
 
+/// A worker's memory is in place before its first packet, and nothing of the process but the worker runs on its core, where there are others.
+#[test]
+fn a_workers_core_is_its_own_and_its_memory_in_place() {
+    run_portcullis(usual(), |world| {
+        let process = world.gateway.pid().context("the gateway is a program")?;
+        let status = |path: &Path, name: &str| -> Result<String> {
+            let text = fs::read_to_string(path.join("status"))?;
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            Ok(value.with_context(|| format!("no {name} in {}", path.display()))?.trim().to_owned())
+        };
+        let (mut workers, mut others) = (Vec::new(), Vec::new());
+        for task in fs::read_dir(format!("/proc/{process}/task"))? {
+            let path = task?.path();
+            let is_worker = fs::read_to_string(path.join("comm"))?.starts_with("worker-");
+            let found = if is_worker { &mut workers } else { &mut others };
+            found.push(status(&path, "Cpus_allowed_list")?);
+        }
+        let cores = std::thread::available_parallelism()?.get();
+        ensure!(workers.len() == queues() as usize && !others.is_empty(), "workers on {workers:?}, others on {others:?}");
+        ensure!(workers.iter().all(|list| list.parse::<usize>().is_ok()), "workers on {workers:?}");
+        if workers.len() < cores {
+            ensure!(workers.iter().all(|core| !others.contains(core)), "workers on {workers:?}, others on {others:?}");
+            ensure!(others.iter().all(|list| !list.contains(['-', ',']) || cores > 2), "others on {others:?} of {cores} cores");
+        }
+        let process = PathBuf::from(format!("/proc/{process}"));
+        let resident: u64 = status(&process, "VmRSS")?.trim_end_matches(" kB").parse()?;
+        let tables = world.gateway.log();
+        let tables =
+            tables.lines().find_map(|line| line.split_once("tables: ")?.1.split_once(" MiB")).context("no tables in the log")?.0;
+        let tables: u64 = tables.parse()?;
+        ensure!(tables > 10 && resident > tables << 10, "{resident} KiB are in memory, of the tables alone {tables} MiB");
+        Ok(())
+    });
+}
+
 #[test]
 fn metrics_and_health_are_served_and_count_what_was_sent() {
     run_portcullis(usual(), |world| {
