@@ -274,6 +274,7 @@ mod tests {
             missing_rights: Vec::new(),
             kernel: None,
             huge_pages: HugePages::default(),
+            stat_interval: None,
             memory_wanted: 0,
             forwarding: None,
             exempts: false,

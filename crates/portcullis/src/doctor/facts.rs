@@ -30,6 +30,8 @@ pub(super) struct Facts {
     /// Major and minor.
     pub(super) kernel: Option<(u32, u32)>,
     pub(super) huge_pages: HugePages,
+    /// How often the kernel brings its statistics up to date on every core. **Units:** seconds.
+    pub(super) stat_interval: Option<u64>,
     /// Tables and packet memory. **Units:** bytes.
     pub(super) memory_wanted: u64,
     pub(super) forwarding: Option<Forwarding>,
@@ -82,6 +84,7 @@ impl Facts {
             missing_rights: capability::missing(),
             kernel: kernel_version(),
             huge_pages: huge_pages(Path::new("/proc/meminfo")),
+            stat_interval: number(Path::new("/proc/sys/vm/stat_interval")),
             memory_wanted: outlook.memory,
             forwarding: Forwarding::read(names).ok(),
             exempts: !rules.nat.exempt.is_empty(),
@@ -100,6 +103,10 @@ fn kernel_version() -> Option<(u32, u32)> {
 fn parse_version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.trim().split(['.', '-']).map(str::parse);
     Some((parts.next()?.ok()?, parts.next()?.ok()?))
+}
+
+fn number(file: &Path) -> Option<u64> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 fn huge_pages(meminfo: &Path) -> HugePages {
@@ -124,6 +131,8 @@ mod tests {
         assert_eq!(parse_version("6.18.44-cloud\n"), Some((6, 18)));
         assert_eq!(parse_version("5.4-rc1"), Some((5, 4)));
         assert_eq!(parse_version("unknown"), None);
+        assert_eq!(number(Path::new("/proc/sys/vm/overcommit_memory")).map(|it| it < 3), Some(true));
+        assert_eq!(number(Path::new("/proc/version")), None);
         let here = huge_pages(Path::new("/proc/meminfo"));
         assert!(here.size.is_power_of_two() && here.free <= here.total, "{here:?}");
         assert_eq!(huge_pages(Path::new("/no/such/file")), HugePages { total: 0, free: 0, size: 2 << 20 });

@@ -16,12 +16,15 @@ const LIVE_FRAMES: (u32, u32) = (5, 18);
 /// The first kernel whose AF_XDP has all that the gateway binds with.
 const LEAST: (u32, u32) = (5, 11);
 
+/// How often the kernel should bring its statistics up to date. **Units:** seconds. Chosen: as guides to quiet cores do.
+const QUIET: u64 = 120;
+
 /// The ports that are suggested for the box's own connections. Chosen: 8,192 of them, where Linux has them by default.
 const SUGGESTED: PortRange = PortRange { first: 32_768, last: 40_959 };
 
 /// Everything about the box.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![rights(facts), kernel(facts), huge_pages(facts), cores(facts), forwarding(facts)];
+    let mut findings = vec![rights(facts), kernel(facts), huge_pages(facts), cores(facts), interruptions(facts), forwarding(facts)];
     findings.extend(ports(facts));
     findings
 }
@@ -93,6 +96,22 @@ fn cores(facts: &Facts) -> Finding {
     finding(HOST, "workers", Grade::Fine, says)
 }
 
+/// Whatever else runs on a worker's core: work of the kernel's that a setting makes rarer. **Source:** Documentation/admin-guide/sysctl/vm.rst.
+fn interruptions(facts: &Facts) -> Finding {
+    let Some(seconds) = facts.stat_interval else {
+        return finding(HOST, "interruptions", Grade::WillCost, "vm.stat_interval cannot be read");
+    };
+    if seconds >= QUIET {
+        let says = format!("the kernel brings its memory statistics up to date on each core every {seconds} s");
+        return finding(HOST, "interruptions", Grade::Fine, says);
+    }
+    let says = format!(
+        "every {seconds} s (vm.stat_interval) the kernel brings its memory statistics up to date on each core, a worker's too, which takes up to \
+         half a millisecond: at high rates small rings run over"
+    );
+    finding(HOST, "interruptions", Grade::WillCost, says).mended_by(Mend::write("/proc/sys/vm/stat_interval", QUIET))
+}
+
 /// The guard is attached with the first start and stays; before it the kernel is on its own.
 fn forwarding(facts: &Facts) -> Finding {
     let Some(forwarding) = &facts.forwarding else {
@@ -162,6 +181,7 @@ mod tests {
             missing_rights: Vec::new(),
             kernel: Some((6, 18)),
             huge_pages: HugePages { total: 100, free: 100, size: 2 << 20 },
+            stat_interval: Some(120),
             memory_wanted: 128 << 20,
             forwarding: Some(Forwarding { global: false, interfaces: Vec::new() }),
             exempts: false,
@@ -187,12 +207,15 @@ mod tests {
     #[test]
     fn each_fault_is_found_alone_with_what_mends_it() {
         type Fault = fn(&mut Facts);
-        let cases: [(&str, Grade, Option<&str>, Fault); 9] = [
+        let cases: [(&str, Grade, Option<&str>, Fault); 10] = [
             ("rights", Grade::WillBreak, None, |facts| facts.missing_rights = vec!["CAP_BPF"]),
             ("kernel", Grade::WillBreak, None, |facts| facts.kernel = Some((5, 4))),
             ("kernel", Grade::WillCost, None, |facts| facts.kernel = Some((5, 15))),
             ("huge pages", Grade::WillCost, Some("echo 104 > /proc/sys/vm/nr_hugepages"), |facts| facts.huge_pages.free = 60),
             ("workers", Grade::WillCost, None, |facts| facts.workers = 5),
+            ("interruptions", Grade::WillCost, Some("echo 120 > /proc/sys/vm/stat_interval"), |facts| {
+                facts.stat_interval = Some(1);
+            }),
             ("workers", Grade::WillBreak, None, |facts| facts.worker_cores = vec![7]),
             ("kernel forwarding", Grade::WillBreak, Some("sysctl -w net.ipv4.ip_forward=0"), |facts| {
                 facts.forwarding = Some(Forwarding { global: true, interfaces: Vec::new() });
