@@ -87,6 +87,8 @@ impl Napi {
 pub struct Setup {
     /// The gateway's core.
     pub core: usize,
+    /// One for what of Portcullis is no worker; without, that is on the gateway's core, too.
+    pub beside: Option<usize>,
     /// The program.
     pub portcullis: PathBuf,
     /// Sessions, and mappings, that Portcullis has room for.
@@ -231,7 +233,7 @@ impl<'world> Gateway<'world> {
             "--drive",
             drive,
         ];
-        let mut process = self.spawn(&words)?;
+        let mut process = self.spawn(&words, None)?;
         let ready = wait_for_line(&mut process, || {
             if drives {
                 napi::prime(INSIDE_ADDRESS)?;
@@ -257,16 +259,16 @@ impl<'world> Gateway<'world> {
         if setup.napi == Napi::Thread {
             words.push("--no-nic-setup");
         }
-        self.process = Some(self.spawn(&words)?);
+        self.process = Some(self.spawn(&words, setup.beside)?);
         let ready = wait_until(READY, || !self.is_running() || self.socket().exists() && self.ask("version").is_ok());
         ensure!(ready && self.is_running(), "it {}\n{}", if ready { "ended" } else { "was not ready in time" }, self.log());
         self.find_tasks(|_, _, name| name.starts_with("worker-"))
     }
 
-    /// Starts a program in the gateway's namespace, on the gateway's core. It complains to the log.
-    fn spawn(&self, words: &[&str]) -> Result<Process> {
-        let core = self.core.to_string();
-        let before = ["netns", "exec", self.world.gateway.name(), "taskset", "-c", &core];
+    /// Starts a program in the gateway's namespace, on the gateway's core and maybe another. It complains to the log.
+    fn spawn(&self, words: &[&str], beside: Option<usize>) -> Result<Process> {
+        let cores = [Some(self.core), beside].into_iter().flatten().map(|core| core.to_string()).collect::<Vec<_>>().join(",");
+        let before = ["netns", "exec", self.world.gateway.name(), "taskset", "-c", &cores];
         let log = fs::File::create(self.log_path()).context("making the gateway's log")?;
         let mut command = Command::new("ip");
         command.args(before).args(words).env("NO_COLOR", "1");
@@ -314,11 +316,16 @@ impl<'world> Gateway<'world> {
             }
             Kind::Portcullis => {
                 std::thread::sleep(PUBLISHED);
-                let stats = self.stats()?;
-                let busy = stats["workers"][0]["busy_seconds"].as_f64().context("no busy_seconds in the gateway's stats")?;
-                Ok(Some(Duration::from_secs_f64(busy)))
+                self.published_busy().map(Some)
             }
         }
+    }
+
+    /// How long Portcullis's worker was busy until it published that last, which it does ten times a second.
+    pub fn published_busy(&self) -> Result<Duration> {
+        let stats = self.stats()?;
+        let busy = stats["workers"][0]["busy_seconds"].as_f64().context("no busy_seconds in the gateway's stats")?;
+        Ok(Duration::from_secs_f64(busy))
     }
 
     /// Its times now. **Cost:** reads a few files of /proc.

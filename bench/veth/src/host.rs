@@ -1,11 +1,9 @@
-//! The machine: what it is called in a report, which cores are used, and the kernel's limits that are raised for a run.
+//! The machine: what it is called in a report, and which cores are used.
 //!
-//! Knows /proc, /sys and git; no packets. Called when a run begins. Invariant: a limit that was raised is put back on drop, at exit and on a
-//! signal.
+//! Knows /proc, /sys and git; no packets. Called when a run begins.
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Mutex, Once, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -13,11 +11,6 @@ use portcullis_testkit::topology::program::Program;
 use serde::{Deserialize, Serialize};
 
 use crate::gateway::{Napi, Setup};
-
-/// Where connection tracking's limits are. They are of the whole machine.
-const CONNTRACK: &str = "/proc/sys/net/netfilter";
-/// What they are raised to, if they are below: room for what is asked of Portcullis, and a bucket for two entries, as Linux itself sizes it.
-const RAISED: [(&str, u64); 2] = [("nf_conntrack_buckets", 1 << 20), ("nf_conntrack_max", 1 << 22)];
 
 /// Which cores, and how Portcullis is set.
 #[derive(Args, Clone, Debug)]
@@ -51,6 +44,14 @@ pub struct Cores {
     pub tester: usize,
 }
 
+impl Cores {
+    /// A core that is not the gateway's: one that is nobody's, or else the tester's.
+    pub fn beside(self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..cores).find(|&core| core != self.gateway && core != self.tester).unwrap_or(self.tester)
+    }
+}
+
 impl Place {
     /// The cores. **Errors:** fewer than two, or twice the same.
     pub fn cores(&self) -> Result<Cores> {
@@ -76,7 +77,7 @@ impl Place {
             portcullis.display()
         );
         let (busy_poll, napi) = (self.busy_poll.clone(), self.napi);
-        Ok(Setup { core: cores.gateway, portcullis, capacity: self.capacity, busy_poll, napi, udp_timeout })
+        Ok(Setup { core: cores.gateway, beside: None, portcullis, capacity: self.capacity, busy_poll, napi, udp_timeout })
     }
 }
 
@@ -127,56 +128,6 @@ pub fn now() -> Result<(String, String)> {
     Ok((date.to_owned(), time.to_owned()))
 }
 
-/// Connection tracking's limits, raised so that the kernel is measured at its best. Put back when dropped.
-#[derive(Debug)]
-pub struct Raised(());
-
-/// What has to be put back.
-static BEFORE: Mutex<Vec<(&str, String)>> = Mutex::new(Vec::new());
-
-impl Raised {
-    /// Raises them where they are lower.
-    ///
-    /// **Errors:** not root, or no connection tracking in this kernel.
-    pub fn raise() -> Result<Self> {
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| {
-            // SAFETY: the function is `extern "C"`, takes nothing, and does not panic.
-            unsafe { libc::atexit(put_back_at_exit) };
-        });
-        let raised = Self(());
-        for (name, wanted) in RAISED {
-            let path = format!("{CONNTRACK}/{name}");
-            let now = fs::read_to_string(&path).with_context(|| format!("reading {path} (has the kernel nf_conntrack?)"))?;
-            let now = now.trim().to_owned();
-            if now.parse::<u64>().is_ok_and(|now| now < wanted) {
-                fs::write(&path, wanted.to_string()).with_context(|| format!("setting {path} to {wanted}"))?;
-                BEFORE.lock().unwrap_or_else(PoisonError::into_inner).push((name, now));
-            }
-        }
-        Ok(raised)
-    }
-}
-
-impl Drop for Raised {
-    fn drop(&mut self) {
-        put_back();
-    }
-}
-
-extern "C" fn put_back_at_exit() {
-    put_back();
-}
-
-fn put_back() {
-    let before = std::mem::take(&mut *BEFORE.lock().unwrap_or_else(PoisonError::into_inner));
-    for (name, value) in before {
-        if let Err(error) = fs::write(format!("{CONNTRACK}/{name}"), &value) {
-            eprintln!("bench-veth: {CONNTRACK}/{name} stays raised ({error}); it was {value}");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +145,7 @@ mod tests {
         }
         let cores = place(None, None).cores().unwrap();
         assert_ne!(cores.gateway, cores.tester);
+        assert_ne!(cores.gateway, cores.beside());
         assert_eq!(place(Some(0), None).cores().unwrap(), Cores { gateway: 0, tester: 1 });
         assert!(place(Some(1), Some(1)).cores().unwrap_err().to_string().contains("--tester-core"));
         assert!(place(Some(9999), None).cores().unwrap_err().to_string().contains("core 9999 is not there"));

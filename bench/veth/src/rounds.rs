@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{self, Mix, Seen};
 use crate::gateway::{Kind, Setup};
-use crate::host::{self, Machine, Place, Raised};
+use crate::host::{self, Machine, Place};
+use crate::prepared::Prepared;
 use crate::report;
 use crate::run::{UDP_TIMEOUT, in_world};
 use crate::sink::Wrong;
@@ -141,7 +142,7 @@ pub fn rounds(options: &Options) -> Result<bool> {
     let machine = Machine::this();
     let (rate, measure_seconds) = (options.rate, options.measure.as_secs_f64());
     let mut report = Report { date, time, commit: host::commit(), machine, rate, measure_seconds, ..Report::default() };
-    let _raised = Raised::raise()?;
+    let _prepared = Prepared::prepare(cores.gateway)?;
     report.samples = in_world(cores, |world, pollers| measure(world, pollers, &setup, options))?;
     report.work_out();
     println!("{}", report.table());

@@ -12,10 +12,11 @@ use clap::{Args, ValueEnum};
 use crate::cell::{self, Cell, Lengths, Mix};
 use crate::compare;
 use crate::gateway::{Kind, Setup};
-use crate::host::{self, Cores, Machine, Place, Raised};
+use crate::host::{self, Cores, Machine, Place};
 use crate::napi;
 use crate::newflows::{self, NewFlows};
 use crate::plot;
+use crate::prepared::Prepared;
 use crate::report::{Report, Settings};
 use crate::search::Limits;
 use crate::world::{Pollers, World};
@@ -129,7 +130,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let mut report = Report { date, time, commit: host::commit(), mode: plan.mode.to_owned(), ..Report::default() };
     report.machine = Machine::this();
     report.settings = settings(&setup, cores, &plan);
-    let _raised = Raised::raise()?;
+    let _prepared = Prepared::prepare(cores.gateway)?;
     (report.cells, report.new_flows) = in_world(cores, |world, pollers| measure(world, pollers, &setup, &plan))?;
     report.work_out();
     let previous = report.previous(&options.out);
@@ -166,9 +167,10 @@ fn settings(setup: &Setup, cores: Cores, plan: &Plan) -> Settings {
 
 /// Builds the world and does `work` on the tester's core, in the near namespace. What `work` starts is there, too, unless it goes elsewhere.
 pub fn in_world<T: Send>(cores: Cores, work: impl FnOnce(&World, &Pollers) -> Result<T> + Send) -> Result<T> {
+    // Every thread and program that is started from here on is the tester's, too, unless it is told otherwise.
+    napi::pin(nix::unistd::gettid().as_raw().cast_unsigned(), cores.tester)?;
     let world = World::build()?;
     world.near.enter(|| {
-        napi::pin(nix::unistd::gettid().as_raw().cast_unsigned(), cores.tester)?;
         let pollers = world.pollers()?;
         work(&world, &pollers)
     })?

@@ -1,7 +1,7 @@
 //! The soak: Portcullis at 90 % of its loss-free rate for minutes, with new flows all the time.
 //!
 //! Knows what has to hold: no packet lost, no memory grown, no session left after its timeout. Called by the program. Invariants: it is
-//! bounded in time; only the tester runs on the tester's core, so nothing but /proc is read while packets flow.
+//! bounded in time; only the tester runs on the tester's core, and every ten seconds, for some milliseconds, what asks the gateway.
 
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
@@ -15,12 +15,14 @@ use serde_json::{Value, json};
 use crate::cell::{self, Lengths, Mix, sources, stream};
 use crate::cpu;
 use crate::gateway::{Gateway, Kind, Setup};
-use crate::host::{Place, Raised};
+use crate::host::Place;
+use crate::prepared::Prepared;
 use crate::run::in_world;
 use crate::search::Limits;
 use crate::sink::{End, Sink, Then};
 use crate::stall::{Stalls, Watch};
 use crate::tester::{self, Direction, Load, Second, Tester, Trial};
+use crate::windows::{self, Window, Windows};
 use crate::world::{FAR, FAR_ADDRESS, INSIDE, NEAR, OUTSIDE, Pollers, World, visit};
 
 /// Flows that come again once they are forgotten: longer than they are remembered.
@@ -35,8 +37,8 @@ const WARM_UP: Duration = Duration::from_secs(20);
 const SLACK: u64 = 1 << 20;
 /// The part of the loss-free rate.
 const PART: f64 = 0.9;
-/// How often progress is told.
-const TELL: Duration = Duration::from_secs(10);
+/// How long a window is, after which progress is told.
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// How long and how hard.
 #[derive(Args, Clone, Debug)]
@@ -70,6 +72,7 @@ fn minutes(text: &str) -> Result<f64, String> {
 struct Shown {
     rate: u64,
     trial: Trial,
+    windows: Vec<Window>,
     memory_before: u64,
     memory_after: u64,
     sessions_left: u64,
@@ -85,9 +88,10 @@ struct Shown {
 /// **Errors:** as [`crate::run::run`].
 pub fn soak(options: &Options) -> Result<bool> {
     let cores = options.place.cores()?;
-    let setup = options.place.setup(cores, UDP_TIMEOUT)?;
+    // As on a box of an operator's: the worker's core is the worker's alone.
+    let setup = Setup { beside: Some(cores.beside()), ..options.place.setup(cores, UDP_TIMEOUT)? };
     options.rate.map_or(Ok(()), |rate| ensure_kept(rate, options))?;
-    let _raised = Raised::raise()?;
+    let _prepared = Prepared::prepare(cores.gateway)?;
     let shown = in_world(cores, |world, pollers| {
         let rate = options.rate.map_or_else(|| search(world, pollers, &setup, options.flows), Ok)?;
         ensure_kept(rate, options)?;
@@ -160,23 +164,20 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
     let warm_up = WARM_UP.min(time / 2);
     eprintln!("{time:.0?} at {rate}/s, {} of them new flows; memory counts after {warm_up:.0?}", options.new_flows);
     // In one piece: flows that stay are forgotten when nothing comes for two seconds.
-    let (mut told, mut memory_before) = (Duration::ZERO, None);
-    let trial = tester.trial_with(&mut gateway, load(time), Some(&second), |elapsed| {
+    let (mut next, mut memory_before) = (WINDOW, None);
+    let mut windows = Windows::begin(&tester, &second, &gateway)?;
+    let trial = tester.trial_with(&mut gateway, load(time), Some(&second), |gateway, elapsed| {
         if memory_before.is_none() && elapsed >= warm_up {
             memory_before = Some(cpu::resident(process)?);
         }
-        if elapsed >= told + TELL {
-            told += TELL;
-            let (counts, memory) = (far.counts()?, cpu::resident(process)? >> 10);
-            let arrived = counts.distinct;
-            eprintln!(
-                "{:>5.0} s: {arrived} arrived, {:.0}/s, memory {memory} KiB",
-                elapsed.as_secs_f64(),
-                arrived as f64 / elapsed.as_secs_f64()
-            );
+        if elapsed >= next {
+            next += WINDOW;
+            tell(&windows.end(gateway, elapsed)?, cpu::resident(process)?);
         }
         Ok(())
     })?;
+    tell(&windows.end(&gateway, Duration::from_secs_f64(trial.seconds))?, cpu::resident(process)?);
+    let windows = windows.ended();
     let memory_after = cpu::resident(process)?;
     let memory_before = memory_before.unwrap_or(memory_after);
 
@@ -195,7 +196,21 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
     let counted = counted(&gateway, world)?;
     let log = gateway.log();
     gateway.stop()?;
-    Ok(Shown { rate, trial, memory_before, memory_after, sessions_left, mappings_left, swept_after, counted, log })
+    Ok(Shown { rate, trial, windows, memory_before, memory_after, sessions_left, mappings_left, swept_after, counted, log })
+}
+
+/// Tells how a window went.
+fn tell(window: &Window, memory: u64) {
+    eprintln!(
+        "{:>5.0} s: {:.0}/s, {} lost ({} in pauses), {:.0} ns a packet, core {:.0} % at work, memory {} KiB",
+        window.end,
+        window.rate(),
+        window.lost,
+        window.paused.min(window.lost),
+        window.work_per_packet(),
+        window.load() * 100.0,
+        memory >> 10
+    );
 }
 
 /// What the gateway and its devices have counted, where it is not 0: says where packets were lost.
@@ -231,7 +246,7 @@ fn excuses(trial: &Trial) -> String {
 
 /// What did not hold, a sentence each.
 fn faults(shown: &Shown) -> Vec<String> {
-    let Shown { trial, memory_before, memory_after, sessions_left, mappings_left, swept_after, .. } = shown;
+    let Shown { trial, windows, memory_before, memory_after, sessions_left, mappings_left, swept_after, .. } = shown;
     let mut faults = Vec::new();
     if trial.sent == 0 {
         faults.push("nothing was sent".into());
@@ -240,6 +255,7 @@ fn faults(shown: &Shown) -> Vec<String> {
         let (lost, sent, by_gateway) = (trial.lost, trial.sent, trial.lost_by_gateway());
         let part = by_gateway as f64 / sent as f64;
         faults.push(format!("{by_gateway} packets of {sent} lost by the gateway ({part:.1e}); {lost} lost, {}", excuses(trial)));
+        faults.extend(windows::too_slow(windows));
     }
     if trial.wrong.is_fault() {
         faults.push(format!("packets were wrong: {:?}", trial.wrong));
@@ -264,6 +280,7 @@ fn as_json(shown: &Shown, faults: &[String]) -> Value {
         "gateway": shown.counted,
         "seconds": shown.trial.seconds,
         "cpu_ns": shown.trial.work_per_packet(),
+        "windows": shown.windows,
         "memory_before": shown.memory_before,
         "memory_after": shown.memory_after,
         "sessions_left": shown.sessions_left,

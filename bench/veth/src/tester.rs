@@ -144,16 +144,16 @@ impl Tester<'_, '_> {
     ///
     /// **Errors:** a device or the gateway is gone.
     pub fn trial(&self, gateway: &mut Gateway<'_>, load: Load) -> Result<Trial> {
-        self.trial_with(gateway, load, None, |_| Ok(()))
+        self.trial_with(gateway, load, None, |_, _| Ok(()))
     }
 
-    /// Does one trial, with a second stream beside it; calls `each_second` about once a second with the time since the start.
+    /// Does one trial, with a second stream beside it; calls `each_second` about once a second with the gateway and the time since the start.
     pub fn trial_with(
         &self,
         gateway: &mut Gateway<'_>,
         load: Load,
         second: Option<&Second<'_, '_>>,
-        mut each_second: impl FnMut(Duration) -> Result<()>,
+        mut each_second: impl FnMut(&Gateway<'_>, Duration) -> Result<()>,
     ) -> Result<Trial> {
         self.drain()?;
         let busy_before = gateway.busy()?;
@@ -162,7 +162,7 @@ impl Tester<'_, '_> {
         let stalls_before = self.watch.stalls()?;
         let times_before = gateway.times()?;
 
-        let seconds = self.send(load, second, &mut each_second)?.as_secs_f64();
+        let seconds = self.send(load, second, |elapsed| each_second(gateway, elapsed))?.as_secs_f64();
 
         let times = gateway.times()?;
         let during = self.ends()?;
@@ -194,7 +194,7 @@ impl Tester<'_, '_> {
         &self,
         load: Load,
         second: Option<&Second<'_, '_>>,
-        each_second: &mut impl FnMut(Duration) -> Result<()>,
+        mut each_second: impl FnMut(Duration) -> Result<()>,
     ) -> Result<Duration> {
         self.generator.pace(load.rate, CATCH_UP)?;
         let mut beside = second.map(|second| (second.generator, Pace::new(second.rate.div_ceil(BATCH), 4)));
@@ -246,7 +246,8 @@ impl Tester<'_, '_> {
         Ok(self.far.counts()?.received + self.near.counts()?.received)
     }
 
-    fn sent(&self, second: Option<&Second<'_, '_>>) -> Result<u64> {
+    /// What both streams have sent until now.
+    pub(crate) fn sent(&self, second: Option<&Second<'_, '_>>) -> Result<u64> {
         Ok(self.generator.sent()? + second.map_or(Ok(0), |second| second.generator.sent())?)
     }
 

@@ -154,8 +154,10 @@ fn a_short_soak_leaves_no_session_and_says_what_it_saw() {
 #[test]
 fn an_interrupted_run_leaves_nothing_behind() {
     let Some(_machine) = machine_for("an_interrupted_run_leaves_nothing_behind") else { return };
-    let limit = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap();
-    let (out, before) = (directory("interrupted"), limit());
+    let settings =
+        ["/proc/sys/net/netfilter/nf_conntrack_max", "/proc/sys/vm/stat_interval", "/sys/devices/virtual/workqueue/cpumask"];
+    let settings = || settings.map(|path| fs::read_to_string(path).unwrap());
+    let (out, before) = (directory("interrupted"), settings());
     let mut child =
         bench("run --flows 100 --sizes 64 --out").arg(&out).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
@@ -172,7 +174,7 @@ fn an_interrupted_run_leaves_nothing_behind() {
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130), "{status}");
     assert_eq!(namespaces_of(child.id()), 0);
-    assert_eq!(limit(), before);
+    assert_eq!(settings(), before);
     assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
     fs::remove_dir_all(out).unwrap();
 }

@@ -1,0 +1,178 @@
+//! The machine prepared for a run, as an operator prepares a gateway: limits raised, the gateway's core left alone by what can be elsewhere.
+//!
+//! Knows sysctls, the kernel's threads and work queues; no gateway. Called when a run begins. Invariant: what was changed is put back on drop,
+//! at exit and on a signal. Blind spot: what the kernel insists on doing on each core it does there.
+
+use std::fs;
+use std::sync::{Mutex, Once, PoisonError};
+
+use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// Settings of the whole machine, and what they are raised to, if they are below. Connection tracking: room for what is asked of Portcullis,
+/// and a bucket for two entries, as Linux itself sizes it. Statistics of memory: as `portcullis doctor` asks for, seldom, since the kernel
+/// takes each core half a millisecond for them.
+const RAISED: [(&str, u64); 3] = [
+    ("/proc/sys/net/netfilter/nf_conntrack_buckets", 1 << 20),
+    ("/proc/sys/net/netfilter/nf_conntrack_max", 1 << 22),
+    ("/proc/sys/vm/stat_interval", 120),
+];
+/// The cores on which work of the kernel's is done that needs no certain one: a bit for each, in hexadecimal, in groups of 32.
+const WORK_CORES: &str = "/sys/devices/virtual/workqueue/cpumask";
+/// A thread of the kernel's own, and one that may not be moved. **Source:** Linux `include/linux/sched.h`.
+const PF_KTHREAD: u64 = 0x0020_0000;
+const PF_NO_SETAFFINITY: u64 = 0x0400_0000;
+
+/// What has to be put back.
+enum Before {
+    /// A file and its value.
+    File(&'static str, String),
+    /// A thread, and that it may run on the core.
+    Thread(Pid, usize),
+}
+
+static BEFORE: Mutex<Vec<Before>> = Mutex::new(Vec::new());
+
+/// A prepared machine. Put back when dropped.
+#[derive(Debug)]
+pub struct Prepared(());
+
+impl Prepared {
+    /// Raises the limits, and moves away from the gateway's `core` what can be moved: a half-millisecond of such work is longer than a veth's
+    /// ring lasts. On a box of its own `isolcpus` does so.
+    ///
+    /// **Errors:** not root, or no connection tracking in this kernel.
+    pub fn prepare(core: usize) -> Result<Self> {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            // SAFETY: the function is `extern "C"`, takes nothing, and does not panic.
+            unsafe { libc::atexit(put_back_at_exit) };
+        });
+        let prepared = Self(());
+        for (path, wanted) in RAISED {
+            let now = fs::read_to_string(path).with_context(|| format!("reading {path} (has the kernel nf_conntrack?)"))?;
+            if now.trim().parse::<u64>().is_ok_and(|now| now < wanted) {
+                write(path, &wanted.to_string(), now.trim())?;
+            }
+        }
+        let work_cores = fs::read_to_string(WORK_CORES).unwrap_or_default();
+        if let Some(without) = without_core(work_cores.trim(), core) {
+            write(WORK_CORES, &without, work_cores.trim())?;
+        }
+        for thread in movable_threads() {
+            // One that has ended, or will not, stays where it is.
+            if move_off(thread, core).unwrap_or(false) {
+                remember(Before::Thread(thread, core));
+            }
+        }
+        Ok(prepared)
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        put_back();
+    }
+}
+
+fn remember(before: Before) {
+    BEFORE.lock().unwrap_or_else(PoisonError::into_inner).push(before);
+}
+
+fn write(path: &'static str, value: &str, before: &str) -> Result<()> {
+    fs::write(path, value).with_context(|| format!("setting {path} to {value}"))?;
+    remember(Before::File(path, before.to_owned()));
+    Ok(())
+}
+
+/// A mask of cores without one of them, unless it is without it already or has no other.
+fn without_core(mask: &str, core: usize) -> Option<String> {
+    let groups: Option<Vec<u32>> = mask.split(',').map(|group| u32::from_str_radix(group, 16).ok()).collect();
+    let mut groups = groups?;
+    let place = groups.len().checked_sub(1 + core / 32)?;
+    let bit = 1 << (core % 32);
+    if groups[place] & bit == 0 {
+        return None;
+    }
+    groups[place] &= !bit;
+    let texts = groups.iter().map(|group| format!("{group:08x}"));
+    groups.iter().any(|&group| group != 0).then(|| texts.collect::<Vec<_>>().join(","))
+}
+
+/// The kernel's threads that may be moved.
+fn movable_threads() -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let movable = |number: &i32| fs::read_to_string(format!("/proc/{number}/stat")).is_ok_and(|stat| is_movable(&stat));
+    numbers.filter(movable).map(Pid::from_raw).collect()
+}
+
+/// `number (name) state parent group session terminal its_group flags`. **Source:** proc_pid_stat(5).
+fn is_movable(stat: &str) -> bool {
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_ascii_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & (PF_KTHREAD | PF_NO_SETAFFINITY) == PF_KTHREAD)
+}
+
+/// Takes a thread off a core, unless it may run on no other. Returns whether it was on it.
+fn move_off(thread: Pid, core: usize) -> nix::Result<bool> {
+    let mut cores = sched_getaffinity(thread)?;
+    if !cores.is_set(core)? {
+        return Ok(false);
+    }
+    cores.unset(core)?;
+    let others = (0..CpuSet::count()).any(|other| cores.is_set(other) == Ok(true));
+    if others {
+        sched_setaffinity(thread, &cores)?;
+    }
+    Ok(others)
+}
+
+fn allow(thread: Pid, core: usize) -> nix::Result<()> {
+    let mut cores = sched_getaffinity(thread)?;
+    cores.set(core)?;
+    sched_setaffinity(thread, &cores)
+}
+
+extern "C" fn put_back_at_exit() {
+    put_back();
+}
+
+fn put_back() {
+    let before = std::mem::take(&mut *BEFORE.lock().unwrap_or_else(PoisonError::into_inner));
+    for before in before {
+        match before {
+            Before::File(path, value) => {
+                if let Err(error) = fs::write(path, &value) {
+                    eprintln!("bench-veth: {path} stays changed ({error}); it was {value}");
+                }
+            }
+            // One that has ended meanwhile needs nothing.
+            Before::Thread(thread, core) => drop(allow(thread, core)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_is_taken_out_of_a_mask() {
+        assert_eq!(without_core("3", 1).as_deref(), Some("00000001"));
+        assert_eq!(without_core("ffffffff,0000000f", 33).as_deref(), Some("fffffffd,0000000f"));
+        for nothing_to_do in [("3", 2), ("2", 1), ("3", 64), ("", 0), ("no", 0)] {
+            assert_eq!(without_core(nothing_to_do.0, nothing_to_do.1), None, "{nothing_to_do:?}");
+        }
+    }
+
+    #[test]
+    fn threads_of_the_kernel_that_may_be_moved_are_told_by_their_flags() {
+        assert!(is_movable("77 (kdamond.0) S 2 0 0 0 -1 2129984 0 0"));
+        assert!(is_movable("77 (a) b) S 2 0 0 0 -1 2129984 0 0"));
+        assert!(!is_movable("22 (ksoftirqd/1) S 2 0 0 0 -1 69238848 0 0"), "bound to its core");
+        assert!(!is_movable("900 (bash) S 1 900 900 0 -1 4194304 0 0"), "a program");
+        assert!(!is_movable("") && !is_movable("1 (x) S"));
+        assert!(fs::read_to_string("/proc/self/stat").is_ok_and(|own| !is_movable(&own)));
+    }
+}

@@ -1,0 +1,175 @@
+//! A long trial in windows: when packets were lost, and how quick the machine was just then.
+//!
+//! Knows what the tester and the gateway count; asks for it between two packets, once a window. Called by the soak. Invariant: what a window
+//! says is of that window alone. Blind spot: what was lost behind the ring of the gateway's inner device is in the trial's sum only.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::gateway::{Gateway, Times};
+use crate::tester::{self, Second, Tester};
+use crate::world::{NEAR, visit};
+
+/// From which part of its time on a core is full: it has none left for a rate that is any higher. Chosen: the worker's own figure is a mean.
+const FULL: f64 = 0.97;
+
+/// What one window showed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Window {
+    /// When it ended. **Units:** seconds since the first packet.
+    pub end: f64,
+    /// How long it was. **Units:** seconds.
+    pub seconds: f64,
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets that arrived.
+    pub arrived: u64,
+    /// Packets for which the gateway's ring had no room.
+    pub lost: u64,
+    /// Of these, how many came while another had its core, at most.
+    pub paused: u64,
+    /// What the gateway's core worked, in all contexts. **Units:** seconds.
+    pub worked: f64,
+}
+
+/// Cuts a trial into windows.
+pub struct Windows<'t, 'object> {
+    tester: &'t Tester<'t, 'object>,
+    second: &'t Second<'t, 'object>,
+    last: Mark,
+    closed: Vec<Window>,
+}
+
+/// Counts at the end of a window.
+struct Mark {
+    at: Duration,
+    sent: u64,
+    arrived: u64,
+    ring_full: u64,
+    paused: u64,
+    times: Times,
+    busy: Duration,
+}
+
+impl Window {
+    /// Packets that arrived a second.
+    pub fn rate(&self) -> f64 {
+        self.arrived as f64 / self.seconds
+    }
+
+    /// The gateway's time for a packet; 0 without packets. **Units:** nanoseconds.
+    pub fn work_per_packet(&self) -> f64 {
+        if self.arrived == 0 { 0.0 } else { self.worked * 1e9 / self.arrived as f64 }
+    }
+
+    /// The part of its time that the gateway's core worked.
+    pub fn load(&self) -> f64 {
+        self.worked / self.seconds
+    }
+
+    /// Packets lost that no pause explains.
+    pub fn lost_at_work(&self) -> u64 {
+        self.lost.saturating_sub(self.paused)
+    }
+}
+
+impl<'t, 'object> Windows<'t, 'object> {
+    /// Begins the first window, before anything is sent.
+    pub fn begin(tester: &'t Tester<'t, 'object>, second: &'t Second<'t, 'object>, gateway: &Gateway<'_>) -> Result<Self> {
+        Ok(Self { tester, second, last: Mark::read(tester, second, gateway, Duration::ZERO)?, closed: Vec::new() })
+    }
+
+    /// Ends a window at `at`, counted from the first packet, and begins the next.
+    pub fn end(&mut self, gateway: &Gateway<'_>, at: Duration) -> Result<Window> {
+        let mark = Mark::read(self.tester, self.second, gateway, at)?;
+        let window = mark.since(&self.last);
+        self.closed.push(window);
+        self.last = mark;
+        Ok(window)
+    }
+
+    /// All windows that have ended.
+    pub fn ended(self) -> Vec<Window> {
+        self.closed
+    }
+}
+
+impl Mark {
+    fn read(tester: &Tester<'_, '_>, second: &Second<'_, '_>, gateway: &Gateway<'_>, at: Duration) -> Result<Self> {
+        Ok(Self {
+            at,
+            sent: tester.sent(Some(second))?,
+            arrived: tester.far.counts()?.distinct,
+            ring_full: visit(&tester.world.near, || tester::transmit_drops(NEAR))?,
+            paused: tester.watch.stalls()?.packets,
+            times: gateway.times()?,
+            busy: gateway.published_busy()?,
+        })
+    }
+
+    fn since(&self, before: &Self) -> Window {
+        let cost = self.times.since(&before.times, Some(self.busy.saturating_sub(before.busy)));
+        Window {
+            end: self.at.as_secs_f64(),
+            seconds: self.at.saturating_sub(before.at).as_secs_f64(),
+            sent: self.sent - before.sent,
+            arrived: self.arrived - before.arrived,
+            lost: self.ring_full - before.ring_full,
+            paused: self.paused - before.paused,
+            worked: cost.worked,
+        }
+    }
+}
+
+/// Says when a machine that became too slow for the rate explains most of what was lost, and which rate it carries.
+pub fn too_slow(windows: &[Window]) -> Option<String> {
+    let full: Vec<_> = windows.iter().filter(|window| window.lost_at_work() > 0 && window.load() >= FULL).collect();
+    let lost: u64 = windows.iter().map(Window::lost_at_work).sum();
+    let lost_when_full: u64 = full.iter().map(|window| window.lost_at_work()).sum();
+    if lost == 0 || lost_when_full * 2 < lost {
+        return None;
+    }
+    let times = |windows: &mut dyn Iterator<Item = &Window>| {
+        let times: Vec<f64> = windows.map(Window::work_per_packet).filter(|&time| time > 0.0).collect();
+        (times.iter().copied().fold(f64::INFINITY, f64::min), times.iter().copied().fold(0.0, f64::max))
+    };
+    let (quickest, _) = times(&mut windows.iter());
+    let (_, slowest) = times(&mut full.iter().copied());
+    Some(format!(
+        "{lost_when_full} of them in {} of {} windows, in which the gateway's core had no time left: a packet took it up to {slowest:.0} ns there, \
+         and {quickest:.0} ns in the quickest window. Where that is the machine's speed, ask for a rate that it carries when slow: --rate {:.0}",
+        full.len(),
+        windows.len(),
+        0.9e9 / slowest
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(lost: u64, paused: u64, worked: f64) -> Window {
+        Window { end: 10.0, seconds: 10.0, sent: 8_000_000, arrived: 8_000_000 - lost, lost, paused, worked }
+    }
+
+    #[test]
+    fn a_window_says_what_a_packet_cost_and_how_full_the_core_was() {
+        let window = window(1000, 400, 6.0);
+        assert_eq!(window.lost_at_work(), 600);
+        assert!((window.load() - 0.6).abs() < 1e-9);
+        assert!((window.work_per_packet() - 750.1).abs() < 0.1);
+        assert_eq!(Window::default().work_per_packet().to_bits(), 0);
+    }
+
+    #[test]
+    fn loss_in_full_windows_is_the_machines_speed_and_other_loss_is_not() {
+        let told = too_slow(&[window(0, 0, 6.0), window(80_000, 0, 9.9), window(10, 0, 6.0)]).unwrap();
+        assert!(told.starts_with("80000 of them in 1 of 3 windows"), "{told}");
+        assert!(told.contains("750 ns in the quickest") && told.ends_with("--rate 720000"), "{told}");
+        for other in [window(80_000, 0, 6.0), window(500, 500, 9.9), window(0, 0, 9.9)] {
+            assert_eq!(too_slow(&[window(0, 0, 6.0), other]), None);
+        }
+    }
+}
