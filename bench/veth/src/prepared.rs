@@ -1,10 +1,11 @@
 //! The machine prepared for a run, as an operator prepares a gateway: limits raised, the gateway's core left alone by what can be elsewhere.
 //!
-//! Knows sysctls, the kernel's threads and work queues; no gateway. Called when a run begins. Invariant: what was changed is put back on drop,
+//! Knows sysctls, the kernel's threads and work queues, and interrupts; no gateway. Called when a run begins. Invariant: what was changed is put back on drop,
 //! at exit and on a signal. Blind spot: what the kernel insists on doing on each core it does there.
 
-use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, PoisonError};
+use std::{fs, io};
 
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -20,6 +21,8 @@ const RAISED: [(&str, u64); 3] = [
 ];
 /// The cores on which work of the kernel's is done that needs no certain one: a bit for each, in hexadecimal, in groups of 32.
 const WORK_CORES: &str = "/sys/devices/virtual/workqueue/cpumask";
+/// Where interrupts are; each has the cores that may serve it in `smp_affinity`, as above.
+const INTERRUPTS: &str = "/proc/irq";
 /// A thread of the kernel's own, and one that may not be moved. **Source:** Linux `include/linux/sched.h`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 const PF_NO_SETAFFINITY: u64 = 0x0400_0000;
@@ -27,7 +30,7 @@ const PF_NO_SETAFFINITY: u64 = 0x0400_0000;
 /// What has to be put back.
 enum Before {
     /// A file and its value.
-    File(&'static str, String),
+    File(PathBuf, String),
     /// A thread, and that it may run on the core.
     Thread(Pid, usize),
 }
@@ -53,12 +56,16 @@ impl Prepared {
         for (path, wanted) in RAISED {
             let now = fs::read_to_string(path).with_context(|| format!("reading {path} (has the kernel nf_conntrack?)"))?;
             if now.trim().parse::<u64>().is_ok_and(|now| now < wanted) {
-                write(path, &wanted.to_string(), now.trim())?;
+                let written = write(Path::new(path), &wanted.to_string(), now.trim());
+                written.with_context(|| format!("setting {path} to {wanted}"))?;
             }
         }
-        let work_cores = fs::read_to_string(WORK_CORES).unwrap_or_default();
-        if let Some(without) = without_core(work_cores.trim(), core) {
-            write(WORK_CORES, &without, work_cores.trim())?;
+        for path in interrupts().into_iter().chain([WORK_CORES.into()]) {
+            let now = fs::read_to_string(&path).unwrap_or_default();
+            if let Some(without) = without_core(now.trim(), core) {
+                // Some interrupts stay where they are.
+                let _ = write(&path, &without, now.trim());
+            }
         }
         for thread in movable_threads() {
             // One that has ended, or will not, stays where it is.
@@ -80,10 +87,16 @@ fn remember(before: Before) {
     BEFORE.lock().unwrap_or_else(PoisonError::into_inner).push(before);
 }
 
-fn write(path: &'static str, value: &str, before: &str) -> Result<()> {
-    fs::write(path, value).with_context(|| format!("setting {path} to {value}"))?;
-    remember(Before::File(path, before.to_owned()));
+fn write(path: &Path, value: &str, before: &str) -> io::Result<()> {
+    fs::write(path, value)?;
+    remember(Before::File(path.to_owned(), before.to_owned()));
     Ok(())
+}
+
+/// The files that say which cores serve an interrupt.
+fn interrupts() -> Vec<PathBuf> {
+    let entries = fs::read_dir(INTERRUPTS).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path().join("smp_affinity")).filter(|path| path.exists()).collect()
 }
 
 /// A mask of cores without one of them, unless it is without it already or has no other.
@@ -143,8 +156,8 @@ fn put_back() {
     for before in before {
         match before {
             Before::File(path, value) => {
-                if let Err(error) = fs::write(path, &value) {
-                    eprintln!("bench-veth: {path} stays changed ({error}); it was {value}");
+                if let Err(error) = fs::write(&path, &value) {
+                    eprintln!("bench-veth: {} stays changed ({error}); it was {value}", path.display());
                 }
             }
             // One that has ended meanwhile needs nothing.

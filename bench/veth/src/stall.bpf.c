@@ -50,14 +50,22 @@ struct task_struct {
 /* A thread of the kernel's own, which has no memory of a process (linux/sched.h). */
 #define PF_KTHREAD 0x00200000
 
-/* Whether a program runs that is not the gateway. What the kernel's threads do may be for it. */
+/* One that does what work queues ask for. */
+#define PF_WQ_WORKER 0x00000020
+
+/*
+ * Whether a program runs that is not the gateway. What the kernel's threads do may be for it; but work queues do nothing for a program that
+ * forwards, where for the kernel's NAT they clean up.
+ */
 static __always_inline int is_foreign(void)
 {
 	__u32 key = 0, process = bpf_get_current_pid_tgid() >> 32;
 	__u32 *own = bpf_map_lookup_elem(&gateway, &key);
 	struct task_struct *task = bpf_get_current_task_btf();
 
-	return process && own && process != *own && !(task->flags & PF_KTHREAD);
+	if (!process || !own || process == *own)
+		return 0;
+	return !(task->flags & PF_KTHREAD) || (*own && task->flags & PF_WQ_WORKER);
 }
 
 static __always_inline __u64 sent_until_now(void)

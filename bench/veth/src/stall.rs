@@ -1,8 +1,8 @@
 //! Pauses: how long the hypervisor or another program had the gateway's core, and how many packets were lost for that, whoever the gateway is.
 //!
 //! Knows a core, what was sent, and the gateway's process; nothing else of it. Called around each trial. A clock of the core's own runs a
-//! program (`stall.bpf.c`) every 125 us, in hard interrupts: a tick that is late is the hypervisor's, one in another program is that one's.
-//! Invariant: counts only grow; never more packets than were sent to the core while it was away, in pauses that fill half a ring. Blind spot: a
+//! program (`stall.bpf.c`) every 125 us, in hard interrupts: a tick that is late is the hypervisor's; one in another program is that one's, and one
+//! in a work queue's thread that work's, where the gateway is a program. Invariant: counts only grow; never more packets than were sent to the core while it was away, in pauses that fill half a ring. Blind spot: a
 //! kernel that keeps interrupts off for 300 us looks the same. Source: perf_event_open(2), `PERF_COUNT_SW_CPU_CLOCK`. Tests: below.
 
 use std::mem::MaybeUninit;

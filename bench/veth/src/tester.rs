@@ -19,6 +19,8 @@ use crate::world::{INSIDE, OUTSIDE, Pollers, World};
 const CATCH_UP: u64 = 128;
 /// Packets of the second stream that are sent at once: a call for each few would be too many.
 const BATCH: u64 = 64;
+/// How many batches of the second stream are caught up. While they are, the first stream catches up less: a ring has room for all of it.
+const BATCHES: u64 = 2;
 /// The trial is over when for so long nothing has come out any more.
 const QUIET: Duration = Duration::from_millis(30);
 /// And after so long in any case.
@@ -196,8 +198,8 @@ impl Tester<'_, '_> {
         second: Option<&Second<'_, '_>>,
         mut each_second: impl FnMut(Duration) -> Result<()>,
     ) -> Result<Duration> {
-        self.generator.pace(load.rate, CATCH_UP)?;
-        let mut beside = second.map(|second| (second.generator, Pace::new(second.rate.div_ceil(BATCH), 4)));
+        self.generator.pace(load.rate, if second.is_some() { CATCH_UP / 2 } else { CATCH_UP })?;
+        let mut beside = second.map(|second| (second.generator, Pace::new(second.rate.div_ceil(BATCH), BATCHES)));
         let (start, mut next_second) = (Instant::now(), Duration::from_secs(1));
         loop {
             let elapsed = start.elapsed();
