@@ -26,8 +26,8 @@ use crate::world::{INSIDE, INSIDE_ADDRESS, OUTSIDE, OUTSIDE_ADDRESS, POOL, World
 const READY: Duration = Duration::from_secs(20);
 /// How long it may take to end when asked.
 const END: Duration = Duration::from_secs(10);
-/// After how long the gateway's counters are published, with room: 20 ms, and a sleep of 20 ms.
-const PUBLISHED: Duration = Duration::from_millis(100);
+/// After how long the gateway has published its counters, with room: it does so every 100 ms.
+const PUBLISHED: Duration = Duration::from_millis(120);
 
 /// Which gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use portcullis_testkit::topology::program::Program;
 use serde::{Deserialize, Serialize};
 
@@ -45,10 +47,11 @@ pub struct Cores {
 }
 
 impl Cores {
-    /// A core that is not the gateway's: one that is nobody's, or else the tester's.
+    /// A core that is not the gateway's: one that is nobody's and that this process may run on, or else the tester's.
     pub fn beside(self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        (0..cores).find(|&core| core != self.gateway && core != self.tester).unwrap_or(self.tester)
+        let allowed = sched_getaffinity(Pid::this()).unwrap_or_default();
+        let mut others = (0..CpuSet::count()).filter(|&core| core != self.gateway && core != self.tester);
+        others.find(|&core| allowed.is_set(core) == Ok(true)).unwrap_or(self.tester)
     }
 }
 

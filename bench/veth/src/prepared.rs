@@ -1,15 +1,16 @@
 //! The machine prepared for a run, as an operator prepares a gateway: limits raised, the gateway's core left alone by what can be elsewhere.
 //!
 //! Knows sysctls, the kernel's threads and work queues, and interrupts; no gateway. Called when a run begins. Invariant: what was changed is put back on drop,
-//! at exit and on a signal. Blind spot: what the kernel insists on doing on each core it does there.
+//! at exit and on a signal. Blind spots: what the kernel insists on doing on each core it does there; a run that is killed puts nothing back.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};
 use std::{fs, io};
 
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use portcullis_testkit::topology::cleanup;
 
 /// Settings of the whole machine, and what they are raised to, if they are below. Connection tracking: room for what is asked of Portcullis,
 /// and a bucket for two entries, as Linux itself sizes it. Statistics of memory: as `portcullis doctor` asks for, seldom, since the kernel
@@ -35,7 +36,15 @@ enum Before {
     Thread(Pid, usize),
 }
 
-static BEFORE: Mutex<Vec<Before>> = Mutex::new(Vec::new());
+/// What has been changed, in order.
+#[derive(Default)]
+struct Changes {
+    before: Vec<Before>,
+    /// The process ends: nothing is changed any more.
+    ending: bool,
+}
+
+static CHANGES: Mutex<Changes> = Mutex::new(Changes { before: Vec::new(), ending: false });
 
 /// A prepared machine. Put back when dropped.
 #[derive(Debug)]
@@ -48,15 +57,17 @@ impl Prepared {
     /// **Errors:** not root, or no connection tracking in this kernel.
     pub fn prepare(core: usize) -> Result<Self> {
         static ONCE: Once = Once::new();
+        // Before anything is changed, or else a signal ends the process at once.
+        cleanup::arm();
         ONCE.call_once(|| {
             // SAFETY: the function is `extern "C"`, takes nothing, and does not panic.
             unsafe { libc::atexit(put_back_at_exit) };
         });
         let prepared = Self(());
         for (path, wanted) in RAISED {
-            let now = fs::read_to_string(path).with_context(|| format!("reading {path} (has the kernel nf_conntrack?)"))?;
+            let now = fs::read_to_string(path).with_context(|| format!("reading {path} (does this kernel have it?)"))?;
             if now.trim().parse::<u64>().is_ok_and(|now| now < wanted) {
-                let written = write(Path::new(path), &wanted.to_string(), now.trim());
+                let written = change(Before::File(path.into(), now.trim().to_owned()), || fs::write(path, wanted.to_string()));
                 written.with_context(|| format!("setting {path} to {wanted}"))?;
             }
         }
@@ -64,13 +75,13 @@ impl Prepared {
             let now = fs::read_to_string(&path).unwrap_or_default();
             if let Some(without) = without_core(now.trim(), core) {
                 // Some interrupts stay where they are.
-                let _ = write(&path, &without, now.trim());
+                let _ = change(Before::File(path.clone(), now.trim().to_owned()), || fs::write(&path, without));
             }
         }
         for thread in movable_threads() {
             // One that has ended, or will not, stays where it is.
-            if move_off(thread, core).unwrap_or(false) {
-                remember(Before::Thread(thread, core));
+            if let Some(cores) = cores_without(thread, core) {
+                let _ = change(Before::Thread(thread, core), || Ok(sched_setaffinity(thread, &cores)?));
             }
         }
         Ok(prepared)
@@ -79,17 +90,18 @@ impl Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        put_back();
+        put_back(&mut CHANGES.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-fn remember(before: Before) {
-    BEFORE.lock().unwrap_or_else(PoisonError::into_inner).push(before);
-}
-
-fn write(path: &Path, value: &str, before: &str) -> io::Result<()> {
-    fs::write(path, value)?;
-    remember(Before::File(path.to_owned(), before.to_owned()));
+/// Makes a change that can be put back, whoever ends the process meanwhile.
+fn change(before: Before, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let mut changes = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
+    if changes.ending {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    make()?;
+    changes.before.push(before);
     Ok(())
 }
 
@@ -117,8 +129,11 @@ fn without_core(mask: &str, core: usize) -> Option<String> {
 fn movable_threads() -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let movable = |number: &i32| fs::read_to_string(format!("/proc/{number}/stat")).is_ok_and(|stat| is_movable(&stat));
-    numbers.filter(movable).map(Pid::from_raw).collect()
+    numbers.filter(|&number| is_movable_thread(number)).map(Pid::from_raw).collect()
+}
+
+fn is_movable_thread(number: i32) -> bool {
+    fs::read_to_string(format!("/proc/{number}/stat")).is_ok_and(|stat| is_movable(&stat))
 }
 
 /// `number (name) state parent group session terminal its_group flags`. **Source:** proc_pid_stat(5).
@@ -127,18 +142,12 @@ fn is_movable(stat: &str) -> bool {
     flags.is_some_and(|flags| flags & (PF_KTHREAD | PF_NO_SETAFFINITY) == PF_KTHREAD)
 }
 
-/// Takes a thread off a core, unless it may run on no other. Returns whether it was on it.
-fn move_off(thread: Pid, core: usize) -> nix::Result<bool> {
-    let mut cores = sched_getaffinity(thread)?;
-    if !cores.is_set(core)? {
-        return Ok(false);
-    }
-    cores.unset(core)?;
-    let others = (0..CpuSet::count()).any(|other| cores.is_set(other) == Ok(true));
-    if others {
-        sched_setaffinity(thread, &cores)?;
-    }
-    Ok(others)
+/// The cores of a thread without one of them, unless it may not be there in any case, or nowhere else.
+fn cores_without(thread: Pid, core: usize) -> Option<CpuSet> {
+    let mut cores = sched_getaffinity(thread).ok()?;
+    let was_set = cores.is_set(core).ok()?;
+    cores.unset(core).ok()?;
+    (was_set && (0..CpuSet::count()).any(|other| cores.is_set(other) == Ok(true))).then_some(cores)
 }
 
 fn allow(thread: Pid, core: usize) -> nix::Result<()> {
@@ -148,20 +157,22 @@ fn allow(thread: Pid, core: usize) -> nix::Result<()> {
 }
 
 extern "C" fn put_back_at_exit() {
-    put_back();
+    let mut changes = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
+    changes.ending = true;
+    put_back(&mut changes);
 }
 
-fn put_back() {
-    let before = std::mem::take(&mut *BEFORE.lock().unwrap_or_else(PoisonError::into_inner));
-    for before in before {
+fn put_back(changes: &mut Changes) {
+    for before in changes.before.drain(..).rev() {
         match before {
             Before::File(path, value) => {
                 if let Err(error) = fs::write(&path, &value) {
                     eprintln!("bench-veth: {} stays changed ({error}); it was {value}", path.display());
                 }
             }
-            // One that has ended meanwhile needs nothing.
-            Before::Thread(thread, core) => drop(allow(thread, core)),
+            // One that has ended meanwhile needs nothing, nor does another that has its number.
+            Before::Thread(thread, core) if is_movable_thread(thread.as_raw()) => drop(allow(thread, core)),
+            Before::Thread(..) => (),
         }
     }
 }

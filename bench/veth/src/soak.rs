@@ -72,6 +72,8 @@ fn minutes(text: &str) -> Result<f64, String> {
 struct Shown {
     rate: u64,
     trial: Trial,
+    /// New flows a second, as they were sent.
+    new_flows: f64,
     windows: Vec<Window>,
     memory_before: u64,
     memory_after: u64,
@@ -81,6 +83,16 @@ struct Shown {
     /// What the gateway and the devices counted from the beginning to the end, where it is not 0.
     counted: Value,
     log: String,
+}
+
+impl Shown {
+    /// Packets lost that are neither the tester's doing nor explained by pauses of the same window; of what was lost elsewhere than in front of
+    /// the gateway, all.
+    fn lost_by_gateway(&self) -> u64 {
+        let in_front: u64 = self.windows.iter().map(|window| window.lost).sum();
+        let elsewhere = self.trial.lost.saturating_sub(self.trial.lost_by_tester + in_front);
+        windows::lost_at_work(&self.windows) + elsewhere
+    }
 }
 
 /// Runs the soak. Returns whether all of it held.
@@ -106,7 +118,11 @@ pub fn soak(options: &Options) -> Result<bool> {
     }
     if faults.is_empty() {
         let trial = &shown.trial;
-        println!("held: nothing lost of {} by the gateway, memory as before, no session left", trial.sent);
+        let new = shown.new_flows;
+        println!(
+            "held: nothing lost of {} by the gateway, {new:.0} new flows a second, memory as before, no session left",
+            trial.sent
+        );
         if trial.lost > 0 {
             println!("{} were lost all the same: {}", trial.lost, excuses(trial));
         }
@@ -176,8 +192,11 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
         }
         Ok(())
     })?;
-    tell(&windows.end(&gateway, Duration::from_secs_f64(trial.seconds))?, cpu::resident(process)?);
-    let windows = windows.ended();
+    let windows = windows.finish(&gateway, Duration::from_secs_f64(trial.seconds))?;
+    if let Some(last) = windows.last() {
+        tell(last, cpu::resident(process)?);
+    }
+    let new_flows = passing.sent()? as f64 / trial.seconds;
     let memory_after = cpu::resident(process)?;
     let memory_before = memory_before.unwrap_or(memory_after);
 
@@ -196,7 +215,19 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
     let counted = counted(&gateway, world)?;
     let log = gateway.log();
     gateway.stop()?;
-    Ok(Shown { rate, trial, windows, memory_before, memory_after, sessions_left, mappings_left, swept_after, counted, log })
+    Ok(Shown {
+        rate,
+        trial,
+        new_flows,
+        windows,
+        memory_before,
+        memory_after,
+        sessions_left,
+        mappings_left,
+        swept_after,
+        counted,
+        log,
+    })
 }
 
 /// Tells how a window went.
@@ -251,8 +282,9 @@ fn faults(shown: &Shown) -> Vec<String> {
     if trial.sent == 0 {
         faults.push("nothing was sent".into());
     }
-    if trial.lost_by_gateway() > 0 {
-        let (lost, sent, by_gateway) = (trial.lost, trial.sent, trial.lost_by_gateway());
+    let by_gateway = shown.lost_by_gateway();
+    if by_gateway > 0 {
+        let (lost, sent) = (trial.lost, trial.sent);
         let part = by_gateway as f64 / sent as f64;
         faults.push(format!("{by_gateway} packets of {sent} lost by the gateway ({part:.1e}); {lost} lost, {}", excuses(trial)));
         faults.extend(windows::too_slow(windows));
@@ -275,11 +307,12 @@ fn as_json(shown: &Shown, faults: &[String]) -> Value {
         "sent": shown.trial.sent,
         "lost": shown.trial.lost,
         "lost_by_tester": shown.trial.lost_by_tester,
-        "lost_by_gateway": shown.trial.lost_by_gateway(),
+        "lost_by_gateway": shown.lost_by_gateway(),
         "stalls": shown.trial.stalls,
         "gateway": shown.counted,
         "seconds": shown.trial.seconds,
         "cpu_ns": shown.trial.work_per_packet(),
+        "new_flows": shown.new_flows,
         "windows": shown.windows,
         "memory_before": shown.memory_before,
         "memory_after": shown.memory_after,

@@ -2,8 +2,9 @@
 //!
 //! Knows a core, what was sent, and the gateway's process; nothing else of it. Called around each trial. A clock of the core's own runs a
 //! program (`stall.bpf.c`) every 125 us, in hard interrupts: a tick that is late is the hypervisor's; one in another program is that one's, and one
-//! in a work queue's thread that work's, where the gateway is a program. Invariant: counts only grow; never more packets than were sent to the core while it was away, in pauses that fill half a ring. Blind spot: a
-//! kernel that keeps interrupts off for 300 us looks the same. Source: perf_event_open(2), `PERF_COUNT_SW_CPU_CLOCK`. Tests: below.
+//! in a work queue's thread or in a softirq that is not the network's is that work's, where the gateway is a program. Invariant: counts only
+//! grow; never more packets than were sent to the core while it was away, in pauses by which the ring may have been full. Blind spot: a kernel
+//! that keeps interrupts off for 300 us looks the same. Source: perf_event_open(2), `PERF_COUNT_SW_CPU_CLOCK`. Tests: below.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -39,7 +40,7 @@ const RING: u64 = 256;
 /// Watches a core until it is dropped.
 pub struct Watch<'object> {
     program: StallSkel<'object>,
-    _link: Link,
+    _links: [Link; 3],
 }
 
 /// What was seen.
@@ -51,8 +52,8 @@ pub struct Stalls {
     pub seconds: f64,
     /// For how long at most, since watching began. **Units:** seconds.
     pub longest: f64,
-    /// Packets that were sent to it meanwhile, in the pauses in which they filled more than half of its device's ring: so many may have been
-    /// lost for that.
+    /// Packets that were sent to it meanwhile, in the pauses, short ones too, by which its device's ring may have been full: so many may have
+    /// been lost for that.
     pub packets: u64,
 }
 
@@ -63,14 +64,18 @@ impl<'object> Watch<'object> {
     pub fn open(object: &'object mut MaybeUninit<OpenObject>, core: usize, sender: &Generator<'_>) -> Result<Self> {
         let mut open = StallSkelBuilder::default().open(object).context("opening the program that looks for pauses")?;
         let constants = open.maps.rodata_data.as_mut().context("the program that looks for pauses has no constants")?;
-        (constants.late, constants.late_when_idle, constants.ring) = (LATE, LATE_WHEN_IDLE, RING);
+        (constants.period, constants.late, constants.late_when_idle, constants.ring) = (TICK, LATE, LATE_WHEN_IDLE, RING);
+        constants.core = core as u32;
         open.maps.sent.reuse_fd(sender.count()).context("the generator's count")?;
         let program = open.load().context("loading the program that looks for pauses (needs root)")?;
         let clock = clock_of(core).with_context(|| format!("a clock on core {core} (perf_event_open)"))?;
-        let link = program.progs.tick.attach_perf_event(clock.as_raw_fd()).context("attaching to the core's clock")?;
+        let tick = program.progs.tick.attach_perf_event(clock.as_raw_fd()).context("attaching to the core's clock")?;
         // The link owns the descriptor from here on.
         std::mem::forget(clock);
-        Ok(Self { program, _link: link })
+        let softirqs = [program.progs.softirq_begins.attach(), program.progs.softirq_ends.attach()];
+        let [begins, ends] = softirqs.map(|link| link.context("attaching to the core's softirqs"));
+        let links = [tick, begins?, ends?];
+        Ok(Self { program, _links: links })
     }
 
     /// Whose core it is: a process, or none where the kernel itself is the gateway.

@@ -19,8 +19,9 @@ use crate::world::{INSIDE, OUTSIDE, Pollers, World};
 const CATCH_UP: u64 = 128;
 /// Packets of the second stream that are sent at once: a call for each few would be too many.
 const BATCH: u64 = 64;
-/// How many batches of the second stream are caught up. While they are, the first stream catches up less: a ring has room for all of it.
-const BATCHES: u64 = 2;
+/// For how long the second stream catches up: for two of the generator's calls. Beside it the first stream catches up less: of some ten
+/// thousand packets a second a ring has room for all that comes at once.
+const CATCH_UP_TIME: Duration = Duration::from_millis(8);
 /// The trial is over when for so long nothing has come out any more.
 const QUIET: Duration = Duration::from_millis(30);
 /// And after so long in any case.
@@ -57,6 +58,14 @@ pub struct Second<'t, 'object> {
     pub generator: &'t Generator<'object>,
     /// Packets a second.
     pub rate: u64,
+}
+
+impl Second<'_, '_> {
+    /// In batches.
+    fn pace(&self) -> Pace {
+        let batches = self.rate.div_ceil(BATCH);
+        Pace::new(batches, (batches * CATCH_UP_TIME.as_millis() as u64).div_ceil(1000))
+    }
 }
 
 /// Both ends of the tester.
@@ -199,7 +208,7 @@ impl Tester<'_, '_> {
         mut each_second: impl FnMut(Duration) -> Result<()>,
     ) -> Result<Duration> {
         self.generator.pace(load.rate, if second.is_some() { CATCH_UP / 2 } else { CATCH_UP })?;
-        let mut beside = second.map(|second| (second.generator, Pace::new(second.rate.div_ceil(BATCH), BATCHES)));
+        let mut beside = second.map(|second| (second.generator, second.pace()));
         let (start, mut next_second) = (Instant::now(), Duration::from_secs(1));
         loop {
             let elapsed = start.elapsed();

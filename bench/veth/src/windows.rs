@@ -1,7 +1,8 @@
 //! A long trial in windows: when packets were lost, and how quick the machine was just then.
 //!
 //! Knows what the tester and the gateway count; asks for it between two packets, once a window. Called by the soak. Invariant: what a window
-//! says is of that window alone. Blind spot: what was lost behind the ring of the gateway's inner device is in the trial's sum only.
+//! says is of that window alone. Blind spots: what was lost behind the ring of the gateway's inner device is in the trial's sum only; what the
+//! worker says of itself is up to 100 ms old.
 
 use std::time::Duration;
 
@@ -30,8 +31,10 @@ pub struct Window {
     pub lost: u64,
     /// Of these, how many came while another had its core, at most.
     pub paused: u64,
-    /// What the gateway's core worked, in all contexts. **Units:** seconds.
+    /// What the gateway worked, in all contexts. **Units:** seconds.
     pub worked: f64,
+    /// Of it its worker, which has the core. **Units:** seconds.
+    pub busy: f64,
 }
 
 /// Cuts a trial into windows.
@@ -64,14 +67,26 @@ impl Window {
         if self.arrived == 0 { 0.0 } else { self.worked * 1e9 / self.arrived as f64 }
     }
 
-    /// The part of its time that the gateway's core worked.
+    /// The part of its time that the worker worked.
     pub fn load(&self) -> f64 {
-        self.worked / self.seconds
+        self.busy / self.seconds
     }
 
     /// Packets lost that no pause explains.
     pub fn lost_at_work(&self) -> u64 {
         self.lost.saturating_sub(self.paused)
+    }
+
+    /// Makes one window of this and the one after it.
+    fn extend(&mut self, after: &Self) {
+        self.end = after.end;
+        self.seconds += after.seconds;
+        self.sent += after.sent;
+        self.arrived += after.arrived;
+        self.lost += after.lost;
+        self.paused += after.paused;
+        self.worked += after.worked;
+        self.busy += after.busy;
     }
 }
 
@@ -90,9 +105,16 @@ impl<'t, 'object> Windows<'t, 'object> {
         Ok(window)
     }
 
-    /// All windows that have ended.
-    pub fn ended(self) -> Vec<Window> {
-        self.closed
+    /// Ends the last window, after the last packet has arrived. Returns all of them; a short rest belongs to the window before.
+    pub fn finish(mut self, gateway: &Gateway<'_>, at: Duration) -> Result<Vec<Window>> {
+        let rest = self.end(gateway, at)?;
+        if let [.., before, _] = self.closed.as_mut_slice()
+            && rest.seconds < before.seconds / 2.0
+        {
+            before.extend(&rest);
+            self.closed.pop();
+        }
+        Ok(self.closed)
     }
 }
 
@@ -110,7 +132,8 @@ impl Mark {
     }
 
     fn since(&self, before: &Self) -> Window {
-        let cost = self.times.since(&before.times, Some(self.busy.saturating_sub(before.busy)));
+        let busy = self.busy.saturating_sub(before.busy);
+        let cost = self.times.since(&before.times, Some(busy));
         Window {
             end: self.at.as_secs_f64(),
             seconds: self.at.saturating_sub(before.at).as_secs_f64(),
@@ -119,14 +142,20 @@ impl Mark {
             lost: self.ring_full - before.ring_full,
             paused: self.paused - before.paused,
             worked: cost.worked,
+            busy: busy.as_secs_f64(),
         }
     }
+}
+
+/// Packets that no window's pauses explain: those of one do not excuse another's.
+pub fn lost_at_work(windows: &[Window]) -> u64 {
+    windows.iter().map(Window::lost_at_work).sum()
 }
 
 /// Says when a machine that became too slow for the rate explains most of what was lost, and which rate it carries.
 pub fn too_slow(windows: &[Window]) -> Option<String> {
     let full: Vec<_> = windows.iter().filter(|window| window.lost_at_work() > 0 && window.load() >= FULL).collect();
-    let lost: u64 = windows.iter().map(Window::lost_at_work).sum();
+    let lost = lost_at_work(windows);
     let lost_when_full: u64 = full.iter().map(|window| window.lost_at_work()).sum();
     if lost == 0 || lost_when_full * 2 < lost {
         return None;
@@ -151,7 +180,7 @@ mod tests {
     use super::*;
 
     fn window(lost: u64, paused: u64, worked: f64) -> Window {
-        Window { end: 10.0, seconds: 10.0, sent: 8_000_000, arrived: 8_000_000 - lost, lost, paused, worked }
+        Window { end: 10.0, seconds: 10.0, sent: 8_000_000, arrived: 8_000_000 - lost, lost, paused, worked, busy: worked }
     }
 
     #[test]
@@ -161,6 +190,23 @@ mod tests {
         assert!((window.load() - 0.6).abs() < 1e-9);
         assert!((window.work_per_packet() - 750.1).abs() < 0.1);
         assert_eq!(Window::default().work_per_packet().to_bits(), 0);
+    }
+
+    #[test]
+    fn a_window_and_the_rest_are_one() {
+        let mut both = window(1000, 400, 6.0);
+        both.extend(&Window { end: 10.5, seconds: 0.5, sent: 5, arrived: 1005, lost: 1, paused: 2, worked: 0.1, busy: 0.05 });
+        let wanted = Window {
+            end: 10.5,
+            seconds: 10.5,
+            sent: 8_000_005,
+            arrived: 8_000_005,
+            lost: 1001,
+            paused: 402,
+            worked: 6.1,
+            busy: 6.05,
+        };
+        assert_eq!(both, wanted);
     }
 
     #[test]

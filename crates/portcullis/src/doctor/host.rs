@@ -99,7 +99,7 @@ fn cores(facts: &Facts) -> Finding {
 /// Whatever else runs on a worker's core: work of the kernel's that a setting makes rarer. **Source:** Documentation/admin-guide/sysctl/vm.rst.
 fn interruptions(facts: &Facts) -> Finding {
     let Some(seconds) = facts.stat_interval else {
-        return finding(HOST, "interruptions", Grade::WillCost, "vm.stat_interval cannot be read");
+        return finding(HOST, "interruptions", Grade::Fine, "this kernel has no vm.stat_interval");
     };
     if seconds >= QUIET {
         let says = format!("the kernel brings its memory statistics up to date on each core every {seconds} s");

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use core_affinity::CoreId;
-use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use portcullis_config::WorkerRules;
@@ -37,32 +36,19 @@ pub(super) fn of_workers(rules: &WorkerRules, devices: &[&str], workers: usize) 
     Ok((0..workers).map(|worker| cores.get(worker).map(|&id| CoreId { id })).collect())
 }
 
-/// Keeps the process's threads, and those that they start, off the workers' cores: even half a millisecond of the control plane's is longer
-/// than some devices' rings last. Called before there are workers, which pin themselves. Where workers have all cores, or none can be told, the
-/// rest runs where the kernel puts it.
+/// Keeps this thread, the control plane's, and those that it starts from now on, off the workers' cores: even half a millisecond of it is longer
+/// than some devices' rings last. Workers pin themselves all the same; threads that transmit in copy mode, which are there already, stay on
+/// whatever core is free. Where workers have all cores, or none can be told, the control plane runs where the kernel puts it.
 pub(super) fn leave_to(workers: &[Option<CoreId>]) {
     let left = left_by(&allowed(), workers);
     if left.is_empty() {
         return;
     }
     let mut set = CpuSet::new();
-    let kept = left.iter().try_for_each(|&core| set.set(core)).and_then(|()| {
-        threads().into_iter().try_for_each(|thread| match sched_setaffinity(thread, &set) {
-            // It has ended meanwhile.
-            Err(Errno::ESRCH) => Ok(()),
-            done => done,
-        })
-    });
+    let kept = left.iter().try_for_each(|&core| set.set(core)).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
     if let Err(error) = kept {
         tracing::warn!("the control plane cannot keep off the workers' cores: {error}");
     }
-}
-
-/// The threads of this process; this one alone where /proc does not tell.
-fn threads() -> Vec<Pid> {
-    let entries = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let numbers: Vec<_> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(Pid::from_raw).collect();
-    if numbers.is_empty() { vec![Pid::from_raw(0)] } else { numbers }
 }
 
 /// The cores that no worker is pinned to; none when a worker may be on any.

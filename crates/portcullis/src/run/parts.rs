@@ -201,11 +201,11 @@ pub(super) fn granted(
 pub(super) fn tables(bytes: usize, cores: &[Option<CoreId>]) -> Result<Vec<Region>, Failure> {
     let near = |core: Option<CoreId>| {
         core.map(core_affinity::set_for_current);
-        let mut region = memory::region(bytes)?;
-        region.populate().map(|()| region)
+        memory::region(bytes)
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = cores.iter().map(|&core| scope.spawn(move || near(core))).collect();
+        let thread = |&core| std::thread::Builder::new().name("tables".into()).spawn_scoped(scope, move || near(core));
+        let workers = cores.iter().map(thread).collect::<Result<Vec<_>, _>>().context("cannot start a thread")?;
         let regions = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         let regions =
             regions.collect::<Result<_, _>>().context("no memory for the tables: lower limits.mappings and limits.sessions");
