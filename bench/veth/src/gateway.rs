@@ -302,8 +302,17 @@ impl<'world> Gateway<'world> {
         self.process.as_ref().map(|process| process.child.id())
     }
 
-    /// The time that its worker has spent on rounds with packets, where it tells. **Cost:** runs a program; not during a trial.
+    /// As [`Gateway::busy_lately`], once Portcullis has published what it did last.
     pub fn busy(&mut self) -> Result<Option<Duration>> {
+        if self.kind == Kind::Portcullis {
+            std::thread::sleep(PUBLISHED);
+        }
+        self.busy_lately()
+    }
+
+    /// The time that its worker has spent on rounds with packets, where it tells; Portcullis ten times a second. **Cost:** runs a program; a
+    /// few times in a trial at most.
+    pub fn busy_lately(&mut self) -> Result<Option<Duration>> {
         match self.kind {
             Kind::Kernel => Ok(None),
             Kind::Bare | Kind::BareBusy => {
@@ -315,17 +324,11 @@ impl<'world> Gateway<'world> {
                 Ok(Some(Duration::from_nanos(busy.with_context(|| format!("the forwarder answered {line:?}"))?)))
             }
             Kind::Portcullis => {
-                std::thread::sleep(PUBLISHED);
-                self.published_busy().map(Some)
+                let stats = self.stats()?;
+                let busy = stats["workers"][0]["busy_seconds"].as_f64().context("no busy_seconds in the gateway's stats")?;
+                Ok(Some(Duration::from_secs_f64(busy)))
             }
         }
-    }
-
-    /// How long Portcullis's worker was busy until it published that last, which it does ten times a second.
-    pub fn published_busy(&self) -> Result<Duration> {
-        let stats = self.stats()?;
-        let busy = stats["workers"][0]["busy_seconds"].as_f64().context("no busy_seconds in the gateway's stats")?;
-        Ok(Duration::from_secs_f64(busy))
     }
 
     /// Its times now. **Cost:** reads a few files of /proc.

@@ -1,4 +1,5 @@
-//! The soak: Portcullis at 90 % of its loss-free rate for minutes, with new flows all the time.
+//! The soak: Portcullis at 90 % of its loss-free rate for minutes, with new flows all the time; or the bare forwarder, which shows what the
+//! machine loses by itself.
 //!
 //! Knows what has to hold: no packet lost, no memory grown, no session left after its timeout. Called by the program. Invariants: it is
 //! bounded in time; only the tester runs on the tester's core, and every ten seconds, for some milliseconds, what asks the gateway.
@@ -55,6 +56,9 @@ pub struct Options {
     /// New flows a second.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=150_000))]
     new_flows: u64,
+    /// Which gateway: the bare forwarder drives its devices as Portcullis does, and has no NAT.
+    #[arg(long, value_name = "GATEWAY", default_value = "portcullis", value_parser = ["portcullis", "bare"])]
+    gateway: String,
     /// Print the result as one line of JSON, too.
     #[arg(long)]
     json: bool,
@@ -68,6 +72,12 @@ fn minutes(text: &str) -> Result<f64, String> {
     if (0.01..=1440.0).contains(&minutes) { Ok(minutes) } else { Err("0.01 to 1440 minutes".into()) }
 }
 
+impl Options {
+    fn kind(&self) -> Kind {
+        if self.gateway == "bare" { Kind::BareBusy } else { Kind::Portcullis }
+    }
+}
+
 /// What the soak showed.
 struct Shown {
     rate: u64,
@@ -77,12 +87,18 @@ struct Shown {
     windows: Vec<Window>,
     memory_before: u64,
     memory_after: u64,
-    sessions_left: u64,
-    mappings_left: u64,
-    swept_after: Duration,
+    left: Left,
     /// What the gateway and the devices counted from the beginning to the end, where it is not 0.
     counted: Value,
     log: String,
+}
+
+/// What was left after the last packet, and when that was looked at.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    sessions: u64,
+    mappings: u64,
+    after: Duration,
 }
 
 impl Shown {
@@ -105,7 +121,7 @@ pub fn soak(options: &Options) -> Result<bool> {
     options.rate.map_or(Ok(()), |rate| ensure_kept(rate, options))?;
     let _prepared = Prepared::prepare(cores.gateway)?;
     let shown = in_world(cores, |world, pollers| {
-        let rate = options.rate.map_or_else(|| search(world, pollers, &setup, options.flows), Ok)?;
+        let rate = options.rate.map_or_else(|| search(world, pollers, &setup, options), Ok)?;
         ensure_kept(rate, options)?;
         run(world, pollers, &setup, options, rate)
     })?;
@@ -145,11 +161,12 @@ fn ensure_kept(rate: u64, options: &Options) -> Result<()> {
 }
 
 /// 90 % of the loss-free rate with all flows that stay.
-fn search(world: &World, pollers: &Pollers, setup: &Setup, flows: u32) -> Result<u64> {
+fn search(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) -> Result<u64> {
+    let flows = options.flows;
     eprintln!("searching the loss-free rate at {flows} flows");
     let limits = Limits { steps: 9, resolution: 0.02 };
     let lengths = Lengths { trial: Duration::from_secs(1), measure: Duration::from_secs(1), limits };
-    let cell = cell::measure(world, pollers, Kind::Portcullis, setup, Mix { flows, size: 64, both: false }, lengths)?;
+    let cell = cell::measure(world, pollers, options.kind(), setup, Mix { flows, size: 64, both: false }, lengths)?;
     ensure!(cell.loss_free > 0.0, "there was loss at every rate: is the machine quiet?");
     eprintln!("loss-free: {:.0}/s, {} trials", cell.loss_free, cell.trials);
     Ok((cell.loss_free * PART) as u64)
@@ -161,14 +178,14 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
     let passes = Stream { flows: PASSING, first_flow: options.flows, source_ports: ports, ..stays.clone() };
     let (mut far_object, mut near_object) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let (mut first_object, mut second_object) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let from = sources(Kind::Portcullis)?;
+    let from = sources(options.kind())?;
     let far = visit(&world.far, || Sink::open(&mut far_object, FAR, End::Far(Then::Drop), &stays, from, PASSING))?;
     let near = Sink::open(&mut near_object, NEAR, End::Near, &stays, FAR_ADDRESS.into(), PASSING)?;
     let generator = Generator::open(&mut first_object, NEAR, &stays)?;
     let passing = Generator::open_beside(&generator, &mut second_object, NEAR, &passes)?;
     let mut watch_object = MaybeUninit::uninit();
     let watch = Watch::open(&mut watch_object, setup.core, &generator)?;
-    let mut gateway = Gateway::start(Kind::Portcullis, world, setup)?;
+    let mut gateway = Gateway::start(options.kind(), world, setup)?;
     watch.belongs_to(gateway.process_number())?;
     let process = gateway.process_number().context("the gateway is no process")?;
     let tester = Tester { world, generator: &generator, far: &far, near: &near, pollers, watch: &watch, direction: Direction::One };
@@ -181,7 +198,7 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
     eprintln!("{time:.0?} at {rate}/s, {} of them new flows; memory counts after {warm_up:.0?}", options.new_flows);
     // In one piece: flows that stay are forgotten when nothing comes for two seconds.
     let (mut next, mut memory_before) = (WINDOW, None);
-    let mut windows = Windows::begin(&tester, &second, &gateway)?;
+    let mut windows = Windows::begin(&tester, &second, &mut gateway)?;
     let trial = tester.trial_with(&mut gateway, load(time), Some(&second), |gateway, elapsed| {
         if memory_before.is_none() && elapsed >= warm_up {
             memory_before = Some(cpu::resident(process)?);
@@ -192,7 +209,7 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
         }
         Ok(())
     })?;
-    let windows = windows.finish(&gateway, Duration::from_secs_f64(trial.seconds))?;
+    let windows = windows.finish(&mut gateway, Duration::from_secs_f64(trial.seconds))?;
     if let Some(last) = windows.last() {
         tell(last, cpu::resident(process)?);
     }
@@ -200,34 +217,25 @@ fn run(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate:
     let memory_after = cpu::resident(process)?;
     let memory_before = memory_before.unwrap_or(memory_after);
 
-    let (silent, limit) = (Instant::now(), Duration::from_secs(UDP_TIMEOUT.into()) + SWEPT);
-    let (mut sessions_left, mut mappings_left);
-    loop {
-        let stats = gateway.stats()?;
-        let gauge = |name: &str| stats["gauges"][name].as_u64().with_context(|| format!("no gauge {name} in the stats"));
-        (sessions_left, mappings_left) = (gauge("sessions")?, gauge("mappings")?);
-        if sessions_left == 0 && mappings_left == 0 || silent.elapsed() > limit {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    let swept_after = silent.elapsed();
+    let left = if options.kind() == Kind::Portcullis { forgotten(&gateway)? } else { Left::default() };
     let counted = counted(&gateway, world)?;
     let log = gateway.log();
     gateway.stop()?;
-    Ok(Shown {
-        rate,
-        trial,
-        new_flows,
-        windows,
-        memory_before,
-        memory_after,
-        sessions_left,
-        mappings_left,
-        swept_after,
-        counted,
-        log,
-    })
+    Ok(Shown { rate, trial, new_flows, windows, memory_before, memory_after, left, counted, log })
+}
+
+/// Waits until all is forgotten, or should be.
+fn forgotten(gateway: &Gateway<'_>) -> Result<Left> {
+    let (silent, limit) = (Instant::now(), Duration::from_secs(UDP_TIMEOUT.into()) + SWEPT);
+    loop {
+        let stats = gateway.stats()?;
+        let gauge = |name: &str| stats["gauges"][name].as_u64().with_context(|| format!("no gauge {name} in the stats"));
+        let left = Left { sessions: gauge("sessions")?, mappings: gauge("mappings")?, after: silent.elapsed() };
+        if left.sessions == 0 && left.mappings == 0 || left.after > limit {
+            return Ok(left);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// Tells how a window went.
@@ -246,7 +254,7 @@ fn tell(window: &Window, memory: u64) {
 
 /// What the gateway and its devices have counted, where it is not 0: says where packets were lost.
 fn counted(gateway: &Gateway<'_>, world: &World) -> Result<Value> {
-    let stats = gateway.stats()?;
+    let stats = if gateway.kind() == Kind::Portcullis { gateway.stats()? } else { Value::Null };
     let named = |part: &str| {
         let rows = stats[part].as_array().cloned().unwrap_or_default();
         let counts = rows.into_iter().filter_map(|row| Some((row["name"].as_str()?.to_owned(), row["value"].as_u64()?)));
@@ -277,7 +285,7 @@ fn excuses(trial: &Trial) -> String {
 
 /// What did not hold, a sentence each.
 fn faults(shown: &Shown) -> Vec<String> {
-    let Shown { trial, windows, memory_before, memory_after, sessions_left, mappings_left, swept_after, .. } = shown;
+    let Shown { trial, windows, memory_before, memory_after, left, .. } = shown;
     let mut faults = Vec::new();
     if trial.sent == 0 {
         faults.push("nothing was sent".into());
@@ -295,8 +303,9 @@ fn faults(shown: &Shown) -> Vec<String> {
     if *memory_after > memory_before + SLACK {
         faults.push(format!("memory grew from {} to {} KiB", memory_before >> 10, memory_after >> 10));
     }
-    if *sessions_left > 0 || *mappings_left > 0 {
-        faults.push(format!("{sessions_left} sessions and {mappings_left} mappings left {swept_after:.0?} after the last packet"));
+    let Left { sessions, mappings, after } = left;
+    if *sessions > 0 || *mappings > 0 {
+        faults.push(format!("{sessions} sessions and {mappings} mappings left {after:.0?} after the last packet"));
     }
     faults
 }
@@ -316,9 +325,9 @@ fn as_json(shown: &Shown, faults: &[String]) -> Value {
         "windows": shown.windows,
         "memory_before": shown.memory_before,
         "memory_after": shown.memory_after,
-        "sessions_left": shown.sessions_left,
-        "mappings_left": shown.mappings_left,
-        "swept_after_seconds": shown.swept_after.as_secs_f64(),
+        "sessions_left": shown.left.sessions,
+        "mappings_left": shown.left.mappings,
+        "swept_after_seconds": shown.left.after.as_secs_f64(),
         "wrong": shown.trial.wrong,
         "faults": faults,
     })

@@ -164,7 +164,7 @@ impl Tester<'_, '_> {
         gateway: &mut Gateway<'_>,
         load: Load,
         second: Option<&Second<'_, '_>>,
-        mut each_second: impl FnMut(&Gateway<'_>, Duration) -> Result<()>,
+        mut each_second: impl FnMut(&mut Gateway<'_>, Duration) -> Result<()>,
     ) -> Result<Trial> {
         self.drain()?;
         let busy_before = gateway.busy()?;

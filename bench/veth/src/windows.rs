@@ -53,7 +53,7 @@ struct Mark {
     ring_full: u64,
     paused: u64,
     times: Times,
-    busy: Duration,
+    busy: Option<Duration>,
 }
 
 impl Window {
@@ -92,12 +92,12 @@ impl Window {
 
 impl<'t, 'object> Windows<'t, 'object> {
     /// Begins the first window, before anything is sent.
-    pub fn begin(tester: &'t Tester<'t, 'object>, second: &'t Second<'t, 'object>, gateway: &Gateway<'_>) -> Result<Self> {
+    pub fn begin(tester: &'t Tester<'t, 'object>, second: &'t Second<'t, 'object>, gateway: &mut Gateway<'_>) -> Result<Self> {
         Ok(Self { tester, second, last: Mark::read(tester, second, gateway, Duration::ZERO)?, closed: Vec::new() })
     }
 
     /// Ends a window at `at`, counted from the first packet, and begins the next.
-    pub fn end(&mut self, gateway: &Gateway<'_>, at: Duration) -> Result<Window> {
+    pub fn end(&mut self, gateway: &mut Gateway<'_>, at: Duration) -> Result<Window> {
         let mark = Mark::read(self.tester, self.second, gateway, at)?;
         let window = mark.since(&self.last);
         self.closed.push(window);
@@ -106,7 +106,7 @@ impl<'t, 'object> Windows<'t, 'object> {
     }
 
     /// Ends the last window, after the last packet has arrived. Returns all of them; a short rest belongs to the window before.
-    pub fn finish(mut self, gateway: &Gateway<'_>, at: Duration) -> Result<Vec<Window>> {
+    pub fn finish(mut self, gateway: &mut Gateway<'_>, at: Duration) -> Result<Vec<Window>> {
         let rest = self.end(gateway, at)?;
         if let [.., before, _] = self.closed.as_mut_slice()
             && rest.seconds < before.seconds / 2.0
@@ -119,7 +119,7 @@ impl<'t, 'object> Windows<'t, 'object> {
 }
 
 impl Mark {
-    fn read(tester: &Tester<'_, '_>, second: &Second<'_, '_>, gateway: &Gateway<'_>, at: Duration) -> Result<Self> {
+    fn read(tester: &Tester<'_, '_>, second: &Second<'_, '_>, gateway: &mut Gateway<'_>, at: Duration) -> Result<Self> {
         Ok(Self {
             at,
             sent: tester.sent(Some(second))?,
@@ -127,13 +127,13 @@ impl Mark {
             ring_full: visit(&tester.world.near, || tester::transmit_drops(NEAR))?,
             paused: tester.watch.stalls()?.packets,
             times: gateway.times()?,
-            busy: gateway.published_busy()?,
+            busy: gateway.busy_lately()?,
         })
     }
 
     fn since(&self, before: &Self) -> Window {
-        let busy = self.busy.saturating_sub(before.busy);
-        let cost = self.times.since(&before.times, Some(busy));
+        let busy = self.busy.zip(before.busy).map(|(now, before)| now.saturating_sub(before));
+        let cost = self.times.since(&before.times, busy);
         Window {
             end: self.at.as_secs_f64(),
             seconds: self.at.saturating_sub(before.at).as_secs_f64(),
@@ -142,7 +142,7 @@ impl Mark {
             lost: self.ring_full - before.ring_full,
             paused: self.paused - before.paused,
             worked: cost.worked,
-            busy: busy.as_secs_f64(),
+            busy: busy.map_or(cost.worked, |busy| busy.as_secs_f64()),
         }
     }
 }
