@@ -22,6 +22,7 @@ use portcullis_bench::address::Mac;
 use portcullis_bench::generate::interface_mac;
 use portcullis_xsk::frame::XskFrame;
 use portcullis_xsk::port::{Frame as _, Port as _};
+use portcullis_xsk::priority::{self, Priority};
 use portcullis_xsk::socket::{Opened, Queue, Socket, open_all};
 use portcullis_xsk::umem::UmemOptions;
 
@@ -126,6 +127,10 @@ pub fn forward(options: &Options) -> Result<()> {
     let told = Arc::clone(&figures);
     std::thread::spawn(move || tell(&told));
     println!("ready");
+    if options.drive == Drive::Poll {
+        // As Portcullis's worker does that drives its devices.
+        priority::set(Priority::Most).context("having the core before others")?;
+    }
     run(&mut sides, &mut frames, &figures, options.drive)
 }
 
