@@ -1,7 +1,7 @@
 //! The machine prepared for a run, as an operator prepares a gateway: limits raised, the gateway's core left alone by what can be elsewhere.
 //!
-//! Knows sysctls, the kernel's threads and work queues, and interrupts; no gateway. Called when a run begins. Invariant: what was changed is put back on drop,
-//! at exit and on a signal. Blind spots: what the kernel insists on doing on each core it does there; a run that is killed puts nothing back.
+//! Knows sysctls, the kernel's threads and work queues, and interrupts; no gateway. Called when a run begins. Invariant: what was changed is
+//! put back on drop, at exit and on a signal. Blind spots: what the kernel insists on doing on each core it does there; a run that is killed puts nothing back.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};

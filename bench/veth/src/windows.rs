@@ -160,12 +160,8 @@ pub fn too_slow(windows: &[Window]) -> Option<String> {
     if lost == 0 || lost_when_full * 2 < lost {
         return None;
     }
-    let times = |windows: &mut dyn Iterator<Item = &Window>| {
-        let times: Vec<f64> = windows.map(Window::work_per_packet).filter(|&time| time > 0.0).collect();
-        (times.iter().copied().fold(f64::INFINITY, f64::min), times.iter().copied().fold(0.0, f64::max))
-    };
-    let (quickest, _) = times(&mut windows.iter());
-    let (_, slowest) = times(&mut full.iter().copied());
+    let quickest = windows.iter().filter(|window| window.arrived > 0).map(Window::work_per_packet).fold(f64::INFINITY, f64::min);
+    let slowest = full.iter().map(|window| window.work_per_packet()).fold(0.0, f64::max);
     Some(format!(
         "{lost_when_full} of them in {} of {} windows, in which the gateway's core had no time left: a packet took it up to {slowest:.0} ns there, \
          and {quickest:.0} ns in the quickest window. Where that is the machine's speed, ask for a rate that it carries when slow: --rate {:.0}",

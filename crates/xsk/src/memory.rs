@@ -61,10 +61,10 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 /// Maps `bytes` bytes of zeroed memory, with every page in place, near the core that this thread is on: reserved huge pages, else ordinary
-/// pages with the advice to make them huge. Sizes below a huge page stay ordinary. A page that comes at first use takes the time of dozens of
-/// packets, a huge one of hundreds: longer than some devices' rings last.
+/// pages with the advice to make them huge. Sizes below a huge page stay ordinary. Pages that come at first use hold up packets, and small rings
+/// run over.
 ///
-/// **Errors:** when the kernel has no memory. **Cost:** all of it is zeroed; most of a second for a GiB.
+/// **Errors:** when the kernel has no memory. **Cost:** all of it is zeroed.
 pub fn region(bytes: usize) -> Result<Region, MemoryError> {
     // A limit on huge pages may show only when they are put in place.
     if bytes >= HUGE_PAGE

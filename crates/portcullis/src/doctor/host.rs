@@ -16,7 +16,7 @@ const LIVE_FRAMES: (u32, u32) = (5, 18);
 /// The first kernel whose AF_XDP has all that the gateway binds with.
 const LEAST: (u32, u32) = (5, 11);
 
-/// How often the kernel should bring its statistics up to date. **Units:** seconds. Chosen: as guides to quiet cores do.
+/// How often the kernel should bring its statistics up to date. **Units:** seconds. Chosen: seldom.
 const QUIET: u64 = 120;
 
 /// The ports that are suggested for the box's own connections. Chosen: 8,192 of them, where Linux has them by default.
