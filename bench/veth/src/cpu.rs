@@ -47,20 +47,24 @@ fn parse_task(schedstat: &str) -> Duration {
     Duration::from_nanos(nanoseconds.unwrap_or(0))
 }
 
+/// The entries of a directory of /proc that are numbers: processes, or a process's tasks. None when it is gone.
+pub(crate) fn numbers_in(directory: &str) -> Vec<u32> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// The tasks of a process, and their names.
 pub fn tasks(process: u32) -> Vec<(u32, String)> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let name = |task| fs::read_to_string(format!("/proc/{process}/task/{task}/comm")).unwrap_or_default().trim().to_owned();
-    numbers.map(|task| (task, name(task))).collect()
+    numbers_in(&format!("/proc/{process}/task")).into_iter().map(|task| (task, name(task))).collect()
 }
 
 /// The kernel thread that runs a core's softirqs when they are too many.
 pub fn softirq_thread(core: usize) -> Option<u32> {
     let name = format!("ksoftirqd/{core}");
-    let entries = fs::read_dir("/proc").ok()?;
-    let mut numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    numbers.find(|number| fs::read_to_string(format!("/proc/{number}/comm")).is_ok_and(|comm| comm.trim() == name))
+    numbers_in("/proc")
+        .into_iter()
+        .find(|number| fs::read_to_string(format!("/proc/{number}/comm")).is_ok_and(|comm| comm.trim() == name))
 }
 
 /// The memory that a process has resident. **Units:** bytes.

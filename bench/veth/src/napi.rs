@@ -16,6 +16,8 @@ use portcullis_testkit::topology::program::{Program, wait_until};
 use portcullis_xsk::napi::{DEFERRAL, context_of, poll_by};
 use portcullis_xsk::nic::{Deferral, Setting};
 
+use crate::cpu;
+
 /// The port of the datagrams that connect a socket with a device's queue.
 pub const PRIME_PORT: u16 = 9009;
 /// How often a queue that is left to a timer is run. **Units:** nanoseconds. At 1.5 M packets a second 30 come in that time.
@@ -138,8 +140,7 @@ pub fn pin(process: u32, core: usize) -> Result<()> {
 /// The kernel threads that run a device's queues: `napi/DEVICE-NUMBER`.
 fn kernel_threads(device: &str) -> Vec<u32> {
     let prefix = format!("napi/{device}-");
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let numbers = cpu::numbers_in("/proc").into_iter();
     numbers
         .filter(|number| fs::read_to_string(format!("/proc/{number}/comm")).is_ok_and(|name| name.starts_with(&prefix)))
         .collect()

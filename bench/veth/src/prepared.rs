@@ -12,6 +12,8 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use portcullis_testkit::topology::cleanup;
 
+use crate::cpu;
+
 /// Settings of the whole machine, and what they are raised to, if they are below. Connection tracking: room for what is asked of Portcullis,
 /// and a bucket for two entries, as Linux itself sizes it. Statistics of memory: as `portcullis doctor` asks for, seldom, since the kernel
 /// takes each core half a millisecond for them.
@@ -127,8 +129,7 @@ fn without_core(mask: &str, core: usize) -> Option<String> {
 
 /// The kernel's threads that may be moved.
 fn movable_threads() -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let numbers = cpu::numbers_in("/proc").into_iter().map(u32::cast_signed);
     numbers.filter(|&number| is_movable_thread(number)).map(Pid::from_raw).collect()
 }
 
