@@ -364,6 +364,7 @@ mod tests {
             // Garbage where headers go: a recycled frame, as its last reader may have left it.
             let mut dirty = template.blank().to_vec();
             dirty[..template.headers_len()].fill(0xa5);
+            let mut right = 0;
             for index in 0..100 {
                 let mut frame = [0; 128];
                 let input = ProgramInput { data_in: Some(&dirty), data_out: Some(&mut frame), ..ProgramInput::default() };
@@ -372,8 +373,10 @@ mod tests {
                 let frame = output.data.unwrap();
                 assert_eq!(frame, template.frame(index, sent_at(frame, &template)), "{protocol:?} {checksum:?}, packet {index}");
                 let Seen::Ours(seen) = inspect(frame, false) else { panic!("not recognised") };
-                assert_eq!(seen.l4_checksum == Check::Right, checksum == Checksum::Right);
+                right += u32::from(seen.l4_checksum == Check::Right);
             }
+            // One in 65536 of the sums left to the NIC is the right one by chance.
+            assert!(if checksum == Checksum::Right { right == 100 } else { right < 5 }, "{protocol:?} {checksum:?}: {right} right");
             assert_eq!(sent_so_far(&program).unwrap(), 100);
         }
     }
