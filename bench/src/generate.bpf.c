@@ -10,6 +10,8 @@
  * `stream` does the same at a rate, in calls of many thousand frames: what is not due yet it drops, and the kernel lends it the frame again.
  * So packets leave one by one as they become due, and a call for each few is not needed.
  *
+ * A second set of flows can go among the first: each so-manieth packet is one of theirs.
+ *
  * `accept` passes everything: a veth takes redirected frames only when its peer has an XDP program (or GRO).
  */
 #include <linux/bpf.h>
@@ -32,29 +34,35 @@ struct range {
 	__u32 count;
 };
 
+/* The flows of a stream. Every sequence starts at 0. */
+struct flows {
+	__u32 count;
+	__u32 first;
+	__u32 step;
+	struct range src, dst, sport, dport;
+};
+
 /*
- * Written before loading; the verifier then knows it as constants. Every sequence starts at 0.
+ * Written before loading; the verifier then knows it as constants. Each `every`th packet is of the second flows, or none where it is 0.
  * The sums are one's complement sums over the template (and the pseudo header without addresses), unfolded, in memory order.
  */
 const volatile struct setup {
 	__u32 ifindex;
 	__u32 protocol;
 	__u32 checksum;
-	__u32 flows;
-	__u32 first_flow;
-	__u32 step;
 	__u32 ip_sum;
 	__u32 l4_sum;
 	__u32 pseudo_sum;
 	__u32 payload_len;
-	struct range src, dst, sport, dport;
+	__u32 every;
+	struct flows flows[2];
 	__u8 template[HEADERS_MAX];
 	__u8 padding[2];
 } setup = {};
 
 /*
- * What the next packet is. One runner at a time, so plain writes. `turn` is its place in the pass over all flows; the indices are the
- * flow's digits in mixed radix.
+ * What the next packet of either flows is. `turn` is its place in the pass over all of them; the indices are the flow's digits in mixed
+ * radix.
  */
 struct state {
 	__u64 sent;
@@ -62,7 +70,13 @@ struct state {
 	__u32 turn;
 	__u32 flow;
 	__u32 src, sport, dst, dport;
-} state = {};
+};
+
+/* One runner at a time, so plain writes. `turns` counts the packets since the last of the second flows. */
+struct progress {
+	struct state of[2];
+	__u32 turns;
+} progress = {};
 
 /* Packets sent, for programs that look on; generators that send to the same place can have it together. */
 struct {
@@ -129,48 +143,48 @@ static __always_inline __u64 sum64(__u64 value)
 }
 
 /* Jumps to the flow `step` further on, round and round: each pass meets every flow once, as `step` and the count have no common divisor. */
-static __always_inline void jump(void)
+static __always_inline void jump(struct state *state, const volatile struct flows *flows)
 {
 	__u32 rest;
 
-	state.flow += setup.step;
-	if (state.flow >= setup.flows)
-		state.flow -= setup.flows;
-	rest = state.flow;
-	state.src = rest % setup.src.count;
-	rest /= setup.src.count;
-	state.sport = rest % setup.sport.count;
-	rest /= setup.sport.count;
-	state.dst = rest % setup.dst.count;
-	rest /= setup.dst.count;
-	state.dport = rest % setup.dport.count;
+	state->flow += flows->step;
+	if (state->flow >= flows->count)
+		state->flow -= flows->count;
+	rest = state->flow;
+	state->src = rest % flows->src.count;
+	rest /= flows->src.count;
+	state->sport = rest % flows->sport.count;
+	rest /= flows->sport.count;
+	state->dst = rest % flows->dst.count;
+	rest /= flows->dst.count;
+	state->dport = rest % flows->dport.count;
 }
 
 /* Steps to the next flow, and after the last one to the next sequence number. */
-static __always_inline void advance(void)
+static __always_inline void advance(struct state *state, const volatile struct flows *flows)
 {
-	state.sent++;
-	if (++state.turn >= setup.flows) {
-		state.turn = state.flow = state.src = state.sport = state.dst = state.dport = 0;
-		state.sequence++;
+	state->sent++;
+	if (++state->turn >= flows->count) {
+		state->turn = state->flow = state->src = state->sport = state->dst = state->dport = 0;
+		state->sequence++;
 		return;
 	}
-	if (setup.step != 1) {
-		jump();
+	if (flows->step != 1) {
+		jump(state, flows);
 		return;
 	}
-	state.flow++;
-	if (++state.src < setup.src.count)
+	state->flow++;
+	if (++state->src < flows->src.count)
 		return;
-	state.src = 0;
-	if (++state.sport < setup.sport.count)
+	state->src = 0;
+	if (++state->sport < flows->sport.count)
 		return;
-	state.sport = 0;
-	if (++state.dst < setup.dst.count)
+	state->sport = 0;
+	if (++state->dst < flows->dst.count)
 		return;
-	state.dst = 0;
-	if (++state.dport >= setup.dport.count)
-		state.dport = 0;
+	state->dst = 0;
+	if (++state->dport >= flows->dport.count)
+		state->dport = 0;
 }
 
 /* What an upper-layer checksum field gets, given the sum of what it covers and of its pseudo header. */
@@ -195,18 +209,20 @@ static __always_inline void count_sent(void)
 		*count += 1;
 }
 
-/* Writes the next packet. Returns 0, or -1 where the frame has no room for it. */
-static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
+/* Writes the next packet of the first or the second flows. Returns 0, or -1 where the frame has no room for it. */
+static __always_inline int emit(struct xdp_md *ctx, const __u32 which, const __u32 l4_len)
 {
+	const volatile struct flows *flows = &setup.flows[which];
+	struct state *state = &progress.of[which];
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
 	const __u32 headers = ETHERNET_LEN + IPV4_LEN + l4_len;
 	struct ipv4 *ip = data + ETHERNET_LEN;
 	void *l4 = data + ETHERNET_LEN + IPV4_LEN;
 	struct stamp *stamp = data + headers;
-	__u64 sequence = state.sequence;
-	__u16 sport = bpf_htons(setup.sport.first + state.sport);
-	__u16 dport = bpf_htons(setup.dport.first + state.dport);
+	__u64 sequence = state->sequence;
+	__u16 sport = bpf_htons(flows->sport.first + state->sport);
+	__u16 dport = bpf_htons(flows->dport.first + state->dport);
 	__u64 addresses, sum;
 
 	if (data + headers + STAMP_LEN > end)
@@ -215,13 +231,13 @@ static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 	for (__u32 i = 0; i < headers; i += 2)
 		*(__u16 *)(data + i) = *(const volatile __u16 *)(setup.template + i);
 
-	ip->saddr = bpf_htonl(setup.src.first + state.src);
-	ip->daddr = bpf_htonl(setup.dst.first + state.dst);
+	ip->saddr = bpf_htonl(flows->src.first + state->src);
+	ip->daddr = bpf_htonl(flows->dst.first + state->dst);
 	addresses = (__u64)ip->saddr + ip->daddr;
 	ip->check = ~fold(setup.ip_sum + addresses);
 
 	stamp->magic = bpf_htons(MAGIC);
-	stamp->flow = bpf_htonl(setup.first_flow + state.flow);
+	stamp->flow = bpf_htonl(flows->first + state->flow);
 	stamp->sequence = bpf_cpu_to_be64(sequence);
 	stamp->sent = bpf_cpu_to_be64(bpf_ktime_get_ns());
 	sum = setup.l4_sum + (__u64)stamp->flow + sum64(stamp->sequence) + sum64(stamp->sent);
@@ -251,16 +267,25 @@ static __always_inline int emit(struct xdp_md *ctx, const __u32 l4_len)
 		}
 		tcp->check = l4_check(sum + addresses + sport + dport, setup.pseudo_sum + addresses);
 	}
-	advance();
+	advance(state, flows);
 	count_sent();
 	return 0;
 }
 
-static __always_inline int write_next(struct xdp_md *ctx)
+static __always_inline int write_of(struct xdp_md *ctx, const __u32 which)
 {
 	if (setup.protocol == TCP_SYN || setup.protocol == TCP_ACK)
-		return emit(ctx, 20);
-	return emit(ctx, 8);
+		return emit(ctx, which, 20);
+	return emit(ctx, which, 8);
+}
+
+static __always_inline int write_next(struct xdp_md *ctx)
+{
+	if (setup.every && ++progress.turns >= setup.every) {
+		progress.turns = 0;
+		return write_of(ctx, 1);
+	}
+	return write_of(ctx, 0);
 }
 
 SEC("xdp")

@@ -7,14 +7,15 @@
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use clap::Args;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput, ProgramMut};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -91,25 +92,31 @@ impl<'object> Generator<'object> {
         Self::open_with(object, interface, stream, None)
     }
 
-    /// As [`Generator::open`], counting into the same [`Generator::count`] as `first`.
-    pub fn open_beside(
-        first: &Generator<'_>,
+    /// As [`Generator::open`], with the flows of `among` sent among those of `stream`: each `every`th packet is one of theirs. They differ from
+    /// `stream` in their flows' numbers, addresses and ports, in how many they are and in their order, and in nothing else.
+    ///
+    /// **Errors:** when they differ in more.
+    pub fn open_mixed(
         object: &'object mut MaybeUninit<OpenObject>,
         interface: &str,
         stream: &Stream,
+        among: &Stream,
+        every: NonZeroU32,
     ) -> Result<Self> {
-        Self::open_with(object, interface, stream, Some(first.count()))
+        Self::open_with(object, interface, stream, Some((among, every)))
     }
 
     fn open_with(
         object: &'object mut MaybeUninit<OpenObject>,
         interface: &str,
         stream: &Stream,
-        count: Option<BorrowedFd<'_>>,
+        among: Option<(&Stream, NonZeroU32)>,
     ) -> Result<Self> {
         let index = interface::index(interface)?;
-        let template = Template::new(stream, interface::mac(interface)?)?;
-        let program = load(object, &template, index, count)?;
+        let template = |stream| Template::new(stream, interface::mac(interface)?);
+        let among = among.map(|(stream, every)| Ok::<_, Error>((template(stream)?, every))).transpose()?;
+        let template = template(stream)?;
+        let program = load(object, setup(&template, among.as_ref(), index)?)?;
         let hold = [Hold::new(&program.progs.generate)?, Hold::new(&program.progs.stream)?];
         Ok(Self { program, template, interface: interface.to_owned(), frames: Cell::new(FIRST_CALL), _hold: hold })
     }
@@ -118,7 +125,7 @@ impl<'object> Generator<'object> {
     ///
     /// **Errors:** when the interface is down or gone.
     pub fn send(&self, batch: u64) -> Result<()> {
-        run(&self.program, &self.template, batch, &self.interface)
+        run(&self.program.progs.generate, &self.template, batch.try_into().unwrap_or(u32::MAX), &self.interface)
     }
 
     /// Sets the rate of [`Generator::run`], from now on: packets a second, evenly, or as many as it can. What it falls behind by more than
@@ -137,11 +144,7 @@ impl<'object> Generator<'object> {
     /// **Errors:** when the interface is down or gone.
     pub fn run(&self) -> Result<()> {
         let (frames, start) = (self.frames.get(), Instant::now());
-        let input =
-            ProgramInput { data_in: Some(self.template.blank()), repeat: frames, flags: LIVE_FRAMES, ..ProgramInput::default() };
-        let ran = self.program.progs.stream.test_run(input);
-        ran.map(drop)
-            .with_context(|| format!("interface {}: sending (is it up, and the frame within its MTU?)", self.interface))?;
+        run(&self.program.progs.stream, &self.template, frames, &self.interface)?;
         let took = start.elapsed();
         // Held up once, it is not to be short for ever; quick once, not long for ever.
         let fitting = u128::from(frames) * CALL.as_nanos() / took.as_nanos().max(1);
@@ -149,14 +152,19 @@ impl<'object> Generator<'object> {
         Ok(())
     }
 
-    /// The map with how many packets were sent by it and those opened beside it, for another program of the kernel: one number.
+    /// The map with how many packets were sent, for another program of the kernel: one number.
     pub fn count(&self) -> BorrowedFd<'_> {
         self.program.maps.sent.as_fd()
     }
 
     /// How many packets were sent since it was opened.
     pub fn sent(&self) -> Result<u64> {
-        sent_so_far(&self.program)
+        Ok(sent_so_far(&self.program)?.iter().sum())
+    }
+
+    /// Of these, how many were of the flows sent among the others.
+    pub fn sent_among(&self) -> Result<u64> {
+        Ok(sent_so_far(&self.program)?[1])
     }
 }
 
@@ -224,25 +232,19 @@ fn drive(options: &Options, mut send: impl FnMut(u64) -> Result<()>) -> Result<D
     }
 }
 
-/// Loads the program for `template`, to send by the interface of `index`.
-fn load<'object>(
-    object: &'object mut MaybeUninit<OpenObject>,
-    template: &Template,
-    index: u32,
-    count: Option<BorrowedFd<'_>>,
-) -> Result<GenerateSkel<'object>> {
+/// Loads the program.
+fn load(object: &mut MaybeUninit<OpenObject>, setup: types::setup) -> Result<GenerateSkel<'_>> {
     let mut open = GenerateSkelBuilder::default().open(object).context("opening the generator's program")?;
     let constants = open.maps.rodata_data.as_mut().context("the generator's program has no constants")?;
-    constants.setup = setup(template, index);
-    if let Some(count) = count {
-        open.maps.sent.reuse_fd(count).context("sharing the count of packets")?;
-    }
+    constants.setup = setup;
     open.load().context("loading the generator's program (needs root, or CAP_NET_ADMIN and CAP_BPF)")
 }
 
-fn setup(template: &Template, index: u32) -> types::setup {
+/// What the program has to know to send by the interface of `index`.
+fn setup(template: &Template, among: Option<&(Template, NonZeroU32)>, index: u32) -> Result<types::setup> {
+    let alike = among.is_none_or(|(among, _)| among.differs_in_flows_only(template));
+    ensure!(alike, "flows that are sent among others differ from them in addresses, ports, numbers and order only");
     let (stream, sums, headers) = (template.stream(), template.sums(), template.headers_len());
-    let range = |first, count| types::range { first, count };
     let mut setup = types::setup {
         ifindex: index,
         protocol: match stream.protocol {
@@ -256,37 +258,45 @@ fn setup(template: &Template, index: u32) -> types::setup {
             Checksum::Zero => 1,
             Checksum::Partial => 2,
         },
-        flows: stream.flows,
-        first_flow: stream.first_flow,
-        step: stream.order.step(stream.flows),
         ip_sum: sums.ip.into(),
         l4_sum: sums.l4.into(),
         pseudo_sum: sums.pseudo.into(),
         payload_len: (stream.size - headers) as u32,
+        every: among.map_or(0, |(_, every)| every.get()),
+        flows: [stream, among.map_or(stream, |(among, _)| among.stream())].map(flows),
+        ..types::setup::default()
+    };
+    setup.template[..headers].copy_from_slice(&template.blank()[..headers]);
+    Ok(setup)
+}
+
+fn flows(stream: &Stream) -> types::flows {
+    let range = |first, count| types::range { first, count };
+    types::flows {
+        count: stream.flows,
+        first: stream.first_flow,
+        step: stream.order.step(stream.flows),
         src: range(stream.sources.first().into(), stream.sources.count()),
         dst: range(stream.destinations.first().into(), stream.destinations.count()),
         sport: range(stream.source_ports.first().into(), stream.source_ports.count()),
         dport: range(stream.destination_ports.first().into(), stream.destination_ports.count()),
-        ..types::setup::default()
-    };
-    setup.template[..headers].copy_from_slice(&template.blank()[..headers]);
-    setup
+    }
 }
 
-/// Has the kernel run the program on `batch` live frames.
-fn run(program: &GenerateSkel<'_>, template: &Template, batch: u64, name: &str) -> Result<()> {
-    let repeat = batch.try_into().unwrap_or(u32::MAX);
-    let input = ProgramInput { data_in: Some(template.blank()), repeat, flags: LIVE_FRAMES, ..ProgramInput::default() };
-    program.progs.generate.test_run(input).map(drop).with_context(|| {
+/// Has the kernel run a program on `frames` live frames.
+fn run(program: &ProgramMut<'_>, template: &Template, frames: u32, name: &str) -> Result<()> {
+    let input = ProgramInput { data_in: Some(template.blank()), repeat: frames, flags: LIVE_FRAMES, ..ProgramInput::default() };
+    program.test_run(input).map(drop).with_context(|| {
         format!("interface {name}: sending (is it up, and the frame within its MTU? live frames need Linux 5.18 and CAP_NET_ADMIN)")
     })
 }
 
-/// The program's own count. Read by a system call: the kernel writes it behind the compiler's back.
-fn sent_so_far(program: &GenerateSkel<'_>) -> Result<u64> {
-    let state = program.maps.bss.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).context("reading the generator's state")?;
-    let sent = state.as_deref().and_then(<[u8]>::first_chunk).context("the generator has no state")?;
-    Ok(u64::from_ne_bytes(*sent))
+/// The program's own counts, of either flows. Read by a system call: the kernel writes them behind the compiler's back.
+fn sent_so_far(program: &GenerateSkel<'_>) -> Result<[u64; 2]> {
+    let bytes = program.maps.bss.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).context("reading the generator's progress")?;
+    let bytes = bytes.context("the generator has no progress")?;
+    let count = |at: usize| bytes[at..].first_chunk().map_or(0, |&count| u64::from_ne_bytes(count));
+    Ok([count(0), count(size_of::<types::state>())])
 }
 
 /// What the interface sent and dropped since `before`, once it accounts for `sent` packets or a short wait is over.
@@ -360,7 +370,7 @@ mod tests {
         ] {
             let template = Template::new(&Stream { protocol, order, checksum, ..stream() }, MAC).unwrap();
             let mut object = MaybeUninit::uninit();
-            let program = load(&mut object, &template, 1, None).unwrap();
+            let program = load(&mut object, setup(&template, None, 1).unwrap()).unwrap();
             // Garbage where headers go: a recycled frame, as its last reader may have left it.
             let mut dirty = template.blank().to_vec();
             dirty[..template.headers_len()].fill(0xa5);
@@ -377,8 +387,32 @@ mod tests {
             }
             // One in 65536 of the sums left to the NIC is the right one by chance.
             assert!(if checksum == Checksum::Right { right == 100 } else { right < 5 }, "{protocol:?} {checksum:?}: {right} right");
-            assert_eq!(sent_so_far(&program).unwrap(), 100);
+            assert_eq!(sent_so_far(&program).unwrap(), [100, 0]);
         }
+    }
+
+    #[test]
+    fn flows_among_others_are_each_so_manieth_packet_and_byte_for_byte_their_own() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED (needs root): flows among others are each so-manieth packet and byte for byte their own");
+            return;
+        }
+        let among = Stream { flows: 7, first_flow: 500, source_ports: "2000-2007".parse().unwrap(), ..stream() };
+        let among = (Template::new(&Stream { order: Order::Scattered, ..among }, MAC).unwrap(), NonZeroU32::new(5).unwrap());
+        let template = Template::new(&stream(), MAC).unwrap();
+        let mut object = MaybeUninit::uninit();
+        let program = load(&mut object, setup(&template, Some(&among), 1).unwrap()).unwrap();
+        for index in 0..100 {
+            let mut frame = [0; 128];
+            let input = ProgramInput { data_in: Some(template.blank()), data_out: Some(&mut frame), ..ProgramInput::default() };
+            let frame = program.progs.generate.test_run(input).unwrap().data.unwrap();
+            let (of, index) = if index % 5 == 4 { (&among.0, index / 5) } else { (&template, index - index / 5) };
+            assert_eq!(frame, of.frame(index, sent_at(frame, of)));
+        }
+        assert_eq!(sent_so_far(&program).unwrap(), [80, 20]);
+
+        let longer = (Template::new(&Stream { size: 103, ..stream() }, MAC).unwrap(), among.1);
+        assert!(setup(&template, Some(&longer), 1).unwrap_err().to_string().contains("addresses, ports, numbers and order only"));
     }
 
     #[test]
@@ -389,7 +423,7 @@ mod tests {
         }
         let template = Template::new(&stream(), MAC).unwrap();
         let mut object = MaybeUninit::uninit();
-        let program = load(&mut object, &template, 1, None).unwrap();
+        let program = load(&mut object, setup(&template, None, 1).unwrap()).unwrap();
         let run = || {
             let mut frame = [0; 128];
             let input = ProgramInput { data_in: Some(template.blank()), data_out: Some(&mut frame), ..ProgramInput::default() };
@@ -407,7 +441,7 @@ mod tests {
         set([0, hour, 2 * hour]);
         let sent = (0..10).filter(|_| run() == XDP_REDIRECT).count();
         assert!((1..=3).contains(&sent), "{sent} of a debt of two were caught up");
-        assert_eq!(sent_so_far(&program).unwrap(), 2 + sent as u64);
+        assert_eq!(sent_so_far(&program).unwrap(), [2 + sent as u64, 0]);
     }
 
     #[test]

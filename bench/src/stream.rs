@@ -237,6 +237,12 @@ impl Template {
         &self.blank
     }
 
+    /// Whether its packets are another template's but for what tells flows apart, and their order.
+    pub(crate) fn differs_in_flows_only(&self, other: &Self) -> bool {
+        let of = |stream: &Stream| (stream.protocol, stream.checksum);
+        self.blank == other.blank && of(&self.stream) == of(&other.stream)
+    }
+
     pub(crate) fn headers_len(&self) -> usize {
         ETHERNET_LEN + IPV4_LEN + self.stream.protocol.header_len()
     }

@@ -162,7 +162,7 @@ fn measure_with(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, mix: Mix, le
     let mut seen = Seen::default();
     let ways = f64::from(directions(tester.direction));
 
-    let flood = tester.trial(gateway, Load { rate: None, time: lengths.trial })?;
+    let flood = tester.trial(gateway, Load::flood(lengths.trial))?;
     seen.note(&flood);
     let able = flood.sent as f64 / flood.seconds;
     let found = search::loss_free(flood.rate() / ways, able, lengths.limits, |rate| {

@@ -20,7 +20,7 @@ use crate::world::{FAR, FAR_ADDRESS, NEAR, Pollers, World, visit};
 /// Flows of a trial, at most.
 const MOST: u32 = 1_000_000;
 /// What each gateway gets before its trial: new flows, too.
-const FIRST_PACKETS: Load = Load { rate: Some(20_000), time: Duration::from_millis(100) };
+const FIRST_PACKETS: Load = Load::at(20_000, Duration::from_millis(100));
 /// The first guess. **Units:** new flows a second.
 const GUESS: u64 = 400_000;
 

@@ -8,20 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use portcullis_bench::generate::Generator;
-use portcullis_bench::pace::{Pace, Step};
 
 use crate::gateway::{Cost, Gateway};
 use crate::sink::{Counts, Sink, Wrong};
 use crate::stall::{Stalls, Watch};
 use crate::world::{INSIDE, OUTSIDE, Pollers, World};
 
-/// How many packets the generator may catch up after it was held up: half of a veth ring.
+/// How many packets the generator catches up after it was held up, unless told otherwise: half of a veth ring.
 const CATCH_UP: u64 = 128;
-/// Packets of the second stream that are sent at once: a call for each few would be too many.
-const BATCH: u64 = 64;
-/// For how long the second stream catches up: for two of the generator's calls. Beside it the first stream catches up less: of some ten
-/// thousand packets a second a ring has room for all that comes at once.
-const CATCH_UP_TIME: Duration = Duration::from_millis(8);
 /// The trial is over when for so long nothing has come out any more.
 const QUIET: Duration = Duration::from_millis(30);
 /// And after so long in any case.
@@ -43,28 +37,19 @@ pub struct Load {
     pub rate: Option<u64>,
     /// For how long.
     pub time: Duration,
+    /// How many packets the generator sends at once after it was held up; the others are not sent.
+    pub catch_up: u64,
 }
 
 impl Load {
     /// `rate` a second.
-    pub fn at(rate: u64, time: Duration) -> Self {
-        Self { rate: Some(rate), time }
+    pub const fn at(rate: u64, time: Duration) -> Self {
+        Self { rate: Some(rate), time, catch_up: CATCH_UP }
     }
-}
 
-/// A second, slow stream beside the first, sent in whole batches.
-pub struct Second<'t, 'object> {
-    /// Where it comes from.
-    pub generator: &'t Generator<'object>,
-    /// Packets a second.
-    pub rate: u64,
-}
-
-impl Second<'_, '_> {
-    /// In batches.
-    fn pace(&self) -> Pace {
-        let batches = self.rate.div_ceil(BATCH);
-        Pace::new(batches, (batches * CATCH_UP_TIME.as_millis() as u64).div_ceil(1000))
+    /// As many as the generator can send.
+    pub const fn flood(time: Duration) -> Self {
+        Self { rate: None, time, catch_up: CATCH_UP }
     }
 }
 
@@ -155,30 +140,29 @@ impl Tester<'_, '_> {
     ///
     /// **Errors:** a device or the gateway is gone.
     pub fn trial(&self, gateway: &mut Gateway<'_>, load: Load) -> Result<Trial> {
-        self.trial_with(gateway, load, None, |_, _| Ok(()))
+        self.trial_with(gateway, load, |_, _| Ok(()))
     }
 
-    /// Does one trial, with a second stream beside it; calls `each_second` about once a second with the gateway and the time since the start.
+    /// Does one trial; calls `each_second` about once a second with the gateway and the time since the start.
     pub fn trial_with(
         &self,
         gateway: &mut Gateway<'_>,
         load: Load,
-        second: Option<&Second<'_, '_>>,
         mut each_second: impl FnMut(&mut Gateway<'_>, Duration) -> Result<()>,
     ) -> Result<Trial> {
         self.drain()?;
         let busy_before = gateway.busy()?;
         let (ends_before, dropped_before) = (self.ends()?, self.dropped_by_ends()?);
-        let sent_before = self.sent(second)?;
+        let sent_before = self.generator.sent()?;
         let stalls_before = self.watch.stalls()?;
         let times_before = gateway.times()?;
 
-        let seconds = self.send(load, second, |elapsed| each_second(gateway, elapsed))?.as_secs_f64();
+        let seconds = self.send(load, |elapsed| each_second(gateway, elapsed))?.as_secs_f64();
 
         let times = gateway.times()?;
         let during = self.ends()?;
         let stalls = self.watch.stalls()?.since(stalls_before);
-        let sent = self.sent(second)? - sent_before;
+        let sent = self.generator.sent()? - sent_before;
         self.drain()?;
         let after = self.ends()?;
         let busy = gateway.busy()?.zip(busy_before).map(|(after, before)| after.saturating_sub(before));
@@ -201,14 +185,8 @@ impl Tester<'_, '_> {
     }
 
     /// Sends for the load's time. Returns how long it took.
-    fn send(
-        &self,
-        load: Load,
-        second: Option<&Second<'_, '_>>,
-        mut each_second: impl FnMut(Duration) -> Result<()>,
-    ) -> Result<Duration> {
-        self.generator.pace(load.rate, if second.is_some() { CATCH_UP / 2 } else { CATCH_UP })?;
-        let mut beside = second.map(|second| (second.generator, second.pace()));
+    fn send(&self, load: Load, mut each_second: impl FnMut(Duration) -> Result<()>) -> Result<Duration> {
+        self.generator.pace(load.rate, load.catch_up)?;
         let (start, mut next_second) = (Instant::now(), Duration::from_secs(1));
         loop {
             let elapsed = start.elapsed();
@@ -216,11 +194,6 @@ impl Tester<'_, '_> {
                 return Ok(elapsed);
             }
             self.generator.run()?;
-            if let Some((generator, pace)) = &mut beside
-                && let Step::Send(batch) = pace.next(elapsed)
-            {
-                generator.send(batch * BATCH)?;
-            }
             self.poll();
             if elapsed >= next_second {
                 each_second(elapsed)?;
@@ -255,11 +228,6 @@ impl Tester<'_, '_> {
 
     fn received(&self) -> Result<u64> {
         Ok(self.far.counts()?.received + self.near.counts()?.received)
-    }
-
-    /// What both streams have sent until now.
-    pub(crate) fn sent(&self, second: Option<&Second<'_, '_>>) -> Result<u64> {
-        Ok(self.generator.sent()? + second.map_or(Ok(0), |second| second.generator.sent())?)
     }
 
     /// What the gateway sent to an end whose ring was full.

@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::gateway::{Gateway, Times};
-use crate::tester::{self, Second, Tester};
+use crate::tester::{self, Tester};
 use crate::world::{NEAR, visit};
 
 /// From which part of its time on a core is full: it has none left for a rate that is any higher. Chosen: the worker's own figure is a mean.
@@ -40,7 +40,6 @@ pub struct Window {
 /// Cuts a trial into windows.
 pub struct Windows<'t, 'object> {
     tester: &'t Tester<'t, 'object>,
-    second: &'t Second<'t, 'object>,
     last: Mark,
     closed: Vec<Window>,
 }
@@ -92,13 +91,13 @@ impl Window {
 
 impl<'t, 'object> Windows<'t, 'object> {
     /// Begins the first window, before anything is sent.
-    pub fn begin(tester: &'t Tester<'t, 'object>, second: &'t Second<'t, 'object>, gateway: &mut Gateway<'_>) -> Result<Self> {
-        Ok(Self { tester, second, last: Mark::read(tester, second, gateway, Duration::ZERO)?, closed: Vec::new() })
+    pub fn begin(tester: &'t Tester<'t, 'object>, gateway: &mut Gateway<'_>) -> Result<Self> {
+        Ok(Self { tester, last: Mark::read(tester, gateway, Duration::ZERO)?, closed: Vec::new() })
     }
 
     /// Ends a window at `at`, counted from the first packet, and begins the next.
     pub fn end(&mut self, gateway: &mut Gateway<'_>, at: Duration) -> Result<Window> {
-        let mark = Mark::read(self.tester, self.second, gateway, at)?;
+        let mark = Mark::read(self.tester, gateway, at)?;
         let window = mark.since(&self.last);
         self.closed.push(window);
         self.last = mark;
@@ -119,10 +118,10 @@ impl<'t, 'object> Windows<'t, 'object> {
 }
 
 impl Mark {
-    fn read(tester: &Tester<'_, '_>, second: &Second<'_, '_>, gateway: &mut Gateway<'_>, at: Duration) -> Result<Self> {
+    fn read(tester: &Tester<'_, '_>, gateway: &mut Gateway<'_>, at: Duration) -> Result<Self> {
         Ok(Self {
             at,
-            sent: tester.sent(Some(second))?,
+            sent: tester.generator.sent()?,
             arrived: tester.far.counts()?.distinct,
             ring_full: visit(&tester.world.near, || tester::transmit_drops(NEAR))?,
             paused: tester.watch.stalls()?.packets,
