@@ -4,9 +4,10 @@
  *
  * `tick` runs from the core's own clock, several thousand times a second, whatever task is on it. A tick that is late says that the core
  * itself was away: the hypervisor had it. A tick in another program than the gateway, or in a softirq that is not the network's beside a
- * gateway that is a program, says the same and does not count. What the
- * generators sent in that time may have been lost before any gateway could do anything, if the device's ring was full by then. How full it
- * is after a pause is reckoned for a gateway at nine tenths of what it can do: of nine packets that come it has done with ten.
+ * gateway that is a program, says the same and does not count; nor does one while the core has waited for a spin lock for longer than any is
+ * held, for then the hypervisor has the core that holds it. What the generators sent in that time may have been lost before any gateway
+ * could do anything, if the device's ring was full by then. How full it is after a pause is reckoned for a gateway at nine tenths of what it
+ * can do: of nine packets that come it has done with ten.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -18,6 +19,7 @@ const volatile __u64 period = 0;
 const volatile __u64 late = 0;
 const volatile __u64 late_when_idle = 0;
 const volatile __u64 ring = 0;
+const volatile __u64 held_long = 0;
 
 struct stalls {
 	__u64 count;
@@ -30,6 +32,8 @@ struct stalls {
 	__u64 backlog;
 	/* Whether the core is in a softirq that does nothing for a program that forwards: timers, disks, the scheduler, RCU. */
 	__u64 in_foreign_softirq;
+	/* Since when it waits for a spin lock, or 0. */
+	__u64 waits_since;
 } stalls = {};
 
 /* The generators' count: their own map is put here. */
@@ -95,6 +99,30 @@ int BPF_PROG(softirq_ends, unsigned int number)
 	return 0;
 }
 
+/* The flag of a wait in which the core spins (trace/events/lock.h). */
+#define LCB_F_SPIN 1
+
+SEC("tp_btf/contention_begin")
+int BPF_PROG(wait_begins, void *lock, unsigned int flags)
+{
+	if (bpf_get_smp_processor_id() == core && flags & LCB_F_SPIN)
+		stalls.waits_since = bpf_ktime_get_ns();
+	return 0;
+}
+
+SEC("tp_btf/contention_end")
+int BPF_PROG(wait_ends, void *lock, int error)
+{
+	if (bpf_get_smp_processor_id() == core)
+		stalls.waits_since = 0;
+	return 0;
+}
+
+static __always_inline int waits_for_a_stopped_core(__u64 now)
+{
+	return stalls.waits_since && now - stalls.waits_since >= held_long;
+}
+
 static __always_inline __u64 sent_until_now(void)
 {
 	__u32 key = 0;
@@ -111,7 +139,7 @@ int tick(void *context)
 	/* A core that has halted wakes late: whoever lets it halt pays for that. */
 	int halted = !(__u32)bpf_get_current_pid_tgid();
 
-	if (is_foreign() || stalls.in_foreign_softirq)
+	if (is_foreign() || stalls.in_foreign_softirq || waits_for_a_stopped_core(now))
 		return 0;
 	if (stalls.last && since >= (halted ? late_when_idle : late)) {
 		stalls.count++;
