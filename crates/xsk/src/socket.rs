@@ -28,7 +28,7 @@ use crate::{
     frame::{FrameSet, XskFrame},
     port::{Frame, Port},
     sys,
-    umem::{Shared, Umem, UmemOptions, socket_config},
+    umem::{FILL_RINGS, Shared, Umem, UmemOptions, socket_config},
 };
 
 /// Descriptors moved at once between a ring and the burst.
@@ -37,8 +37,13 @@ const BURST: usize = 64;
 const KICK_BUDGET: usize = 32;
 /// Send calls of one wake-up at most: a full ring of 2048 needs 64.
 const KICKS: usize = 64;
-/// Frames that a queue has to receive into while its worker runs it. Chosen: a call takes at most 256, all of a veth's ring.
-const DRIVEN_FILL: usize = 256;
+/// Frames that a queue has to receive into while its worker runs it. Chosen: twice what a call to run it takes.
+const DRIVEN_FILL: usize = 4 * DRIVEN_BUDGET as usize;
+/// Packets that one poll of such a queue takes. Chosen: a call polls twice, once and when it ends, and takes all of a veth's ring.
+pub const DRIVEN_BUDGET: u16 = 128;
+/// From how many packets in the rx ring on a queue is not run while there is a burst to go on with: then it is overload, and the device may
+/// drop it before any work. Chosen: what a worker does in a millisecond or less, four times what a veth's ring holds.
+const DRIVEN_BACKLOG: usize = 1024;
 /// Packets that one send call may transmit where the kernel lets us say so (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.18).
 const SEND_BUDGET: i32 = 128;
 const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
@@ -307,11 +312,25 @@ impl Socket {
         self.driver.as_ref().is_some_and(Driver::is_ours)
     }
 
-    /// Frames that may be added to the fill ring. While the queue is run from here, no more are taken from it than a call to run it takes;
-    /// so few go round, and stay in the caches.
+    /// Frames that may be added to the fill ring. While the queue is run from here, no more are wanted than a call to run it takes before the
+    /// next are added; so few go round, and stay in the caches.
     #[inline]
-    fn room_to_fill(&self) -> usize {
-        if self.is_driven() { DRIVEN_FILL.saturating_sub(self.core.held.len() - self.in_transmit) } else { usize::MAX }
+    fn room_to_fill(&mut self) -> usize {
+        if self.is_driven() { DRIVEN_FILL.saturating_sub(self.to_receive_into()) } else { usize::MAX }
+    }
+
+    /// Frames in the fill ring. Asking for the whole ring makes libxdp read how far the kernel has come.
+    fn to_receive_into(&mut self) -> usize {
+        let ring = self.ring * FILL_RINGS;
+        (ring - self.fill.nb_free(ring)) as usize
+    }
+
+    /// Whether a queue that this thread runs may be run although a burst waits: a worker that was held up, or is slow for a moment, so
+    /// empties the device's small ring into its own large one.
+    fn has_room_behind_a_burst(&mut self) -> bool {
+        let to_receive_into = self.to_receive_into();
+        let waiting = (self.core.held.len() - self.in_transmit).saturating_sub(to_receive_into);
+        self.is_driven() && to_receive_into >= DRIVEN_FILL / 2 && waiting < DRIVEN_BACKLOG.min(self.ring as usize / 2)
     }
 
     /// Runs the queue. Returns 1 with a frame that came in a datagram, else 0.
@@ -394,14 +413,16 @@ impl Drop for Core {
 impl Port for Socket {
     type Frame = XskFrame;
 
-    /// A queue that is ours to run is run when the ring has less than was asked for: under overload packets are then dropped by the
-    /// device, before any work.
+    /// A queue that is ours to run is run unless more than a burst waits already: what comes under overload is then dropped by the device,
+    /// before any work.
     fn receive(&mut self, frames: &mut Vec<XskFrame>, most: usize) -> usize {
-        let got = self.take_received(frames, most);
-        if got == most || self.driver.is_none() {
-            return got;
+        if self.driver.is_none() {
+            return self.take_received(frames, most);
         }
-        let carried = self.run_queue(frames);
+        // The last place is for the frame that a datagram brings.
+        let first = most.saturating_sub(1);
+        let got = self.take_received(frames, first);
+        let carried = if got < first || first == 0 || self.has_room_behind_a_burst() { self.run_queue(frames) } else { 0 };
         got + carried + self.take_received(frames, most - got - carried)
     }
 

@@ -28,6 +28,8 @@ pub const HEADROOM: usize = 256;
 /// An Ethernet header with one VLAN tag.
 pub const LINK_HEADER: usize = 18;
 const HUGE_PAGE: usize = 2 << 20;
+/// Entries of the fill ring, in those of the others.
+pub(crate) const FILL_RINGS: u32 = 2;
 
 /// The size of a frame, headroom included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -359,7 +361,7 @@ fn umem_config(options: UmemOptions) -> Result<UmemConfig, UmemError> {
     let frame = FrameSize::new(options.frame_size.get() as u32).map_err(|_| illegal("the frame size", 0, "2048 or 4096"))?;
     UmemConfig::builder()
         .frame_size(frame)
-        .fill_queue_size(QueueSize::new(options.ring * 2).map_err(bad)?)
+        .fill_queue_size(QueueSize::new(options.ring * FILL_RINGS).map_err(bad)?)
         .comp_queue_size(QueueSize::new(options.ring).map_err(bad)?)
         .build()
         .map_err(|error| UmemError::Failed { mebibytes: 0, source: std::io::Error::other(error.to_string()) })

@@ -12,7 +12,7 @@ use portcullis_config::{BusyPoll, Config};
 use portcullis_nat::policy::DeviceId;
 use portcullis_xsk::napi::{DEFERRAL, QueueDrive};
 use portcullis_xsk::nic::{Nic, Plan};
-use portcullis_xsk::socket::{Mode, Socket};
+use portcullis_xsk::socket::{DRIVEN_BUDGET, Mode, Socket};
 use portcullis_xsk::steer::Steer;
 
 use super::devices::Devices;
@@ -47,7 +47,6 @@ struct DrivenQueue {
     number: u32,
     drive: QueueDrive,
     /// Packets that one poll may take.
-    budget: u16,
     attempts: Attempts,
 }
 
@@ -124,9 +123,7 @@ impl Driving {
                 let opened = QueueDrive::open(parts::random()?);
                 let (drive, driver) = opened.map_err(|error| Failure::Other(error.into()))?;
                 socket.drive_by(driver);
-                // A receive call polls twice: once, and when it ends.
-                let budget = (rules.worker.burst / 2).max(1);
-                queues.push(DrivenQueue { number: socket.queue().queue, drive, budget, attempts: Attempts::default() });
+                queues.push(DrivenQueue { number: socket.queue().queue, drive, attempts: Attempts::default() });
             }
             let downs = carrier_downs(&name);
             driving.devices.push(Driven { id: used.id, name, queues, stage: Stage::Waiting, downs });
@@ -222,7 +219,7 @@ impl Driven {
             NicChange::make(&self.name, "polling", &plan, notes)
         });
         let taken = settings.transpose().and_then(|settings| {
-            let driven = self.queues.iter().try_for_each(|queue| queue.drive.drive(queue.budget));
+            let driven = self.queues.iter().try_for_each(|queue| queue.drive.drive(DRIVEN_BUDGET));
             driven.map(|()| settings).map_err(|error| Failure::Other(anyhow::Error::new(error).context("no busy polling")))
         });
         match taken {
