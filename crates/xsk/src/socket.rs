@@ -316,11 +316,11 @@ impl Socket {
     /// next are added; so few go round, and stay in the caches.
     #[inline]
     fn room_to_fill(&mut self) -> usize {
-        if self.is_driven() { DRIVEN_FILL.saturating_sub(self.to_receive_into()) } else { usize::MAX }
+        if self.is_driven() { DRIVEN_FILL.saturating_sub(self.in_fill_ring()) } else { usize::MAX }
     }
 
     /// Frames in the fill ring. Asking for the whole ring makes libxdp read how far the kernel has come.
-    fn to_receive_into(&mut self) -> usize {
+    fn in_fill_ring(&mut self) -> usize {
         let ring = self.ring * FILL_RINGS;
         (ring - self.fill.nb_free(ring)) as usize
     }
@@ -328,9 +328,9 @@ impl Socket {
     /// Whether a queue that this thread runs may be run although a burst waits: a worker that was held up, or is slow for a moment, so
     /// empties the device's small ring into its own large one.
     fn has_room_behind_a_burst(&mut self) -> bool {
-        let to_receive_into = self.to_receive_into();
-        let waiting = (self.core.held.len() - self.in_transmit).saturating_sub(to_receive_into);
-        self.is_driven() && to_receive_into >= DRIVEN_FILL / 2 && waiting < DRIVEN_BACKLOG.min(self.ring as usize / 2)
+        let in_fill_ring = self.in_fill_ring();
+        let waiting = (self.core.held.len() - self.in_transmit).saturating_sub(in_fill_ring);
+        self.is_driven() && in_fill_ring >= DRIVEN_FILL / 2 && waiting < DRIVEN_BACKLOG.min(self.ring as usize / 2)
     }
 
     /// Runs the queue. Returns 1 with a frame that came in a datagram, else 0.
