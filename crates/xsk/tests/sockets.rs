@@ -6,6 +6,7 @@ mod common;
 
 use std::{
     net::Ipv4Addr,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -15,9 +16,10 @@ use common::{Link, Wire, as_root, ethernet, eventually, ip, ipv4, link, steer_fo
 use portcullis_xsk::{
     abi::SteerCounter as Counter,
     frame::XskFrame,
-    napi::QueueDrive,
+    napi::{DEFERRAL, QueueDrive},
+    nic::{Deferral, Setting},
     port::{Frame, Port},
-    socket::{BusyPolling, Mode, Opened, Queue, Socket, SocketError, open_all},
+    socket::{BusyPolling, DRIVEN_BUDGET, Mode, Opened, Queue, Socket, SocketError, open_all},
     steer::{AttachMode, AttachWish, External, Side, Steer},
     umem::{FrameBytes, Umem, UmemOptions},
 };
@@ -454,6 +456,47 @@ fn a_queue_is_run_by_its_worker_once_a_frame_has_told_its_context() {
             assert!(!drive.is_known().unwrap());
         }
         assert_eq!(bench.steer.counter(Counter::PassCarried).unwrap(), 3);
+        bench.finish();
+    });
+}
+
+#[test]
+fn a_devices_ring_is_emptied_into_that_of_the_worker_who_runs_the_queue() {
+    as_root("a_devices_ring_is_emptied_into_that_of_the_worker_who_runs_the_queue", || {
+        let mut bench = bench(UmemOptions { frames: UmemOptions::frames_for(2, 1024), ring: 1024, ..SMALL }, AttachMode::Native);
+        let wire = bench.inside.wire();
+        let (mut drive, driver) = QueueDrive::open(*b"a cookie").unwrap();
+        bench.sockets[0].drive_by(driver);
+        bench.fill();
+        bench.steer.carry_next(0, 0, &drive.carrier(Ipv4Addr::new(10, 0, 0, 1))).unwrap();
+        wire.send(&bench.outbound(b"tells the context"));
+        eventually("the context is known", || drive.is_known().unwrap());
+        let frame = bench.receive(0);
+        bench.pool.push(frame);
+        // Longer than the test takes on a busy machine: the kernel is not to help. In a mount namespace that shows the thread's own devices.
+        let deferral = Setting::Deferral(Deferral { flush_timeout: 60_000_000_000, ..DEFERRAL }).command("in0");
+        let script = format!("mount -t sysfs none /sys && {deferral}");
+        assert!(Command::new("unshare").args(["--mount", "sh", "-ec", &script]).status().unwrap().success());
+        drive.drive(DRIVEN_BUDGET).unwrap();
+        let mut frames = Vec::new();
+        assert_eq!(bench.sockets[0].receive(&mut frames, 64), 0);
+        bench.fill();
+        // A veth's ring holds 256: of more than one round the worker's ring has to take what is not asked for yet.
+        let (rounds, packets, burst) = (3, 200, 64);
+        for round in 1..=rounds {
+            for _ in 0..packets {
+                wire.send(&bench.outbound(b"many"));
+            }
+            assert_eq!(bench.sockets[0].receive(&mut frames, burst), burst);
+            assert_eq!(frames.len(), round * burst, "the burst is no longer than was asked for");
+            bench.fill();
+        }
+        eventually("none is lost", || {
+            bench.sockets[0].receive(&mut frames, burst);
+            frames.len() == rounds * packets
+        });
+        bench.pool.append(&mut frames);
+        bench.check(0);
         bench.finish();
     });
 }
