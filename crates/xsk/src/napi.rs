@@ -21,6 +21,8 @@ use crate::sys;
 /// runs the queue itself. Chosen: longer than a worker is ever held up, short enough for a worker that died.
 pub const DEFERRAL: Deferral = Deferral { hard_irqs: 1_000_000, flush_timeout: 200_000_000 };
 
+/// Packets that one poll of a driven queue takes. Chosen: a call polls twice, once and when it ends, and takes all of a veth's ring.
+pub(crate) const DRIVEN_BUDGET: u16 = 128;
 /// How long one poll may look for packets. A receive call that does not wait looks once; it has to be over 0. **Units:** microseconds.
 const LOOK_FOR: i32 = 1;
 /// A cookie and the largest frame.
@@ -116,11 +118,11 @@ impl QueueDrive {
         Ok(self.known)
     }
 
-    /// Has the worker run the queue from now on, for about `budget` packets a poll. The device has to have its [`DEFERRAL`].
+    /// Has the worker run the queue from now on. The device has to have its [`DEFERRAL`].
     ///
     /// **Errors:** as [`poll_by`].
-    pub fn drive(&self, budget: u16) -> io::Result<()> {
-        poll_by(&self.shared.socket, budget)?;
+    pub fn drive(&self) -> io::Result<()> {
+        poll_by(&self.shared.socket, DRIVEN_BUDGET)?;
         self.shared.who.store(OURS, Ordering::Relaxed);
         Ok(())
     }

@@ -23,7 +23,7 @@ use bind::{Place, bind_patiently, is_released};
 use error::error_of;
 
 use crate::kicker::Kicker;
-use crate::napi::Driver;
+use crate::napi::{DRIVEN_BUDGET, Driver};
 use crate::{
     frame::{FrameSet, XskFrame},
     port::{Frame, Port},
@@ -39,10 +39,8 @@ const KICK_BUDGET: usize = 32;
 const KICKS: usize = 64;
 /// Frames that a queue has to receive into while its worker runs it. Chosen: twice what a call to run it takes.
 const DRIVEN_FILL: usize = 4 * DRIVEN_BUDGET as usize;
-/// Packets that one poll of such a queue takes. Chosen: a call polls twice, once and when it ends, and takes all of a veth's ring.
-pub const DRIVEN_BUDGET: u16 = 128;
-/// From how many packets in the rx ring on a queue is not run while there is a burst to go on with: then it is overload, and the device may
-/// drop it before any work. Chosen: what a worker does in a millisecond or less, four times what a veth's ring holds.
+/// From how many packets in the rx ring on a queue is not run: then it is overload, and the device may drop it before any work. Chosen:
+/// four times what a veth's ring holds; a worker does as many in about a millisecond.
 const DRIVEN_BACKLOG: usize = 1024;
 /// Packets that one send call may transmit where the kernel lets us say so (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.18).
 const SEND_BUDGET: i32 = 128;
@@ -325,12 +323,12 @@ impl Socket {
         (ring - self.fill.nb_free(ring)) as usize
     }
 
-    /// Whether a queue that this thread runs may be run although a burst waits: a worker that was held up, or is slow for a moment, so
-    /// empties the device's small ring into its own large one.
-    fn has_room_behind_a_burst(&mut self) -> bool {
+    /// Whether so many packets wait in the rx ring, or so few frames in the fill ring, that more had better wait in the device. Until then a
+    /// worker that was held up, or is slow for a moment, empties the device's small ring into its own large one.
+    fn is_overloaded(&mut self) -> bool {
         let in_fill_ring = self.in_fill_ring();
         let waiting = (self.core.held.len() - self.in_transmit).saturating_sub(in_fill_ring);
-        self.is_driven() && in_fill_ring >= DRIVEN_FILL / 2 && waiting < DRIVEN_BACKLOG.min(self.ring as usize / 2)
+        waiting >= DRIVEN_BACKLOG.min(self.ring as usize / 2) || (waiting > 0 && in_fill_ring < DRIVEN_FILL / 2)
     }
 
     /// Runs the queue. Returns 1 with a frame that came in a datagram, else 0.
@@ -413,16 +411,12 @@ impl Drop for Core {
 impl Port for Socket {
     type Frame = XskFrame;
 
-    /// A queue that is ours to run is run unless more than a burst waits already: what comes under overload is then dropped by the device,
-    /// before any work.
+    /// A queue that is ours to run is run unless there is overload: what comes then is dropped by the device, before any work.
     fn receive(&mut self, frames: &mut Vec<XskFrame>, most: usize) -> usize {
-        if self.driver.is_none() {
-            return self.take_received(frames, most);
-        }
         // The last place is for the frame that a datagram brings.
-        let first = most.saturating_sub(1);
+        let Some(first) = most.checked_sub(1).filter(|_| self.driver.is_some()) else { return self.take_received(frames, most) };
         let got = self.take_received(frames, first);
-        let carried = if got < first || first == 0 || self.has_room_behind_a_burst() { self.run_queue(frames) } else { 0 };
+        let carried = if self.is_overloaded() { 0 } else { self.run_queue(frames) };
         got + carried + self.take_received(frames, most - got - carried)
     }
 

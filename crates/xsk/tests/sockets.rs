@@ -19,7 +19,7 @@ use portcullis_xsk::{
     napi::{DEFERRAL, QueueDrive},
     nic::{Deferral, Setting},
     port::{Frame, Port},
-    socket::{BusyPolling, DRIVEN_BUDGET, Mode, Opened, Queue, Socket, SocketError, open_all},
+    socket::{BusyPolling, Mode, Opened, Queue, Socket, SocketError, open_all},
     steer::{AttachMode, AttachWish, External, Side, Steer},
     umem::{FrameBytes, Umem, UmemOptions},
 };
@@ -443,7 +443,7 @@ fn a_queue_is_run_by_its_worker_once_a_frame_has_told_its_context() {
             assert_eq!(bytes(&mut frame), sent, "the frame that told it is not lost");
             bench.pool.push(frame);
             bench.fill();
-            drive.drive(32).unwrap();
+            drive.drive().unwrap();
             let polled = bench.outbound(&[round; 41]);
             wire.send(&polled);
             let mut frame = bench.receive(0);
@@ -477,7 +477,7 @@ fn a_devices_ring_is_emptied_into_that_of_the_worker_who_runs_the_queue() {
         let deferral = Setting::Deferral(Deferral { flush_timeout: 60_000_000_000, ..DEFERRAL }).command("in0");
         let script = format!("mount -t sysfs none /sys && {deferral}");
         assert!(Command::new("unshare").args(["--mount", "sh", "-ec", &script]).status().unwrap().success());
-        drive.drive(DRIVEN_BUDGET).unwrap();
+        drive.drive().unwrap();
         let mut frames = Vec::new();
         assert_eq!(bench.sockets[0].receive(&mut frames, 64), 0);
         bench.fill();

@@ -12,7 +12,7 @@ use portcullis_config::{BusyPoll, Config};
 use portcullis_nat::policy::DeviceId;
 use portcullis_xsk::napi::{DEFERRAL, QueueDrive};
 use portcullis_xsk::nic::{Nic, Plan};
-use portcullis_xsk::socket::{DRIVEN_BUDGET, Mode, Socket};
+use portcullis_xsk::socket::{Mode, Socket};
 use portcullis_xsk::steer::Steer;
 
 use super::devices::Devices;
@@ -46,7 +46,6 @@ struct Driven {
 struct DrivenQueue {
     number: u32,
     drive: QueueDrive,
-    /// Packets that one poll may take.
     attempts: Attempts,
 }
 
@@ -219,7 +218,7 @@ impl Driven {
             NicChange::make(&self.name, "polling", &plan, notes)
         });
         let taken = settings.transpose().and_then(|settings| {
-            let driven = self.queues.iter().try_for_each(|queue| queue.drive.drive(DRIVEN_BUDGET));
+            let driven = self.queues.iter().try_for_each(|queue| queue.drive.drive());
             driven.map(|()| settings).map_err(|error| Failure::Other(anyhow::Error::new(error).context("no busy polling")))
         });
         match taken {
