@@ -78,7 +78,7 @@ struct progress {
 	__u32 turns;
 } progress = {};
 
-/* Packets sent, for programs that look on; generators that send to the same place can have it together. */
+/* Packets sent, of either flows, for programs that look on. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

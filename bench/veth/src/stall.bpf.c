@@ -5,7 +5,7 @@
  * `tick` runs from the core's own clock, several thousand times a second, whatever task is on it. A tick that is late says that the core
  * itself was away: the hypervisor had it. A tick in another program than the gateway, or in a softirq that is not the network's beside a
  * gateway that is a program, says the same and does not count; nor does one while the core has waited for a spin lock for longer than any is
- * held, for then the hypervisor has the core that holds it. What the generators sent in that time may have been lost before any gateway
+ * held, for then the hypervisor has the core that holds it. What the generator sent in that time may have been lost before any gateway
  * could do anything, if the device's ring was full by then. How full it is after a pause is reckoned for a gateway at nine tenths of what it
  * can do: of nine packets that come it has done with ten.
  */
@@ -36,7 +36,7 @@ struct stalls {
 	__u64 waits_since;
 } stalls = {};
 
-/* The generators' count: their own map is put here. */
+/* The generator's count: its own map is put here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

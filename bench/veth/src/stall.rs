@@ -61,7 +61,7 @@ pub struct Stalls {
 }
 
 impl<'object> Watch<'object> {
-    /// Watches `core`, to which `sender` sends, and those that were opened beside it.
+    /// Watches `core`, to which `sender` sends.
     ///
     /// **Errors:** without `CAP_PERFMON` and `CAP_BPF`.
     pub fn open(object: &'object mut MaybeUninit<OpenObject>, core: usize, sender: &Generator<'_>) -> Result<Self> {
