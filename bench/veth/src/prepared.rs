@@ -14,14 +14,13 @@ use portcullis_testkit::topology::cleanup;
 
 use crate::cpu;
 
-/// Settings of the whole machine, and what they are raised to, if they are below. Connection tracking: room for what is asked of Portcullis,
-/// and a bucket for two entries, as Linux itself sizes it. Statistics of memory: as `portcullis doctor` asks for, seldom, since the kernel
-/// takes each core half a millisecond for them.
-const RAISED: [(&str, u64); 3] = [
-    ("/proc/sys/net/netfilter/nf_conntrack_buckets", 1 << 20),
-    ("/proc/sys/net/netfilter/nf_conntrack_max", 1 << 22),
-    ("/proc/sys/vm/stat_interval", 120),
-];
+/// A setting of the whole machine, and what it is raised to, if it is below.
+type Raised = (&'static str, u64);
+/// Statistics of memory: as `portcullis doctor` asks for, seldom, since the kernel takes each core half a millisecond for them.
+const STATISTICS: [Raised; 1] = [("/proc/sys/vm/stat_interval", 120)];
+/// Connection tracking: room for what is asked of Portcullis, and a bucket for two entries, as Linux itself sizes it.
+const CONNECTIONS: [Raised; 2] =
+    [("/proc/sys/net/netfilter/nf_conntrack_buckets", 1 << 20), ("/proc/sys/net/netfilter/nf_conntrack_max", 1 << 22)];
 /// The cores on which work of the kernel's is done that needs no certain one: a bit for each, in hexadecimal, in groups of 32.
 const WORK_CORES: &str = "/sys/devices/virtual/workqueue/cpumask";
 /// Where interrupts are; each has the cores that may serve it in `smp_affinity`, as above.
@@ -53,10 +52,10 @@ static CHANGES: Mutex<Changes> = Mutex::new(Changes { before: Vec::new(), ending
 pub struct Prepared(());
 
 impl Prepared {
-    /// Raises the limits, and moves away from the gateway's `core` what can be moved: a half-millisecond of such work is longer than a veth's
-    /// ring lasts. On a box of its own `isolcpus` does so.
+    /// Makes the kernel's own work seldom, and moves away from the gateway's `core` what can be moved: a half-millisecond of such work is longer
+    /// than a veth's ring lasts. On a box of its own `isolcpus` does so.
     ///
-    /// **Errors:** not root, or no connection tracking in this kernel.
+    /// **Errors:** not root.
     pub fn prepare(core: usize) -> Result<Self> {
         static ONCE: Once = Once::new();
         // Before anything is changed, or else a signal ends the process at once.
@@ -66,13 +65,7 @@ impl Prepared {
             unsafe { libc::atexit(put_back_at_exit) };
         });
         let prepared = Self(());
-        for (path, wanted) in RAISED {
-            let now = fs::read_to_string(path).with_context(|| format!("reading {path} (does this kernel have it?)"))?;
-            if now.trim().parse::<u64>().is_ok_and(|now| now < wanted) {
-                let written = change(Before::File(path.into(), now.trim().to_owned()), || fs::write(path, wanted.to_string()));
-                written.with_context(|| format!("setting {path} to {wanted}"))?;
-            }
-        }
+        raise(&STATISTICS)?;
         for path in interrupts().into_iter().chain([WORK_CORES.into()]) {
             let now = fs::read_to_string(&path).unwrap_or_default();
             if let Some(without) = without_core(now.trim(), core) {
@@ -88,6 +81,26 @@ impl Prepared {
         }
         Ok(prepared)
     }
+
+    /// Gives connection tracking room for as many as Portcullis has, for the kernel's own NAT. The kernel looks at each bucket once a minute,
+    /// wherever its timer is: so not where that NAT has no part.
+    ///
+    /// **Errors:** not root, or no connection tracking in this kernel.
+    pub fn with_connections(self) -> Result<Self> {
+        raise(&CONNECTIONS)?;
+        Ok(self)
+    }
+}
+
+fn raise(settings: &[Raised]) -> Result<()> {
+    for &(path, wanted) in settings {
+        let now = fs::read_to_string(path).with_context(|| format!("reading {path} (does this kernel have it?)"))?;
+        if now.trim().parse::<u64>().is_ok_and(|now| now < wanted) {
+            let written = change(Before::File(path.into(), now.trim().to_owned()), || fs::write(path, wanted.to_string()));
+            written.with_context(|| format!("setting {path} to {wanted}"))?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Prepared {

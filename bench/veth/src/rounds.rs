@@ -142,7 +142,7 @@ pub fn rounds(options: &Options) -> Result<bool> {
     let machine = Machine::this();
     let (rate, measure_seconds) = (options.rate, options.measure.as_secs_f64());
     let mut report = Report { date, time, commit: host::commit(), machine, rate, measure_seconds, ..Report::default() };
-    let _prepared = Prepared::prepare(cores.gateway)?;
+    let _prepared = Prepared::prepare(cores.gateway)?.with_connections()?;
     report.samples = in_world(cores, |world, pollers| measure(world, pollers, &setup, options))?;
     report.work_out();
     println!("{}", report.table());

@@ -130,7 +130,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let mut report = Report { date, time, commit: host::commit(), mode: plan.mode.to_owned(), ..Report::default() };
     report.machine = Machine::this();
     report.settings = settings(&setup, cores, &plan);
-    let _prepared = Prepared::prepare(cores.gateway)?;
+    let _prepared = Prepared::prepare(cores.gateway)?.with_connections()?;
     (report.cells, report.new_flows) = in_world(cores, |world, pollers| measure(world, pollers, &setup, &plan))?;
     report.work_out();
     let previous = report.previous(&options.out);
