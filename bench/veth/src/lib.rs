@@ -10,6 +10,7 @@
 
 pub mod cell;
 pub mod compare;
+pub mod control;
 pub mod cpu;
 pub mod forward;
 pub mod gateway;

@@ -2,9 +2,9 @@
 //! machine loses by itself.
 //!
 //! Knows what has to hold: no packet lost, no memory grown, no session left after its timeout. Where packets were lost that no pause of the
-//! machine explains, the bare forwarder comes after, at the same rate: what is no more than its loss is not the NAT's. Called by the program.
-//! Invariants: it is bounded in time; only the tester runs on the tester's core, and every ten seconds, for some milliseconds, what asks the
-//! gateway.
+//! machine explains, the gateway and the bare forwarder take turns after it, at the same rate: what both lose is not the NAT's. Called by the
+//! program. Invariants: it is bounded in time; only the tester runs on the tester's core, and every ten seconds, for some milliseconds, what
+//! asks the gateway.
 
 use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
@@ -17,6 +17,7 @@ use portcullis_bench::stream::Stream;
 use serde_json::{Value, json};
 
 use crate::cell::{self, Lengths, Mix, sources, stream};
+use crate::control::{Control, Side};
 use crate::cpu;
 use crate::gateway::{Gateway, Kind, Setup};
 use crate::host::Place;
@@ -51,8 +52,8 @@ const NEXT: f64 = 0.93;
 const TRIES: u32 = 8;
 /// How many packets the tester catches up at once: a quarter of a veth ring, in which a machine that stood still may have left others.
 const CATCH_UP: u64 = 64;
-/// How long the bare forwarder is looked at, at most.
-const CONTROL: Duration = Duration::from_mins(5);
+/// How long a turn of the gateway's or the bare forwarder's is after the soak, at most. Chosen: the machine is of one speed for minutes.
+const TURN: Duration = Duration::from_secs(30);
 /// How long a window is, after which progress is told.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -129,9 +130,9 @@ impl Shown {
         windows::lost_at_work(&self.windows) + elsewhere
     }
 
-    /// The same as a part of what was sent; 0 when nothing was.
-    fn part_lost(&self) -> f64 {
-        self.lost_by_gateway() as f64 / self.trial.sent.max(1) as f64
+    /// The same, with the windows it was in.
+    fn side(&self) -> Side {
+        Side { sent: self.trial.sent, lost: self.lost_by_gateway(), windows: self.windows.clone() }
     }
 }
 
@@ -151,8 +152,7 @@ pub fn soak(options: &Options) -> Result<bool> {
             return Ok((shown, None));
         }
         eprintln!("{} packets lost in no pause: what does the bare forwarder lose, which has no NAT?", shown.lost_by_gateway());
-        let bare = Options { gateway: BARE.into(), ..options.clone() };
-        let control = run(world, pollers, &setup, &bare, rate, CONTROL.min(options.time()))?;
+        let control = take_turns(world, pollers, &setup, options, rate, shown.side())?;
         Ok((shown, Some(control)))
     })?;
     let faults = faults(&shown, control.as_ref());
@@ -171,11 +171,7 @@ pub fn soak(options: &Options) -> Result<bool> {
     let (trial, new) = (&shown.trial, shown.new_flows);
     let lost = match &control {
         None => format!("nothing lost of {} by the gateway", trial.sent),
-        Some(control) => format!(
-            "{}, no more than this machine loses without a NAT: the bare forwarder {}",
-            told_loss(&shown),
-            told_loss(control)
-        ),
+        Some(control) => format!("lost {}, no more than this machine loses without a NAT: {control}", control.soak),
     };
     println!("held: {lost}; {new:.0} new flows a second, memory as before, no session left");
     if trial.lost > 0 {
@@ -184,10 +180,23 @@ pub fn soak(options: &Options) -> Result<bool> {
     Ok(true)
 }
 
-/// How much was lost in no pause, in words.
-fn told_loss(shown: &Shown) -> String {
-    let (lost, sent) = (shown.lost_by_gateway(), shown.trial.sent);
-    format!("{lost} packets lost of {sent} in no pause ({:.1e})", shown.part_lost())
+/// The gateway and the bare forwarder in turns, each for half as long as the soak was.
+fn take_turns(world: &World, pollers: &Pollers, setup: &Setup, options: &Options, rate: u64, soak: Side) -> Result<Control> {
+    let each = options.time() / 2;
+    let rounds = each.as_secs_f64().div_euclid(TURN.as_secs_f64()).max(1.0) as u32;
+    let bare = Options { gateway: BARE.into(), ..options.clone() };
+    let mut control = Control { soak, ..Control::default() };
+    for round in 0..rounds {
+        for turn in 0..2 {
+            let is_bare = (round + turn) % 2 == 0;
+            let options = if is_bare { &bare } else { options };
+            eprintln!("turn {} of {}: {}", 2 * round + turn + 1, 2 * rounds, options.gateway);
+            let shown = run(world, pollers, setup, options, rate, each / rounds)?;
+            let side = if is_bare { &mut control.bare } else { &mut control.gateway };
+            side.add(shown.side());
+        }
+    }
+    Ok(control)
 }
 
 /// Flows that stay have to get a packet twice as often as they would be forgotten.
@@ -335,16 +344,16 @@ fn excuses(trial: &Trial) -> String {
     )
 }
 
-/// What did not hold, a sentence each. `control` is what the bare forwarder showed, where it was asked.
-fn faults(shown: &Shown, control: Option<&Shown>) -> Vec<String> {
+/// What did not hold, a sentence each. `control` is what the turns after it showed, where there were any.
+fn faults(shown: &Shown, control: Option<&Control>) -> Vec<String> {
     let Shown { trial, windows, memory_before, memory_after, left, .. } = shown;
     let mut faults = Vec::new();
     if trial.sent == 0 {
         faults.push("nothing was sent".into());
     }
-    if shown.part_lost() > control.map_or(0.0, Shown::part_lost) {
-        faults.push(format!("{}; {} lost in all: {}", told_loss(shown), trial.lost, excuses(trial)));
-        faults.extend(control.map(|control| format!("the bare forwarder after it lost less: {}", told_loss(control))));
+    if shown.lost_by_gateway() > 0 && control.is_none_or(Control::is_worse) {
+        faults.push(format!("lost {}; {} lost in all: {}", shown.side(), trial.lost, excuses(trial)));
+        faults.extend(control.map(|control| format!("the bare forwarder loses less: {control}")));
         faults.extend(windows::too_slow(windows));
     }
     if trial.wrong.is_fault() {
@@ -360,15 +369,7 @@ fn faults(shown: &Shown, control: Option<&Shown>) -> Vec<String> {
     faults
 }
 
-fn as_json(shown: &Shown, control: Option<&Shown>, faults: &[String]) -> Value {
-    let control = control.map(|control| {
-        json!({
-            "sent": control.trial.sent,
-            "lost": control.trial.lost,
-            "lost_by_gateway": control.lost_by_gateway(),
-            "windows": control.windows,
-        })
-    });
+fn as_json(shown: &Shown, control: Option<&Control>, faults: &[String]) -> Value {
     json!({
         "rate": shown.rate,
         "sent": shown.trial.sent,
@@ -381,7 +382,7 @@ fn as_json(shown: &Shown, control: Option<&Shown>, faults: &[String]) -> Value {
         "cpu_ns": shown.trial.work_per_packet(),
         "new_flows": shown.new_flows,
         "windows": shown.windows,
-        "control": control,
+        "control": control.map(Control::as_json),
         "memory_before": shown.memory_before,
         "memory_after": shown.memory_after,
         "sessions_left": shown.left.sessions,
