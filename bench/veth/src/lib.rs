@@ -27,5 +27,6 @@ pub mod sink;
 pub mod soak;
 pub mod stall;
 pub mod tester;
+pub mod timeline;
 pub mod windows;
 pub mod world;

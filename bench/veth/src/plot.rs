@@ -17,7 +17,8 @@ const TOP: f64 = 70.0;
 const ACROSS: f64 = 480.0;
 const DOWN: f64 = 310.0;
 
-const STYLE: &str = "\
+/// Colours by class, for light and dark screens.
+pub(crate) const STYLE: &str = "\
 .bg{fill:#ffffff} .t{fill:#1f2933} .s{fill:#5b6875} .grid{stroke:#c3ccd6} .one{stroke:#52606d}
 .kernel{stroke:#b7791f;fill:#b7791f} .bare{stroke:#52606d;fill:#52606d} .ours{stroke:#2f6fc4;fill:#2f6fc4}
 @media (prefers-color-scheme: dark){
@@ -144,7 +145,8 @@ fn number(flows: u32) -> String {
     }
 }
 
-fn escaped(text: &str) -> String {
+/// Text as SVG takes it.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

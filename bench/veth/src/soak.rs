@@ -6,8 +6,10 @@
 //! program. Invariants: it is bounded in time; only the tester runs on the tester's core, and every ten seconds, for some milliseconds, what
 //! asks the gateway.
 
+use std::fs;
 use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,13 +22,15 @@ use crate::cell::{self, Lengths, Mix, sources, stream};
 use crate::control::{Control, Side};
 use crate::cpu;
 use crate::gateway::{Gateway, Kind, Setup};
-use crate::host::Place;
+use crate::host::{self, Machine, Place};
 use crate::prepared::Prepared;
+use crate::report;
 use crate::run::in_world;
 use crate::search::Limits;
 use crate::sink::{End, Sink, Then};
 use crate::stall::{Stalls, Watch};
 use crate::tester::{self, Direction, Load, Tester, Trial};
+use crate::timeline::{self, Group};
 use crate::windows::{self, Window, Windows};
 use crate::world::{FAR, FAR_ADDRESS, INSIDE, NEAR, OUTSIDE, Pollers, World, visit};
 
@@ -78,6 +82,9 @@ pub struct Options {
     /// Print the result as one line of JSON, too.
     #[arg(long)]
     json: bool,
+    /// Where the report and the picture go.
+    #[arg(long, value_name = "DIRECTORY", default_value = "bench/results")]
+    out: PathBuf,
     /// Which cores, and how Portcullis is set.
     #[command(flatten)]
     place: Place,
@@ -144,6 +151,7 @@ pub fn soak(options: &Options) -> Result<bool> {
     // As on a box of an operator's: the worker's core is the worker's alone.
     let setup = Setup { beside: Some(cores.beside()), ..options.place.setup(cores, UDP_TIMEOUT)? };
     options.rate.map_or(Ok(()), |rate| ensure_kept(rate, options))?;
+    let ((date, time), commit) = (host::now()?, host::commit());
     let _prepared = Prepared::prepare(cores.gateway)?;
     let (shown, control) = in_world(cores, |world, pollers| {
         let rate = options.rate.map_or_else(|| search(world, pollers, &setup, options), Ok)?;
@@ -156,9 +164,21 @@ pub fn soak(options: &Options) -> Result<bool> {
         Ok((shown, Some(control)))
     })?;
     let faults = faults(&shown, control.as_ref());
+    let result = as_json(&shown, control.as_ref(), &faults);
     if options.json {
-        println!("{}", as_json(&shown, control.as_ref(), &faults));
+        println!("{result}");
     }
+    let (kind, machine) = (options.kind(), Machine::this());
+    let name = format!("soak-{}{date}-{commit}", if kind == Kind::Portcullis { "" } else { "bare-" });
+    let file = report::write_json(
+        &json!({ "date": date, "time": time, "commit": commit, "machine": machine, "result": result }),
+        &options.out,
+        &name,
+    )?;
+    let picture = file.with_extension("svg");
+    let from = format!("{} packets a second asked for, commit {commit}, {date}, {machine}", shown.rate);
+    draw(kind, &shown, control.as_ref(), &from, &picture)?;
+    eprintln!("{}\n{}", file.display(), picture.display());
     for fault in &faults {
         println!("wrong: {fault}");
     }
@@ -367,6 +387,16 @@ fn faults(shown: &Shown, control: Option<&Control>) -> Vec<String> {
         faults.push(format!("{sessions} sessions and {mappings} mappings left {after:.0?} after the last packet"));
     }
     faults
+}
+
+/// Writes the picture.
+fn draw(kind: Kind, shown: &Shown, control: Option<&Control>, from: &str, file: &Path) -> Result<()> {
+    let mut groups = vec![Group { label: format!("the soak of {}", kind.label()), windows: &shown.windows }];
+    if let Some(control) = control {
+        groups.push(Group { label: format!("{} in turns", kind.label()), windows: &control.gateway.windows });
+        groups.push(Group { label: "with the bare forwarder".into(), windows: &control.bare.windows });
+    }
+    fs::write(file, timeline::svg(&groups, from)).with_context(|| format!("writing {}", file.display()))
 }
 
 fn as_json(shown: &Shown, control: Option<&Control>, faults: &[String]) -> Value {

@@ -139,7 +139,9 @@ fn rounds_give_ratios_with_their_spread() {
 #[test]
 fn a_short_soak_leaves_no_session_and_says_what_it_saw() {
     let Some(_machine) = machine_for("a_short_soak_leaves_no_session_and_says_what_it_saw") else { return };
-    let output = bench("soak --json --minutes 0.03 --rate 10000 --flows 100 --new-flows 2000 --capacity 131072").output().unwrap();
+    let out = directory("soak");
+    let words = "soak --json --minutes 0.03 --rate 10000 --flows 100 --new-flows 2000 --capacity 131072 --out";
+    let output = bench(words).arg(&out).output().unwrap();
     let line = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
     let shown: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{}", text(&output)));
     let number = |name: &str| shown[name].as_u64().unwrap_or_else(|| panic!("{name}: {shown}"));
@@ -149,6 +151,13 @@ fn a_short_soak_leaves_no_session_and_says_what_it_saw() {
     assert_eq!((number("sessions_left"), number("mappings_left")), (0, 0), "{shown}");
     assert!(number("memory_before") > 0 && number("memory_after") > 0);
     assert_eq!(output.status.success(), shown["faults"].as_array().unwrap().is_empty(), "{shown}");
+    let files: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let written =
+        |extension: &str| fs::read_to_string(files.iter().find(|file| file.extension().unwrap() == extension).unwrap()).unwrap();
+    let report: Value = serde_json::from_str(&written("json")).unwrap();
+    assert_eq!((&report["result"], files.len()), (&shown, 2));
+    assert!(written("svg").contains("the soak of portcullis"));
+    fs::remove_dir_all(out).unwrap();
 }
 
 #[test]
