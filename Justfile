@@ -83,7 +83,7 @@ bench-rounds *ARGS:
     cargo build --release -p portcullis -p portcullis-bench-veth
     exec target/release/bench-veth rounds "$@"
 
-# Ten minutes at 90 % of the loss-free rate (root): nothing lost, no memory grown, no session left; `--minutes 1`.
+# Ten minutes at 90 % of the loss-free rate (root): what is lost, and whose loss it is; no memory grown, no session left; `--minutes 1`.
 soak *ARGS:
     cargo build --release -p portcullis -p portcullis-bench-veth
     exec target/release/bench-veth soak "$@"

@@ -25,7 +25,8 @@ enum Command {
     Run(run::Options),
     /// The same rate to each gateway, round after round: what a packet costs, and what twice that rate does. Ratios with their spread.
     Rounds(rounds::Options),
-    /// Portcullis at 90 % of its loss-free rate for minutes: nothing lost, no memory grown, no session left. Exits 1 when not.
+    /// Portcullis at 90 % of its loss-free rate for minutes: nothing lost that the bare forwarder would not lose as well, no memory grown, no session
+    /// left. Exits 1 when not.
     Soak(soak::Options),
     /// The bare forwarder, as the comparison starts it.
     #[command(hide = true)]

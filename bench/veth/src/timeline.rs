@@ -35,14 +35,14 @@ pub fn svg(groups: &[Group<'_>], from: &str) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" \
          aria-labelledby=\"title desc\" font-family=\"system-ui, 'DejaVu Sans', Verdana, sans-serif\">\n\
          <title id=\"title\">A soak, window by window</title>\n\
-         <desc id=\"desc\">Above: packets lost in each window of some seconds, in pauses of the machine and in none. Below: the gateway's time \
+         <desc id=\"desc\">Above: packets lost in each window of some seconds, in all, and of it in no pause of the machine. Below: the gateway's time \
          for a packet.</desc>\n<style>\n{STYLE}</style>\n<rect class=\"bg\" x=\"0\" y=\"0\" width=\"{width}\" height=\"{height}\" rx=\"10\"/>\n\
          <text class=\"t\" x=\"40\" y=\"30\" font-size=\"13\" font-weight=\"bold\">packets lost in each window</text>\n\
          <text class=\"t\" x=\"40\" y=\"{}\" font-size=\"13\" font-weight=\"bold\">the gateway's time for a packet, ns</text>\n",
         COST - HEIGHT - 22.0
     );
-    for (place, (label, class)) in [("in pauses of the machine", "bare"), ("in no pause", "ours")].into_iter().enumerate() {
-        let x = 300.0 + 190.0 * place as f64;
+    for (place, (label, class)) in [("lost in all", "bare"), ("of it in no pause of the machine", "ours")].into_iter().enumerate() {
+        let x = 300.0 + 120.0 * place as f64;
         let _ = writeln!(text, "<rect class=\"{class}\" x=\"{x}\" y=\"21\" width=\"10\" height=\"10\"/>");
         let _ = writeln!(text, "<text class=\"t\" x=\"{}\" y=\"30\" font-size=\"12\">{label}</text>", x + 16.0);
     }
