@@ -3,7 +3,7 @@
 //! Knows what windows of ten seconds showed; runs nothing. Called by the soak, where packets were lost in no pause. A disturbance loses some
 //! hundred packets together, so what is counted is windows, not packets. Invariants: windows too few to convict excuse nothing, nor do any
 //! excuse more than one packet in a thousand. Blind spots: what is no rarer than once in twenty by chance is no proof of the contrary, either;
-//! the soak's windows are not in turns, and windows of one bad minute belong together, so the chance is a rough one. Tests: below.
+//! windows of one bad minute belong together, so the chance is a rough one. Tests: below.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -65,16 +65,21 @@ impl std::fmt::Display for Side {
 }
 
 impl Control {
-    /// How likely it is that so many of the windows with loss, or more, are the gateway's, where it and the bare forwarder lose alike.
-    /// **Source:** Fisher's exact test, of one side.
+    /// How likely it is that so many of the windows with loss, or more, are the gateway's, where it and the bare forwarder lose alike: by the
+    /// turns alone, which met the same machine, or with the soak before them, whichever is rarer. **Source:** Fisher's exact test, of one side.
     pub fn chance(&self) -> f64 {
-        let lossy = self.gateway.lossy() + self.soak.lossy();
-        chance(lossy, self.windows_of_gateway(), self.bare.lossy(), self.bare.windows.len() as u64)
+        let in_turns = self.of_bare_against(&[&self.gateway]);
+        in_turns.min(self.of_bare_against(&[&self.gateway, &self.soak]))
+    }
+
+    fn of_bare_against(&self, sides: &[&Side]) -> f64 {
+        let (lossy, all) = sides.iter().fold((0, 0), |(lossy, all), side| (lossy + side.lossy(), all + side.windows.len() as u64));
+        chance(lossy, all, self.bare.lossy(), self.bare.windows.len() as u64)
     }
 
     /// Why the bare forwarder does not excuse what the gateway lost, or nothing where it does.
     pub fn why_no_excuse(&self) -> Option<&'static str> {
-        let (gateway, bare) = (self.windows_of_gateway(), self.bare.windows.len() as u64);
+        let (gateway, bare) = (self.gateway.windows.len() as u64, self.bare.windows.len() as u64);
         if self.soak.part_lost() > MOST || self.gateway.part_lost() > MOST {
             Some("that is more than any disturbance of the machine takes")
         } else if chance(gateway, gateway, 0, bare) >= RARE {
@@ -84,10 +89,6 @@ impl Control {
         } else {
             None
         }
-    }
-
-    fn windows_of_gateway(&self) -> u64 {
-        (self.gateway.windows.len() + self.soak.windows.len()) as u64
     }
 
     /// All of it, for programs.
@@ -149,7 +150,8 @@ mod tests {
             assert_eq!(alike.why_no_excuse(), None, "{alike}");
         }
         // What the soak lost has to show in the bare forwarder, too: quiet turns after it excuse nothing.
-        for worse in [control(20, 10, 2), control(25, 0, 0)] {
+        // Nor does a quiet soak before turns that are not.
+        for worse in [control(20, 10, 2), control(25, 0, 0), control(4, 8, 1)] {
             assert_eq!(worse.why_no_excuse(), Some("the bare forwarder loses less"), "{worse}");
         }
     }
