@@ -3,8 +3,8 @@
 //!
 //! Knows what has to hold: no packet lost, no memory grown, no session left after its timeout. Where packets were lost in front of the gateway
 //! that no pause of the machine explains, it and the bare forwarder take turns after it, at the same rate; a loss that is not provably the
-//! NAT's is said and is no fault. Called by the program. Invariants: it is bounded in time; only the tester runs on the tester's core, and every ten seconds, for some milliseconds, what
-//! asks the gateway.
+//! NAT's is said and is no fault. Called by the program. Invariants: it is bounded in time; only the tester runs on the tester's core, and
+//! every ten seconds, for some milliseconds, what asks the gateway.
 
 use std::fs;
 use std::mem::MaybeUninit;
