@@ -24,7 +24,7 @@ use portcullis_xsk::frame::XskFrame;
 use portcullis_xsk::port::{Frame as _, Port as _};
 use portcullis_xsk::priority::{self, Priority};
 use portcullis_xsk::socket::{Opened, Queue, Socket, open_all};
-use portcullis_xsk::umem::UmemOptions;
+use portcullis_xsk::umem::{SocketRings, UmemOptions};
 
 use crate::napi::{PRIME_PORT, Poller};
 use skeleton::{ForwardSkel, ForwardSkelBuilder};
@@ -41,6 +41,8 @@ const BURST: usize = 64;
 const KEEP: usize = 256;
 /// Frames that wait for room in a transmit ring; more are dropped, as in the worker.
 const OUTBOX: usize = 2048;
+/// The rings of a worker that never sleeps.
+const DEEP_RINGS: SocketRings = SocketRings { rx: 8192, tx: 2048 };
 /// How long it looks for packets before it sleeps, as the worker does, and how long it sleeps at most.
 const LOOK_FOR: Duration = Duration::from_micros(50);
 /// **Units:** milliseconds.
@@ -104,7 +106,9 @@ struct Figures {
 /// **Errors:** no sockets, no program, no datagram to connect a poller with.
 pub fn forward(options: &Options) -> Result<()> {
     let queue = |device: &str| Queue { device: device.to_owned(), queue: 0 };
-    let opened = open_all(UmemOptions::default(), &[queue(&options.inside), queue(&options.outside)])?;
+    let rings = if options.drive == Drive::Poll { DEEP_RINGS } else { SocketRings::even(DEEP_RINGS.tx) };
+    let memory = UmemOptions { frames: UmemOptions::frames_for(2, rings), rings, ..UmemOptions::default() };
+    let opened = open_all(memory, &[queue(&options.inside), queue(&options.outside)])?;
     let Opened { umem: _umem, sockets, mut frames } = opened;
     let (mut inside_object, mut outside_object) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let _inside = attach(&mut inside_object, &options.inside, &sockets[0])?;

@@ -4,7 +4,7 @@
 //! control plane on the other. A UDP socket polls the NAPI context that its last datagram came through; [`crate::steer::Steer::carry_next`]
 //! makes a frame of the queue such a datagram. Invariant: a queue is polled only between [`QueueDrive::drive`] and
 //! [`QueueDrive::let_go`]; nobody else's datagram reaches the socket. Sources: Linux net/core/dev.c (`napi_busy_loop`,
-//! `busy_poll_stop`), include/net/busy_poll.h (`sk_mark_napi_id_once`), net/ipv4/udp.c. Tests: `tests/napi.rs`.
+//! `busy_poll_stop`), include/net/busy_poll.h (`sk_mark_napi_id_once`), net/ipv4/udp.c. Tests: `tests/sockets.rs`.
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -21,8 +21,10 @@ use crate::sys;
 /// runs the queue itself. Chosen: longer than a worker is ever held up, short enough for a worker that died.
 pub const DEFERRAL: Deferral = Deferral { hard_irqs: 1_000_000, flush_timeout: 200_000_000 };
 
-/// Packets that one poll of a driven queue takes. Chosen: a call polls twice, once and when it ends, and takes all of a veth's ring.
+/// Packets that one poll of a driven queue takes. Chosen: with the [`POLLS`] of a call, all of a veth's ring.
 pub(crate) const DRIVEN_BUDGET: u16 = 128;
+/// How often one call polls: once, and when it ends.
+pub(crate) const POLLS: u16 = 2;
 /// How long one poll may look for packets. A receive call that does not wait looks once; it has to be over 0. **Units:** microseconds.
 const LOOK_FOR: i32 = 1;
 /// A cookie and the largest frame.

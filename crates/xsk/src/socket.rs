@@ -4,6 +4,7 @@
 //! the set of frames that the kernel has of this socket; a descriptor that is not in it is refused, in release builds too.
 //! Sources: kernel `Documentation/networking/af_xdp.rst`, net/xdp/xsk.c. Tests: here the arithmetic, tests/sockets.rs the kernel.
 
+mod backlog;
 mod bind;
 mod error;
 mod statistics;
@@ -19,6 +20,7 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, config::BindFlag
 pub use error::SocketError;
 pub use statistics::{QueueStatistics, statistics};
 
+use backlog::Backlog;
 use bind::{Place, bind_patiently, is_released};
 use error::error_of;
 
@@ -28,7 +30,7 @@ use crate::{
     frame::{FrameSet, XskFrame},
     port::{Frame, Port},
     sys,
-    umem::{FILL_RINGS, Shared, Umem, UmemOptions, socket_config},
+    umem::{Shared, SocketRings, Umem, UmemOptions, socket_config},
 };
 
 /// Descriptors moved at once between a ring and the burst.
@@ -39,9 +41,6 @@ const KICK_BUDGET: usize = 32;
 const KICKS: usize = 64;
 /// Frames that a queue has to receive into while its worker runs it. Chosen: twice what a call to run it takes.
 const DRIVEN_FILL: usize = 4 * DRIVEN_BUDGET as usize;
-/// From how many packets in the rx ring on a queue is not run: then it is overload, and the device may drop it before any work. Chosen:
-/// four times what a veth's ring holds; a worker does as many in about a millisecond.
-const DRIVEN_BACKLOG: usize = 1024;
 /// Packets that one send call may transmit where the kernel lets us say so (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.18).
 const SEND_BUDGET: i32 = 128;
 const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
@@ -104,8 +103,7 @@ pub struct Socket {
     rx: RxQueue,
     fill: FillQueue,
     completion: CompQueue,
-    /// Entries of the tx ring.
-    ring: u32,
+    rings: SocketRings,
     /// Frames given to the tx ring and not seen in the completion ring yet.
     in_transmit: usize,
     dropped_by_device: u64,
@@ -113,6 +111,7 @@ pub struct Socket {
     kicker: Option<Kicker>,
     /// What runs the queue from the worker, where the socket's own options do not.
     driver: Option<Driver>,
+    backlog: Backlog,
     core: Core,
 }
 
@@ -142,16 +141,16 @@ impl Socket {
     pub fn open(umem: &Umem, queue: &Queue) -> Result<Self, SocketError> {
         let shared = &umem.shared;
         let copying = if shared.zero_copy { BindFlags::XDP_ZEROCOPY } else { BindFlags::XDP_COPY };
-        let config = socket_config(umem.ring(), copying | BindFlags::XDP_USE_NEED_WAKEUP);
+        let config = socket_config(umem.rings(), copying | BindFlags::XDP_USE_NEED_WAKEUP);
         let closable = umem.is_anchored();
-        let rings = bind_patiently(shared, config, queue)?;
-        let fd = rings.1.fd().as_raw_fd();
+        let queues = bind_patiently(shared, config, queue)?;
+        let fd = queues.1.fd().as_raw_fd();
         let failed = |source| error_of(source, queue, shared.zero_copy);
         let mode = granted_mode(fd).map_err(failed)?;
         // Older kernels have no such option, and a budget of 32.
-        let _ = sys::set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, SEND_BUDGET.min(umem.ring().cast_signed()));
+        let _ = sys::set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, SEND_BUDGET.min(umem.rings().tx.cast_signed()));
         let place = Place::of(queue, fd).map_err(failed)?;
-        let (tx, rx, fill, completion) = rings;
+        let (tx, rx, fill, completion) = queues;
         let core = Core {
             umem: Arc::clone(shared),
             held: FrameSet::new(umem.frames_total()),
@@ -160,7 +159,7 @@ impl Socket {
             refused: 0,
             scratch: Box::new([FrameDesc::default(); BURST]),
         };
-        let (name, ring) = (queue.clone(), umem.ring());
+        let (name, rings) = (queue.clone(), umem.rings());
         Ok(Self {
             name,
             place,
@@ -172,11 +171,12 @@ impl Socket {
             rx,
             fill,
             completion,
-            ring,
+            rings,
             in_transmit: 0,
             dropped_by_device: 0,
             kicker: None,
             driver: None,
+            backlog: Backlog::default(),
             core,
         })
     }
@@ -257,7 +257,7 @@ impl Socket {
 
     /// Packets that the kernel has not taken off the tx ring. Asking for the whole ring makes libxdp read how far the kernel has come.
     fn waiting(&mut self) -> usize {
-        (self.ring - self.tx.nb_free(self.ring)) as usize
+        (self.rings.tx - self.tx.nb_free(self.rings.tx)) as usize
     }
 
     /// Has the kernel transmit what waits, where it wants to be asked. Returns whether that has also polled the receive queue once.
@@ -319,16 +319,17 @@ impl Socket {
 
     /// Frames in the fill ring. Asking for the whole ring makes libxdp read how far the kernel has come.
     fn in_fill_ring(&mut self) -> usize {
-        let ring = self.ring * FILL_RINGS;
-        (ring - self.fill.nb_free(ring)) as usize
+        let entries = self.rings.fill();
+        (entries - self.fill.nb_free(entries)) as usize
     }
 
-    /// Whether so many packets wait in the rx ring, or so few frames in the fill ring, that more had better wait in the device. Until then a
-    /// worker that was held up, or is slow for a moment, empties the device's small ring into its own large one.
-    fn is_overloaded(&mut self) -> bool {
+    /// Whether so many packets wait in the rx ring, from which `taken` were taken just now, or so few frames in the fill ring, that more had
+    /// better wait in the device. Until then a worker that was held up, or is slow for a moment, empties the device's small ring into its own
+    /// large one.
+    fn is_overloaded(&mut self, taken: usize) -> bool {
         let in_fill_ring = self.in_fill_ring();
         let waiting = (self.core.held.len() - self.in_transmit).saturating_sub(in_fill_ring);
-        waiting >= DRIVEN_BACKLOG.min(self.ring as usize / 2) || (waiting > 0 && in_fill_ring < DRIVEN_FILL / 2)
+        self.backlog.is_long(waiting, taken, self.rings.rx as usize) || (waiting > 0 && in_fill_ring < DRIVEN_FILL / 2)
     }
 
     /// Runs the queue. Returns 1 with a frame that came in a datagram, else 0.
@@ -416,7 +417,7 @@ impl Port for Socket {
         // The last place is for the frame that a datagram brings.
         let Some(first) = most.checked_sub(1).filter(|_| self.driver.is_some()) else { return self.take_received(frames, most) };
         let got = self.take_received(frames, first);
-        let carried = if self.is_overloaded() { 0 } else { self.run_queue(frames) };
+        let carried = if self.is_overloaded(got) { 0 } else { self.run_queue(frames) };
         got + carried + self.take_received(frames, most - got - carried)
     }
 

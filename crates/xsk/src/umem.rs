@@ -28,8 +28,8 @@ pub const HEADROOM: usize = 256;
 /// An Ethernet header with one VLAN tag.
 pub const LINK_HEADER: usize = 18;
 const HUGE_PAGE: usize = 2 << 20;
-/// Entries of the fill ring, in those of the others.
-pub(crate) const FILL_RINGS: u32 = 2;
+/// Entries of the fill ring, in those of the tx ring.
+const FILL_RINGS: u32 = 2;
 
 /// The size of a frame, headroom included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,33 @@ impl FrameBytes {
     }
 }
 
+/// Entries of a socket's rings: powers of two. The completion ring has as many as the tx ring, the fill ring twice as many. A process that
+/// stands still so fills an rx ring of no more than that, which is counted as that, before the fill ring runs empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketRings {
+    /// Packets that were received and wait for the worker.
+    pub rx: u32,
+    /// Packets that the device has to transmit.
+    pub tx: u32,
+}
+
+impl SocketRings {
+    /// The rx ring as long as the tx ring.
+    pub const fn even(entries: u32) -> Self {
+        Self { rx: entries, tx: entries }
+    }
+
+    /// Entries of the fill ring.
+    pub(crate) const fn fill(self) -> u32 {
+        FILL_RINGS * self.tx
+    }
+
+    /// How many frames the rings of a socket hold.
+    pub const fn frames(self) -> u32 {
+        self.rx + self.fill() + self.tx
+    }
+}
+
 /// What a UMEM is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct UmemOptions {
@@ -68,9 +95,8 @@ pub struct UmemOptions {
     pub frames: u32,
     /// Their size.
     pub frame_size: FrameBytes,
-    /// Entries of every rx and every tx ring: a power of two. The completion ring has as many, the fill ring twice as many: so a
-    /// process that stands still fills its rx ring, which is counted as that, before the fill ring runs empty.
-    pub ring: u32,
+    /// The rings of every socket.
+    pub rings: SocketRings,
     /// Whether to try huge pages first.
     pub huge_pages: bool,
     /// Whether the sockets are to be bound in zero-copy mode. All sockets of a UMEM have the same mode (the kernel hands the first
@@ -80,14 +106,15 @@ pub struct UmemOptions {
 
 impl Default for UmemOptions {
     fn default() -> Self {
-        Self { frames: Self::frames_for(2, 2048), frame_size: FrameBytes::Half, ring: 2048, huge_pages: true, zero_copy: false }
+        let rings = SocketRings::even(2048);
+        Self { frames: Self::frames_for(2, rings), frame_size: FrameBytes::Half, rings, huge_pages: true, zero_copy: false }
     }
 }
 
 impl UmemOptions {
-    /// Enough frames for every ring of `sockets` sockets to be full, and half a socket's share in the worker's hands.
-    pub const fn frames_for(sockets: u32, ring: u32) -> u32 {
-        (sockets * 8 + 4) * ring / 2
+    /// Enough frames for every ring of `sockets` sockets to be full, and two tx rings in the worker's hands.
+    pub const fn frames_for(sockets: u32, rings: SocketRings) -> u32 {
+        sockets * rings.frames() + 2 * rings.tx
     }
 }
 
@@ -147,7 +174,7 @@ pub(crate) struct Shared {
     base: *mut u8,
     frames: u32,
     frame_bytes: usize,
-    ring: u32,
+    rings: SocketRings,
     pages: Pages,
     pub(crate) zero_copy: bool,
     retiring: AtomicBool,
@@ -188,7 +215,7 @@ impl Umem {
             base,
             frames: descriptors.len() as u32,
             frame_bytes: size,
-            ring: options.ring,
+            rings: options.rings,
             pages,
             zero_copy: options.zero_copy,
             retiring: AtomicBool::new(false),
@@ -230,9 +257,9 @@ impl Umem {
         self.shared.frame_bytes
     }
 
-    /// Entries of every rx and tx ring.
-    pub fn ring(&self) -> u32 {
-        self.shared.ring
+    /// The rings of every socket.
+    pub fn rings(&self) -> SocketRings {
+        self.shared.rings
     }
 
     /// From now on frames may be dropped: the process tears down. Only silences the assertion.
@@ -243,7 +270,7 @@ impl Umem {
     /// Binds the UMEM's own descriptor to the loopback device. Without it the first socket would be the UMEM itself, could not be
     /// closed alone, and its device's end would keep new sockets from sharing the UMEM. Copy mode only: the others inherit the mode.
     fn anchor_to_loopback(&self) {
-        let config = socket_config(64, BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP);
+        let config = socket_config(SocketRings::even(64), BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP);
         let mut attempts = sys::Attempts::new(Duration::from_secs(2));
         loop {
             match self.shared.bind(config, c"lo", 0) {
@@ -319,11 +346,11 @@ impl Shared {
 }
 
 /// The configuration of a socket with our rings and flags; never libxdp's own program.
-pub(crate) fn socket_config(ring: u32, flags: BindFlags) -> SocketConfig {
+pub(crate) fn socket_config(rings: SocketRings, flags: BindFlags) -> SocketConfig {
     let mut builder = SocketConfig::builder();
     builder.libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD).bind_flags(flags);
-    if let Ok(size) = QueueSize::new(ring) {
-        builder.rx_queue_size(size).tx_queue_size(size);
+    if let (Ok(rx), Ok(tx)) = (QueueSize::new(rings.rx), QueueSize::new(rings.tx)) {
+        builder.rx_queue_size(rx).tx_queue_size(tx);
     }
     builder.build()
 }
@@ -347,8 +374,10 @@ fn illegal(what: &'static str, value: u64, legal: &'static str) -> UmemError {
 
 /// Checks the numbers, and gives the number of frames.
 fn check(options: UmemOptions) -> Result<usize, UmemError> {
-    if !options.ring.is_power_of_two() || !(64..=32_768).contains(&options.ring) {
-        return Err(illegal("the ring size", options.ring.into(), "a power of two from 64 to 32768"));
+    for entries in [options.rings.rx, options.rings.tx] {
+        if !entries.is_power_of_two() || !(64..=32_768).contains(&entries) {
+            return Err(illegal("the ring size", entries.into(), "a power of two from 64 to 32768"));
+        }
     }
     if options.frames == 0 || options.frames as usize > (u32::MAX as usize) / options.frame_size.get() {
         return Err(illegal("the number of frames", options.frames.into(), "from 1 to what makes 4 GiB"));
@@ -357,12 +386,13 @@ fn check(options: UmemOptions) -> Result<usize, UmemError> {
 }
 
 fn umem_config(options: UmemOptions) -> Result<UmemConfig, UmemError> {
-    let bad = |_| illegal("the ring size", options.ring.into(), "a power of two");
+    let SocketRings { tx, .. } = options.rings;
+    let bad = |_| illegal("the ring size", tx.into(), "a power of two");
     let frame = FrameSize::new(options.frame_size.get() as u32).map_err(|_| illegal("the frame size", 0, "2048 or 4096"))?;
     UmemConfig::builder()
         .frame_size(frame)
-        .fill_queue_size(QueueSize::new(options.ring * FILL_RINGS).map_err(bad)?)
-        .comp_queue_size(QueueSize::new(options.ring).map_err(bad)?)
+        .fill_queue_size(QueueSize::new(options.rings.fill()).map_err(bad)?)
+        .comp_queue_size(QueueSize::new(tx).map_err(bad)?)
         .build()
         .map_err(|error| UmemError::Failed { mebibytes: 0, source: std::io::Error::other(error.to_string()) })
 }
@@ -408,15 +438,17 @@ mod tests {
 
     #[test]
     fn the_frames_for_two_sockets_fill_every_ring_and_leave_some() {
-        let frames = UmemOptions::frames_for(2, 2048);
-        assert_eq!(frames, 2 * (2 * 2048 + 2048 + 2048) + 2 * 2048);
+        let frames = |rx, tx| UmemOptions::frames_for(2, SocketRings { rx, tx });
+        assert_eq!(frames(2048, 2048), 2 * (2 * 2048 + 2048 + 2048) + 2 * 2048);
+        assert_eq!(frames(8192, 2048), 2 * (2 * 2048 + 8192 + 2048) + 2 * 2048);
     }
 
     #[test]
     fn illegal_numbers_are_refused_before_anything_is_mapped() {
         let refused = |options| matches!(Umem::new(options), Err(UmemError::Illegal { .. }));
-        assert!(refused(UmemOptions { ring: 1000, ..UmemOptions::default() }));
-        assert!(refused(UmemOptions { ring: 32, ..UmemOptions::default() }));
+        for (rx, tx) in [(1000, 1000), (32, 32), (64, 1000), (32, 64), (65_536, 64)] {
+            assert!(refused(UmemOptions { rings: SocketRings { rx, tx }, ..UmemOptions::default() }));
+        }
         assert!(refused(UmemOptions { frames: 0, ..UmemOptions::default() }));
         assert!(refused(UmemOptions { frames: u32::MAX, ..UmemOptions::default() }));
     }

@@ -21,19 +21,23 @@ use portcullis_xsk::{
     port::{Frame, Port},
     socket::{BusyPolling, Mode, Opened, Queue, Socket, SocketError, open_all},
     steer::{AttachMode, AttachWish, External, Side, Steer},
-    umem::{FrameBytes, Umem, UmemOptions},
+    umem::{FrameBytes, SocketRings, Umem, UmemOptions},
 };
 
 const INSIDE_HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const OUTSIDE_HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const EXTERNAL: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const SMALL: UmemOptions = UmemOptions {
-    frames: UmemOptions::frames_for(2, 64),
+    frames: UmemOptions::frames_for(2, SocketRings::even(64)),
     frame_size: FrameBytes::Half,
-    ring: 64,
+    rings: SocketRings::even(64),
     huge_pages: false,
     zero_copy: false,
 };
+
+fn with_rings(rings: SocketRings) -> UmemOptions {
+    UmemOptions { frames: UmemOptions::frames_for(2, rings), rings, ..SMALL }
+}
 
 /// A worker without a NAT: two queues, one pool.
 struct Bench {
@@ -199,8 +203,7 @@ fn a_worker_that_stands_still_fills_its_rx_ring_and_never_empties_the_fill_ring(
 #[test]
 fn a_flood_loses_nothing_to_an_empty_fill_ring_and_every_frame_is_counted_in_every_burst() {
     as_root("a_flood_loses_nothing_to_an_empty_fill_ring_and_every_frame_is_counted_in_every_burst", || {
-        let options = UmemOptions { frames: UmemOptions::frames_for(2, 512), ring: 512, ..SMALL };
-        let mut bench = bench(options, AttachMode::Native);
+        let mut bench = bench(with_rings(SocketRings::even(512)), AttachMode::Native);
         let wire: Wire = bench.inside.wire();
         let frame = bench.outbound(&[3; 100]);
         let stop = AtomicBool::new(false);
@@ -463,7 +466,7 @@ fn a_queue_is_run_by_its_worker_once_a_frame_has_told_its_context() {
 #[test]
 fn a_devices_ring_is_emptied_into_that_of_the_worker_who_runs_the_queue() {
     as_root("a_devices_ring_is_emptied_into_that_of_the_worker_who_runs_the_queue", || {
-        let mut bench = bench(UmemOptions { frames: UmemOptions::frames_for(2, 1024), ring: 1024, ..SMALL }, AttachMode::Native);
+        let mut bench = bench(with_rings(SocketRings { rx: 4096, tx: 1024 }), AttachMode::Native);
         let wire = bench.inside.wire();
         let (mut drive, driver) = QueueDrive::open(*b"a cookie").unwrap();
         bench.sockets[0].drive_by(driver);
@@ -481,8 +484,8 @@ fn a_devices_ring_is_emptied_into_that_of_the_worker_who_runs_the_queue() {
         let mut frames = Vec::new();
         assert_eq!(bench.sockets[0].receive(&mut frames, 64), 0);
         bench.fill();
-        // A veth's ring holds 256: of more than one round the worker's ring has to take what is not asked for yet.
-        let (rounds, packets, burst) = (3, 200, 64);
+        // A veth's ring holds 256: of more than one round the worker's ring has to take what is not asked for yet, more than in overload.
+        let (rounds, packets, burst) = (15, 200, 64);
         for round in 1..=rounds {
             for _ in 0..packets {
                 wire.send(&bench.outbound(b"many"));
@@ -590,7 +593,7 @@ fn several_queues_of_a_device_have_their_own_sockets() {
         ip("link set q1 up");
         let queues: Vec<_> = (0..2).map(|queue| Queue { device: "q0".into(), queue }).collect();
         let Opened { umem, mut sockets, frames: mut pool } = open_all(SMALL, &queues).unwrap();
-        let kept = UmemOptions::frames_for(2, 64) as usize - 128 - 28;
+        let kept = SMALL.frames as usize - 128 - 28;
         assert_eq!(sockets[0].fill(&mut pool, kept), 128, "as many as the ring takes");
         assert_eq!(sockets[1].fill(&mut pool, kept), 28, "but leaving what is to be kept");
         assert_eq!((sockets[1].fill(&mut pool, kept), pool.len()), (0, kept));

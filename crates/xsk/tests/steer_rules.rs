@@ -14,7 +14,7 @@ use portcullis_xsk::{
     abi::SteerCounter as Counter,
     socket::{Opened, Queue, open_all},
     steer::{Carrier, Class, External, Interface, Ports, SharedPorts, Side, Steer},
-    umem::UmemOptions,
+    umem::{SocketRings, UmemOptions},
 };
 
 const ICMP: u8 = 1;
@@ -61,7 +61,7 @@ fn set_of(numbers: impl IntoIterator<Item = u16>) -> Box<Ports> {
 fn gateway() -> Gateway {
     let inside = link("in0", "10.0.0.1/24", "10.0.0.2/24");
     let outside = link("out0", "203.0.113.1/24", "203.0.113.9/24");
-    let options = UmemOptions { frames: 256, ring: 64, ..UmemOptions::default() };
+    let options = UmemOptions { frames: 256, rings: SocketRings::even(64), ..UmemOptions::default() };
     let queues = ["in0", "out0"].map(|device| Queue { device: device.into(), queue: 0 });
     let opened = open_all(options, &queues).unwrap();
     let mut steer = Steer::load().unwrap();

@@ -70,14 +70,14 @@ impl Gateway {
         rules.summary().iter().for_each(|line| tracing::info!("{line}"));
         let count = division::workers(&rules.worker, &devices.queue_counts(), cores::allowed().len())?;
         let queues = Queues::divide(&devices, count);
-        let ring = division::ring(rules.limits.frames, devices.queues().count() as u32, count)?;
+        let rings = division::rings(rules.limits.frames, rules.worker.busy_poll, devices.queues().count() as u32, count)?;
         let local_ports = parts::local_ports();
         let policy = Arc::new(rules.policy(&host_addresses(rules, &devices, &state, local_ports)));
         let spread = Spread::choose(devices.spreading(), count as u16, &ports::of(&policy), touch)?;
         ports::warn(&policy, &spread.choice.owners);
 
         // The sockets first: they are refused while another gateway has the queues, before anything of it is replaced.
-        let (Opened { umem, mut sockets, frames }, polls) = parts::open_sockets(rules, &devices, ring)?;
+        let (Opened { umem, mut sockets, frames }, polls) = parts::open_sockets(rules, &devices, rings)?;
         let memory = Memory { umem };
         let notes = Notes::beside(&rules.control.socket);
         devices.spread = spread.set_up(&notes)?;
@@ -95,7 +95,7 @@ impl Gateway {
         let (doors, control): (Vec<_>, Vec<_>) = doors.into_iter().unzip();
         // The workers fill the rings before the program is attached.
         let owners = spread.choice.owners.clone();
-        let material = Material { rules, devices: &devices, steer: &steer, queues: &queues, owners, sockets, frames, ring, doors };
+        let material = Material { rules, devices: &devices, steer: &steer, queues: &queues, owners, sockets, frames, rings, doors };
         let made = Made::of(memory, material)?;
 
         let steer = Arc::new(Mutex::new(steer));

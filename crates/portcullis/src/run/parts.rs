@@ -17,7 +17,7 @@ use portcullis_steering::{Owners, WorkerId};
 use portcullis_xsk::memory::{self, Pages, Region};
 use portcullis_xsk::socket::{BusyPolling, Mode, Opened, Socket, open_all};
 use portcullis_xsk::steer::{AttachMode, AttachWish, Steer};
-use portcullis_xsk::umem::{Umem, UmemOptions};
+use portcullis_xsk::umem::{SocketRings, Umem, UmemOptions};
 
 use super::devices::Devices;
 use super::punter::KernelPunter;
@@ -144,10 +144,10 @@ pub(super) fn attach(attached: &mut Attached, devices: &Devices) -> Result<Vec<(
 }
 
 /// The packet memory and a socket for each queue, and whether the sockets are polled by preference.
-pub(super) fn open_sockets(rules: &Config, devices: &Devices, ring: u32) -> Result<(Opened, bool), Failure> {
+pub(super) fn open_sockets(rules: &Config, devices: &Devices, rings: SocketRings) -> Result<(Opened, bool), Failure> {
     let queues: Vec<_> = devices.queues().map(|(_, queue)| queue).collect();
     let zero_copy = devices.used.iter().all(|used| portcullis_xsk::steer::claims_zero_copy(used.device.ifindex));
-    let options = UmemOptions { frames: rules.limits.frames, frame_size: devices.frame_size, ring, huge_pages: true, zero_copy };
+    let options = UmemOptions { frames: rules.limits.frames, frame_size: devices.frame_size, rings, huge_pages: true, zero_copy };
     let mut opened = open_all(options, &queues).map_err(|error| Failure::Other(error.into()))?;
     let wants_polling = rules.worker.busy_poll != BusyPoll::Never && zero_copy;
     let polls = wants_polling && opened.sockets.iter_mut().all(|socket| socket.prefer_busy_polling(BUSY_POLLING));

@@ -14,6 +14,7 @@ use portcullis_steering::{Owners, WorkerId};
 use portcullis_xsk::frame::XskFrame;
 use portcullis_xsk::socket::{self, Socket};
 use portcullis_xsk::steer::Steer;
+use portcullis_xsk::umem::SocketRings;
 
 use super::cores;
 use super::devices::Devices;
@@ -73,18 +74,18 @@ pub(super) struct Material<'m> {
     pub(super) owners: Owners,
     pub(super) sockets: Vec<Socket>,
     pub(super) frames: Vec<XskFrame>,
-    pub(super) ring: u32,
+    pub(super) rings: SocketRings,
     pub(super) doors: Vec<WorkerDoors>,
 }
 
 impl Made {
     /// Makes the workers. **Errors:** [`Failure`]; everything handed in is gone then.
     pub(super) fn of(memory: Memory, material: Material<'_>) -> Result<Self, Failure> {
-        let Material { rules, devices, steer, queues, owners, sockets, frames, ring, doors } = material;
+        let Material { rules, devices, steer, queues, owners, sockets, frames, rings, doors } = material;
         let mut made = Self { memory, workers: Vec::new(), frames };
         let count = queues.all.len();
         let sizes: Vec<_> = queues.all.iter().map(Vec::len).collect();
-        let Shares { frames: shares, lent } = division::shares(made.frames.len(), &sizes, ring);
+        let Shares { frames: shares, lent } = division::shares(made.frames.len(), &sizes, rings);
         let hatches = handoff::open(count, lent).context("cannot open the descriptors that wake workers")?;
         let names: Vec<_> = devices.used.iter().map(|used| used.device.name.as_str()).collect();
         let cores = cores::of_workers(&rules.worker, &names, count)?;

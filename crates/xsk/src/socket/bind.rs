@@ -10,13 +10,13 @@ use xsk_rs::config::{BindFlags, SocketConfig};
 use super::{Queue, SocketError, error::error_of};
 use crate::{
     sys,
-    umem::{Rings, Shared, socket_config},
+    umem::{Rings, Shared, SocketRings, socket_config},
 };
 
 /// How long a bind waits for a queue that a process before us has not quite released (0.35 s were seen after a kill).
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 /// Ring entries of a socket that is bound only to see whether it can be: the smallest that the other sockets may have, too.
-const PROBE_RING: u32 = 64;
+const PROBE_RINGS: SocketRings = SocketRings::even(64);
 /// A queue as the kernel numbers it, whatever the device's name has become.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
@@ -41,7 +41,7 @@ pub(super) fn is_released(shared: &Shared, place: Place) -> bool {
     }
     let Some(device) = sys::device_name(place.ifindex) else { return true };
     let queue = Queue { device, queue: place.queue };
-    match bind_patiently(shared, socket_config(PROBE_RING, BindFlags::XDP_USE_NEED_WAKEUP), &queue) {
+    match bind_patiently(shared, socket_config(PROBE_RINGS, BindFlags::XDP_USE_NEED_WAKEUP), &queue) {
         Ok(rings) => {
             drop(rings);
             true
