@@ -4,6 +4,7 @@
 //! batches a timer's softirq runs the queues of both ends. So the tester needs no wake-ups and costs the gateway's core nothing. Called in
 //! the near namespace, on the tester's core. Invariant: every trial ends by its time. Tests: `tests/smoke.rs`.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -140,15 +141,15 @@ impl Tester<'_, '_> {
     ///
     /// **Errors:** a device or the gateway is gone.
     pub fn trial(&self, gateway: &mut Gateway<'_>, load: Load) -> Result<Trial> {
-        self.trial_with(gateway, load, |_, _| Ok(()))
+        self.trial_with(gateway, load, |_, _| Ok(ControlFlow::Continue(())))
     }
 
-    /// Does one trial; calls `each_second` about once a second with the gateway and the time since the start.
+    /// Does one trial; calls `each_second` about once a second with the gateway and the time since the start, and ends early when that breaks.
     pub fn trial_with(
         &self,
         gateway: &mut Gateway<'_>,
         load: Load,
-        mut each_second: impl FnMut(&mut Gateway<'_>, Duration) -> Result<()>,
+        mut each_second: impl FnMut(&mut Gateway<'_>, Duration) -> Result<ControlFlow<()>>,
     ) -> Result<Trial> {
         self.drain()?;
         let busy_before = gateway.busy()?;
@@ -184,8 +185,8 @@ impl Tester<'_, '_> {
         })
     }
 
-    /// Sends for the load's time. Returns how long it took.
-    fn send(&self, load: Load, mut each_second: impl FnMut(Duration) -> Result<()>) -> Result<Duration> {
+    /// Sends for the load's time, or until `each_second` breaks. Returns how long it took.
+    fn send(&self, load: Load, mut each_second: impl FnMut(Duration) -> Result<ControlFlow<()>>) -> Result<Duration> {
         self.generator.pace(load.rate, load.catch_up)?;
         let (start, mut next_second) = (Instant::now(), Duration::from_secs(1));
         loop {
@@ -196,7 +197,9 @@ impl Tester<'_, '_> {
             self.generator.run()?;
             self.poll();
             if elapsed >= next_second {
-                each_second(elapsed)?;
+                if each_second(elapsed)?.is_break() {
+                    return Ok(elapsed);
+                }
                 next_second += Duration::from_secs(1);
             }
         }
