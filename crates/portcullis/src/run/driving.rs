@@ -135,6 +135,11 @@ impl Driving {
         self.devices.iter().any(|device| device.id == id && matches!(device.stage, Stage::Ours { .. }))
     }
 
+    /// Whether a device is not driven yet, and may come to be.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.devices.iter().any(|device| matches!(device.stage, Stage::Waiting))
+    }
+
     /// Goes on with devices that are not driven yet. Returns whether one is from now on. **Cost:** a system call for each queue that is
     /// waited for.
     pub(super) fn look(&mut self, steer: &Steer, devices: &Devices, state: &KernelState) -> bool {

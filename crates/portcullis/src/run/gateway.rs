@@ -170,6 +170,11 @@ impl Gateway {
         }
     }
 
+    /// Whether there are devices that the workers are to run and do not run yet.
+    pub(super) fn waits_to_drive(&self) -> bool {
+        self.driving.is_waiting()
+    }
+
     /// Goes on with the devices that the workers are to run.
     pub(super) fn go_on_driving(&mut self) {
         if self.driving.look(&lock(&self.steer), &self.devices, &self.mirror.state()) {
