@@ -323,13 +323,12 @@ impl Socket {
         (entries - self.fill.nb_free(entries)) as usize
     }
 
-    /// Whether so many packets wait in the rx ring, from which `taken` were taken just now, or so few frames in the fill ring, that more had
-    /// better wait in the device. Until then a worker that was held up, or is slow for a moment, empties the device's small ring into its own
-    /// large one.
-    fn is_overloaded(&mut self, taken: usize) -> bool {
+    /// Whether so many packets wait in the rx ring, or so few frames in the fill ring, that more had better wait in the device. Until then a
+    /// worker that was held up, or is slow for a moment, empties the device's small ring into its own large one.
+    fn is_overloaded(&mut self) -> bool {
         let in_fill_ring = self.in_fill_ring();
         let waiting = (self.core.held.len() - self.in_transmit).saturating_sub(in_fill_ring);
-        self.backlog.is_long(waiting, taken, self.rings.rx as usize) || (waiting > 0 && in_fill_ring < DRIVEN_FILL / 2)
+        self.backlog.is_long(waiting, self.rings.rx as usize) || (waiting > 0 && in_fill_ring < DRIVEN_FILL / 2)
     }
 
     /// Runs the queue. Returns 1 with a frame that came in a datagram, else 0.
@@ -417,8 +416,10 @@ impl Port for Socket {
         // The last place is for the frame that a datagram brings.
         let Some(first) = most.checked_sub(1).filter(|_| self.driver.is_some()) else { return self.take_received(frames, most) };
         let got = self.take_received(frames, first);
-        let carried = if self.is_overloaded(got) { 0 } else { self.run_queue(frames) };
-        got + carried + self.take_received(frames, most - got - carried)
+        let carried = if self.is_overloaded() { 0 } else { self.run_queue(frames) };
+        let all = got + carried + self.take_received(frames, most - got - carried);
+        self.backlog.note(all);
+        all
     }
 
     fn transmit(&mut self, frames: &mut Vec<XskFrame>) -> usize {

@@ -3,18 +3,21 @@
 //! Arithmetic over the configuration and what the devices have; changes nothing. Called at start. Invariants: each worker has at least
 //! one queue of every device; each has frames for all its rings, whatever it lends.
 
-use portcullis_config::{BusyPoll, WorkerRules};
+use portcullis_config::WorkerRules;
 use portcullis_xsk::umem::{SocketRings, UmemOptions};
 
 use crate::cli::exit::Failure;
 use crate::worker::{BURST, KEEP};
 
-/// The rings of a queue hold so many frames at most and at least.
+/// The rings of a queue hold so many frames at most and at least; its rx ring may be longer.
 const RINGS: [u32; 4] = [2048, 1024, 512, 256];
 
 /// How many times as long the rx ring of a worker is that never sleeps: it runs the queue itself, and keeps there what comes while it is held up
 /// or slow. Chosen: in 53 spells of a shared machine that was slow for up to 130 ms, at 350,000 packets a second, 6,858 waited at most.
 const DEEP: [u32; 2] = [4, 2];
+
+/// Frames that one worker has to be able to lend another where rx rings are longer. Chosen: a millisecond of a worker's work.
+const LENT_WHERE_DEEP: usize = 512;
 
 /// Frames that one worker lends another at least: two bursts. At most: chosen, some milliseconds of a worker's work.
 const LENT: [usize; 2] = [2 * BURST, 2048];
@@ -47,26 +50,26 @@ pub(super) const fn worker_of(queue: u32, workers: usize) -> usize {
     queue as usize % workers
 }
 
-/// The largest rings that `frames` suffice for; of equal ones, and then of those that are longer for receiving. **Errors:**
-/// [`Failure::Config`] with the frames that the smallest need.
-pub(super) fn rings(frames: u32, busy_poll: BusyPoll, sockets: u32, workers: usize) -> Result<SocketRings, Failure> {
-    let suffices = |&rings: &SocketRings| least_frames(sockets, rings, workers) <= u64::from(frames);
+/// The largest rings that `frames` suffice for; of equal ones, and then, where workers are to run the queues (`driven`), of those that are longer
+/// for receiving. **Errors:** [`Failure::Config`] with the frames that the smallest need.
+pub(super) fn rings(frames: u32, driven: bool, sockets: u32, workers: usize) -> Result<SocketRings, Failure> {
+    let suffice = |rings, lent| least_frames(sockets, rings, workers, lent) <= u64::from(frames);
     let even = RINGS.map(SocketRings::even);
-    let Some(even) = even.into_iter().find(suffices) else {
-        let least = least_frames(sockets, even[even.len() - 1], workers).next_power_of_two();
+    let Some(even) = even.into_iter().find(|&rings| suffice(rings, LENT[0])) else {
+        let least = least_frames(sockets, even[even.len() - 1], workers, LENT[0]).next_power_of_two();
         return Err(Failure::Config(format!(
             "limits.frames is {frames}: {sockets} queues and {workers} workers need at least {least}"
         )));
     };
-    if busy_poll != BusyPoll::Always {
+    if !driven {
         return Ok(even);
     }
     let deep = DEEP.map(|times| SocketRings { rx: even.tx * times, ..even });
-    Ok(deep.into_iter().find(suffices).unwrap_or(even))
+    Ok(deep.into_iter().find(|&rings| suffice(rings, LENT_WHERE_DEEP)).unwrap_or(even))
 }
 
-fn least_frames(sockets: u32, rings: SocketRings, workers: usize) -> u64 {
-    let between = if workers > 1 { workers * (KEEP + (workers - 1) * LENT[0]) } else { 0 };
+fn least_frames(sockets: u32, rings: SocketRings, workers: usize, lent: usize) -> u64 {
+    let between = if workers > 1 { workers * (KEEP + (workers - 1) * lent) } else { 0 };
     u64::from(UmemOptions::frames_for(sockets, rings)) + between as u64
 }
 
@@ -129,15 +132,18 @@ mod tests {
 
     #[test]
     fn the_default_frames_are_enough_for_a_few_workers_and_too_few_are_refused_with_the_number() {
-        for (sockets, workers, tx, deep_rx) in [(2, 1, 2048, 8192), (4, 2, 1024, 4096), (8, 4, 512, 2048), (16, 8, 256, 512)] {
-            let rx = |busy_poll| rings(32_768, busy_poll, sockets, workers).ok();
-            assert_eq!(rx(BusyPoll::Adaptive), Some(SocketRings::even(tx)), "{sockets} sockets");
-            assert_eq!(rx(BusyPoll::Always), Some(SocketRings { rx: deep_rx, tx }), "{sockets} sockets");
+        for (sockets, workers, tx, deep_rx) in [(2, 1, 2048, 8192), (4, 2, 1024, 4096), (8, 4, 512, 1024), (16, 8, 256, 256)] {
+            let rings = |driven| rings(32_768, driven, sockets, workers).ok();
+            assert_eq!(rings(false), Some(SocketRings::even(tx)), "{sockets} sockets");
+            let deep = SocketRings { rx: deep_rx, tx };
+            assert_eq!(rings(true), Some(deep), "{sockets} sockets");
+            let of_each = vec![sockets as usize / workers; workers];
+            assert!(deep_rx == tx || shares(32_768, &of_each, deep).lent >= LENT_WHERE_DEEP, "{sockets} sockets");
         }
-        for busy_poll in [BusyPoll::Adaptive, BusyPoll::Always] {
-            let refused = rings(32_768, busy_poll, 64, 32).expect_err("too few").to_string();
+        for driven in [false, true] {
+            let refused = rings(32_768, driven, 64, 32).expect_err("too few").to_string();
             let least: u32 = refused.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("a number");
-            let enough = |frames| rings(frames, busy_poll, 64, 32).is_ok();
+            let enough = |frames| rings(frames, driven, 64, 32).is_ok();
             assert!(enough(least) && !enough(least / 2), "{refused}");
         }
     }
@@ -154,7 +160,7 @@ mod tests {
             (131_072, 512, 512, vec![2; 16]),
         ] {
             let (all, rings): (usize, _) = (sockets.iter().sum(), SocketRings { rx, tx });
-            assert!(least_frames(all as u32, rings, sockets.len()) <= frames as u64, "a legal configuration");
+            assert!(least_frames(all as u32, rings, sockets.len(), LENT[0]) <= frames as u64, "a legal configuration");
             let shares = shares(frames, &sockets, rings);
             assert_eq!(shares.frames.iter().sum::<usize>(), frames);
             for (&share, &sockets) in shares.frames.iter().zip(&sockets) {

@@ -70,7 +70,8 @@ impl Gateway {
         rules.summary().iter().for_each(|line| tracing::info!("{line}"));
         let count = division::workers(&rules.worker, &devices.queue_counts(), cores::allowed().len())?;
         let queues = Queues::divide(&devices, count);
-        let rings = division::rings(rules.limits.frames, rules.worker.busy_poll, devices.queues().count() as u32, count)?;
+        let rings =
+            division::rings(rules.limits.frames, parts::want_driving(rules, &devices), devices.queues().count() as u32, count)?;
         let local_ports = parts::local_ports();
         let policy = Arc::new(rules.policy(&host_addresses(rules, &devices, &state, local_ports)));
         let spread = Spread::choose(devices.spreading(), count as u16, &ports::of(&policy), touch)?;

@@ -21,7 +21,7 @@ mod steering;
 mod workers;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portcullis_config::Config;
 use portcullis_xsk::capability;
@@ -35,14 +35,8 @@ pub(crate) use outlook::outlook;
 pub(crate) use parts::{local_ports, noted_program};
 pub(crate) use spread::{NicTouch, WayFound};
 
-/// How often the workers' news are looked at while packets wait for next hops: so long each waits for the question about its own.
+/// How often the workers' news are looked at: a packet waits so long for the question about its next hop.
 const NEWS_EVERY: Duration = Duration::from_millis(5);
-
-/// How often otherwise: each look wakes a thread.
-const NEWS_WHEN_QUIET: Duration = Duration::from_millis(20);
-
-/// After how long without such a question none is expected.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether a device's queues can be run by the workers, while one's cannot yet.
 const DRIVING_EVERY: Duration = Duration::from_millis(10);
@@ -104,7 +98,6 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>, touch: NicTou
     snapshots.mark_changed();
     let mut news = tokio::time::interval(NEWS_EVERY);
     news.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last_question = Instant::now();
     let mut placement = tokio::time::interval(PLACEMENT_EVERY);
     placement.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut driving = tokio::time::interval(DRIVING_EVERY);
@@ -135,18 +128,12 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>, touch: NicTou
             _ = news.tick() => {
                 while let Some(event) = gateway.next_event() {
                     match event {
-                        Event::ResolveNeighbour { interface, address } => {
-                            last_question = Instant::now();
-                            gateway.resolver().resolve(interface, address);
-                        }
+                        Event::ResolveNeighbour { interface, address } => gateway.resolver().resolve(interface, address),
                         Event::NeighbourUsed { interface, address } => gateway.resolver().used(interface, address),
                     }
                 }
                 if gateway.worker_has_ended() {
                     break Err(Failure::Other(anyhow::anyhow!("a worker has ended; see the log above for its last words")));
-                }
-                if last_question.elapsed() > QUIET {
-                    news.reset_after(NEWS_WHEN_QUIET);
                 }
             }
         }

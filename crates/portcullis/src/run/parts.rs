@@ -143,10 +143,20 @@ pub(super) fn attach(attached: &mut Attached, devices: &Devices) -> Result<Vec<(
     Ok(modes)
 }
 
+/// Whether all devices claim to receive into packet memory themselves.
+fn claim_zero_copy(devices: &Devices) -> bool {
+    devices.used.iter().all(|used| portcullis_xsk::steer::claims_zero_copy(used.device.ifindex))
+}
+
+/// Whether the workers are to run the devices' queues, which is for those that are copied from.
+pub(super) fn want_driving(rules: &Config, devices: &Devices) -> bool {
+    rules.worker.busy_poll == BusyPoll::Always && !claim_zero_copy(devices)
+}
+
 /// The packet memory and a socket for each queue, and whether the sockets are polled by preference.
 pub(super) fn open_sockets(rules: &Config, devices: &Devices, rings: SocketRings) -> Result<(Opened, bool), Failure> {
     let queues: Vec<_> = devices.queues().map(|(_, queue)| queue).collect();
-    let zero_copy = devices.used.iter().all(|used| portcullis_xsk::steer::claims_zero_copy(used.device.ifindex));
+    let zero_copy = claim_zero_copy(devices);
     let options = UmemOptions { frames: rules.limits.frames, frame_size: devices.frame_size, rings, huge_pages: true, zero_copy };
     let mut opened = open_all(options, &queues).map_err(|error| Failure::Other(error.into()))?;
     let wants_polling = rules.worker.busy_poll != BusyPoll::Never && zero_copy;
