@@ -286,7 +286,7 @@ fn search(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) ->
             eprintln!("loss-free: {rate:.0}/s");
             return Ok((rate * PART) as u64);
         }
-        eprintln!("{rate:.0}/s is not loss-free: {lost} of {} lost", shown.trial.sent);
+        eprintln!("{rate:.0}/s did not hold for {time:.0?}: {lost} of {} lost in no pause", shown.trial.sent);
         rate *= NEXT;
     }
     bail!("there was loss at {TRIES} rates, the last {:.0}/s: is the machine quiet?", rate / NEXT)
