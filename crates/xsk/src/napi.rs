@@ -8,7 +8,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -132,6 +132,13 @@ impl QueueDrive {
     /// Leaves the queue to the kernel again.
     pub fn let_go(&self) {
         self.shared.who.store(KERNEL, Ordering::Relaxed);
+    }
+}
+
+impl AsFd for QueueDrive {
+    /// The socket: readable from when a frame was carried until the worker has fetched it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.socket.as_fd()
     }
 }
 

@@ -125,7 +125,7 @@ pub(crate) fn small() -> (Arc<Policy>, Arc<Network>) {
 pub(crate) fn small_doors() -> (WorkerDoors, ControlDoors) {
     let (policy, network) = small();
     let queues = vec![QueueName { interface: "eth0".to_owned(), queue: 0 }];
-    doors::open(vec![Shape { queues, externals: 4 }], policy, network).pop().expect("a worker's doors")
+    doors::open(vec![Shape { queues, externals: 4 }], policy, network).expect("descriptors").pop().expect("a worker's doors")
 }
 
 /// The window on a gateway with these doors.
@@ -375,7 +375,7 @@ fn what_two_workers_publish_is_summed_and_shown_apart() {
     let (policy, network) = small();
     let queue = |queue| QueueName { interface: "eth0".to_owned(), queue };
     let shapes = (0..2).map(|number| Shape { queues: vec![queue(number)], externals: 4 }).collect();
-    let (mut workers, doors): (Vec<_>, Vec<_>) = doors::open(shapes, policy, network).into_iter().unzip();
+    let (mut workers, doors): (Vec<_>, Vec<_>) = doors::open(shapes, policy, network).expect("descriptors").into_iter().unzip();
     for worker in &mut workers {
         publish(worker, Tick(0));
     }

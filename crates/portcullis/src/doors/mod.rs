@@ -44,17 +44,21 @@ pub(crate) struct ControlDoors {
 }
 
 /// The doors between the control plane and one worker for each of the shapes, which all find `policy` and `network` behind "policy in" as
-/// generation 1. The door between the workers is [`handoff::open`]'s.
-pub(crate) fn open(shapes: Vec<counters::Shape>, policy: Arc<Policy>, network: Arc<Network>) -> Vec<(WorkerDoors, ControlDoors)> {
+/// generation 1. The door between the workers is [`handoff::open`]'s. **Errors:** no descriptor is left.
+pub(crate) fn open(
+    shapes: Vec<counters::Shape>,
+    policy: Arc<Policy>,
+    network: Arc<Network>,
+) -> std::io::Result<Vec<(WorkerDoors, ControlDoors)>> {
     let (publisher, _) = policy::door(policy, network);
     let one = |shape| {
         let (writer, counters) = counters::door(shape);
-        let (sender, receiver) = events::door(events::CAPACITY);
+        let (sender, receiver) = events::door(events::CAPACITY)?;
         let (asker, server) = commands::door();
-        (
+        Ok((
             WorkerDoors { policy: publisher.reader(), counters: writer, events: sender, commands: server },
             ControlDoors { policy: publisher.clone(), counters: Arc::new(counters), events: receiver, commands: asker },
-        )
+        ))
     };
     shapes.into_iter().map(one).collect()
 }

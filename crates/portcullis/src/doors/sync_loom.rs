@@ -31,6 +31,10 @@ impl<T> ArrayQueue<T> {
         Ok(())
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.items.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }

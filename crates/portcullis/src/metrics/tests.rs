@@ -141,7 +141,7 @@ fn many_addresses_are_summed_by_pool() {
     };
     let policy = Policy { externals: addresses.iter().map(external).collect(), ..Policy::default() };
     let shape = crate::doors::counters::Shape { queues: Vec::new(), externals: 64 };
-    let doors = crate::doors::open(vec![shape], Arc::new(policy), Arc::new(Network::default())).pop();
+    let doors = crate::doors::open(vec![shape], Arc::new(policy), Arc::new(Network::default())).expect("descriptors").pop();
     let (mut worker, doors) = doors.expect("a worker's doors");
     let one = |&address| PortUse { address, protocol: Protocol::Udp, used: 2, resting: 0, limit: 10 };
     worker.counters.publish_ports(Tick(0), &addresses.iter().map(one).collect::<Vec<_>>());

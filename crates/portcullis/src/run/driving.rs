@@ -5,7 +5,11 @@
 //! set is put back at the end, and by the next process. Where anything lacks, the kernel runs the queues as ever. Why so:
 //! docs/adr/0009. Tests: below; `tests/e2e/driving.rs`.
 
+use std::future::poll_fn;
+use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use portcullis_config::{BusyPoll, Config};
@@ -18,6 +22,7 @@ use portcullis_xsk::steer::Steer;
 use super::devices::Devices;
 use super::nics::{NicChange, Notes};
 use super::parts;
+use super::raised::Raised;
 use super::spread::NicTouch;
 use crate::cli::exit::Failure;
 use crate::kernel::KernelState;
@@ -47,6 +52,8 @@ struct DrivenQueue {
     number: u32,
     drive: QueueDrive,
     attempts: Attempts,
+    /// Raised when a frame arrives that was carried. None once it has: the worker is to poll by the same socket.
+    arrival: Option<Raised>,
 }
 
 /// Who runs a device's queues.
@@ -122,7 +129,8 @@ impl Driving {
                 let opened = QueueDrive::open(parts::random()?);
                 let (drive, driver) = opened.map_err(|error| Failure::Other(error.into()))?;
                 socket.drive_by(driver);
-                queues.push(DrivenQueue { number: socket.queue().queue, drive, attempts: Attempts::default() });
+                let arrival = Some(Raised::watch(drive.as_fd()).map_err(anyhow::Error::from)?);
+                queues.push(DrivenQueue { number: socket.queue().queue, drive, attempts: Attempts::default(), arrival });
             }
             let downs = carrier_downs(&name);
             driving.devices.push(Driven { id: used.id, name, queues, stage: Stage::Waiting, downs });
@@ -135,13 +143,20 @@ impl Driving {
         self.devices.iter().any(|device| device.id == id && matches!(device.stage, Stage::Ours { .. }))
     }
 
-    /// Whether a device is not driven yet, and may come to be.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.devices.iter().any(|device| matches!(device.stage, Stage::Waiting))
+    /// Waits until a frame has arrived that was carried: then there is something to [`Driving::look`] at.
+    pub(super) async fn wait(&self) {
+        poll_fn(|context| {
+            let mut arrived = false;
+            for arrival in self.devices.iter().flat_map(|device| &device.queues).filter_map(|queue| queue.arrival.as_ref()) {
+                arrived |= arrival.was(context);
+            }
+            if arrived { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
-    /// Goes on with devices that are not driven yet. Returns whether one is from now on. **Cost:** a system call for each queue that is
-    /// waited for.
+    /// Goes on with devices that are not driven yet. To be called once a second, and after [`Driving::wait`]. Returns whether one is
+    /// driven from now on. **Cost:** a system call for each queue that is waited for.
     pub(super) fn look(&mut self, steer: &Steer, devices: &Devices, state: &KernelState) -> bool {
         let mut changed = false;
         for device in self.devices.iter_mut().filter(|device| matches!(device.stage, Stage::Waiting)) {
@@ -177,7 +192,7 @@ impl Driving {
             changed = true;
             for queue in &mut device.queues {
                 queue.attempts = Attempts::default();
-                if let Err(error) = queue.drive.renew() {
+                if let Err(error) = queue.renew() {
                     tracing::warn!(device = %device.name, queue = queue.number, %error, "the kernel runs its queues");
                     device.stage = Stage::Kernels;
                 }
@@ -185,6 +200,16 @@ impl Driving {
             tracing::info!("device {} was down: the kernel runs its queues until they are known again", device.name);
         }
         changed
+    }
+}
+
+impl DrivenQueue {
+    /// Waits for the queue's context anew. **Errors:** no socket.
+    fn renew(&mut self) -> io::Result<()> {
+        self.arrival = None;
+        self.drive.renew()?;
+        self.arrival = Some(Raised::watch(self.drive.as_fd())?);
+        Ok(())
     }
 }
 
@@ -198,6 +223,9 @@ impl Driven {
             let pending = steer.is_to_carry(slot, queue.number).map_err(anyhow::Error::from)?;
             let known = queue.drive.is_known().map_err(anyhow::Error::from)?;
             all &= known;
+            if known {
+                queue.arrival = None;
+            }
             let Some(address) = address.filter(|_| !known) else { continue };
             match queue.attempts.next(pending, Instant::now()) {
                 Next::Wait => {}

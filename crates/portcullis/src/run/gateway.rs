@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use portcullis_config::{Config, HostAddresses, PortRange, Warning};
 use portcullis_nat::policy::{DeviceId, Network, Policy, Side};
 use portcullis_steering::Owners;
@@ -93,6 +94,7 @@ impl Gateway {
         let copy_modes: Vec<_> = sockets.iter().map(|socket| (socket.queue().device.clone(), socket.mode())).collect();
 
         let doors = doors::open(queues.shapes(rules.slot_count()), Arc::clone(&policy), network);
+        let doors = doors.context("cannot open the descriptors by which workers tell their news")?;
         let (doors, control): (Vec<_>, Vec<_>) = doors.into_iter().unzip();
         // The workers fill the rings before the program is attached.
         let owners = spread.choice.owners.clone();
@@ -149,14 +151,19 @@ impl Gateway {
         self.mirror.subscribe()
     }
 
-    /// The next hop resolver.
-    pub(super) const fn resolver(&self) -> &Resolver {
-        &self.resolver
+    /// Waits for news of the workers.
+    pub(super) async fn wait_for_news(&self) {
+        self.workers.wait_for_news().await;
     }
 
-    /// The workers' next piece of news.
-    pub(super) fn next_event(&mut self) -> Option<Event> {
-        self.workers.next_event()
+    /// Has the kernel resolve and refresh the next hops that the workers have told.
+    pub(super) fn take_news(&mut self) {
+        while let Some(event) = self.workers.next_event() {
+            match event {
+                Event::ResolveNeighbour { interface, address } => self.resolver.resolve(interface, address),
+                Event::NeighbourUsed { interface, address } => self.resolver.used(interface, address),
+            }
+        }
     }
 
     /// Whether a worker's thread is gone: it panicked.
@@ -171,12 +178,12 @@ impl Gateway {
         }
     }
 
-    /// Whether there are devices that the workers are to run and do not run yet.
-    pub(super) fn waits_to_drive(&self) -> bool {
-        self.driving.is_waiting()
+    /// Waits until a queue that the workers are to run has become known.
+    pub(super) async fn wait_to_drive(&self) {
+        self.driving.wait().await;
     }
 
-    /// Goes on with the devices that the workers are to run.
+    /// Goes on with the devices that the workers are to run. To be called once a second beside.
     pub(super) fn go_on_driving(&mut self) {
         if self.driving.look(&lock(&self.steer), &self.devices, &self.mirror.state()) {
             self.tell_driven();

@@ -16,6 +16,7 @@ mod parts;
 mod placement;
 mod ports;
 mod punter;
+mod raised;
 mod spread;
 mod steering;
 mod workers;
@@ -28,21 +29,15 @@ use portcullis_xsk::capability;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::exit::Failure;
-use crate::doors::events::Event;
 use crate::kernel::Mirror;
 use gateway::Gateway;
 pub(crate) use outlook::outlook;
 pub(crate) use parts::{local_ports, noted_program};
 pub(crate) use spread::{NicTouch, WayFound};
 
-/// How often the workers' news are looked at: a packet waits so long for the question about its next hop.
-const NEWS_EVERY: Duration = Duration::from_millis(5);
-
-/// How often it is looked whether a device's queues can be run by the workers, while one's cannot yet.
-const DRIVING_EVERY: Duration = Duration::from_millis(10);
-
-/// How often it is looked whether devices put frames where their owners look.
-const PLACEMENT_EVERY: Duration = Duration::from_secs(1);
+/// How often the control plane looks at what nobody wakes it for: where devices put frames, whether they have been down, who is to run
+/// their queues, and the news that no packet waits for.
+const ROUND_EVERY: Duration = Duration::from_secs(1);
 
 /// Is the gateway with the configuration at `config` until it is told to stop. `socket` overrides the configuration's.
 pub(crate) fn run(config: &Path, socket: Option<&Path>, touch: NicTouch) -> Result<(), Failure> {
@@ -96,12 +91,8 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>, touch: NicTou
     let mut snapshots = gateway.subscribe();
     // What changed while the gateway was brought up is caught up with at once.
     snapshots.mark_changed();
-    let mut news = tokio::time::interval(NEWS_EVERY);
-    news.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut placement = tokio::time::interval(PLACEMENT_EVERY);
-    placement.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut driving = tokio::time::interval(DRIVING_EVERY);
-    driving.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut rounds = tokio::time::interval(ROUND_EVERY);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let ended = loop {
         tokio::select! {
             _ = terminate.recv() => break Ok("SIGTERM"),
@@ -120,18 +111,15 @@ async fn serve(rules: &Config, path: &Path, socket: Option<&Path>, touch: NicTou
                     break Err(failure);
                 }
             }
-            _ = placement.tick() => {
+            _ = rounds.tick() => {
                 gateway.watch_placement();
                 gateway.watch_driven();
+                gateway.go_on_driving();
+                gateway.take_news();
             }
-            _ = driving.tick(), if gateway.waits_to_drive() => gateway.go_on_driving(),
-            _ = news.tick() => {
-                while let Some(event) = gateway.next_event() {
-                    match event {
-                        Event::ResolveNeighbour { interface, address } => gateway.resolver().resolve(interface, address),
-                        Event::NeighbourUsed { interface, address } => gateway.resolver().used(interface, address),
-                    }
-                }
+            () = gateway.wait_to_drive() => gateway.go_on_driving(),
+            () = gateway.wait_for_news() => {
+                gateway.take_news();
                 if gateway.worker_has_ended() {
                     break Err(Failure::Other(anyhow::anyhow!("a worker has ended; see the log above for its last words")));
                 }

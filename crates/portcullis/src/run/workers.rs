@@ -3,6 +3,8 @@
 //! Knows threads and doors. Called by `gateway`. Invariants: the packet memory hears of the end before any frame goes; all workers have
 //! ended before the frames between them are taken.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
@@ -21,6 +23,7 @@ use super::devices::Devices;
 use super::division::{self, Shares};
 use super::parts::{self, Memory, SocketWorker};
 use super::punter::KernelPunter;
+use super::raised::Raised;
 use crate::cli::exit::Failure;
 use crate::doors::commands::Phase;
 use crate::doors::counters::{QueueName, Shape};
@@ -119,8 +122,10 @@ impl Made {
     /// Starts them. **Errors:** no thread; those that run end again.
     pub(super) fn start(self, control: Vec<ControlDoors>) -> Result<Workers, Failure> {
         let Self { memory, workers, .. } = self;
+        let wakers = control.iter().map(|doors| Raised::watch(doors.events.waker()));
+        let wakers = wakers.collect::<Result<_, _>>().context("cannot wait for the workers' news")?;
         cores::leave_to(&workers.iter().map(|(_, rules)| rules.core).collect::<Vec<_>>());
-        let mut running = Workers { control, threads: Vec::new(), turn: 0, memory };
+        let mut running = Workers { control, wakers, threads: Vec::new(), turn: 0, memory };
         for (worker, rules) in workers {
             match thread::start(worker, rules) {
                 Ok(thread) => running.threads.push(thread),
@@ -175,6 +180,8 @@ fn tell(number: usize, core: Option<CoreId>, queues: &[(DeviceId, socket::Queue)
 /// The running workers. Dropped, they end.
 pub(super) struct Workers {
     control: Vec<ControlDoors>,
+    /// What is raised when a worker has news, by worker.
+    wakers: Vec<Raised>,
     threads: Vec<JoinHandle<SocketWorker>>,
     /// Whose news come next.
     turn: usize,
@@ -185,6 +192,23 @@ impl Workers {
     /// The control plane's side of their doors.
     pub(super) fn doors(&self) -> &[ControlDoors] {
         &self.control
+    }
+
+    /// Waits until a worker has news that something waits for, or its thread is gone.
+    pub(super) async fn wait_for_news(&self) {
+        poll_fn(|context| {
+            let mut awake = false;
+            for (doors, waker) in self.control.iter().zip(&self.wakers) {
+                // Before the door is looked at: what comes after that raises the descriptor anew.
+                if waker.was(context) {
+                    doors.events.get_up();
+                    awake = true;
+                }
+                awake |= !doors.events.lie_down();
+            }
+            if awake { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// The next piece of news, of the workers in turn.
@@ -200,7 +224,7 @@ impl Workers {
 
     /// Whether a worker's thread is gone: it panicked.
     pub(super) fn one_has_ended(&self) -> bool {
-        self.threads.iter().any(JoinHandle::is_finished)
+        self.control.iter().any(|doors| doors.events.has_ended())
     }
 
     /// Ends all of them. Gives back those that ended in order, with their frames, and whether these are all.

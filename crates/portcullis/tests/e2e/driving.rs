@@ -57,6 +57,14 @@ fn drive(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// How often the control plane has gone to sleep.
+fn sleeps(world: &World) -> Result<u64> {
+    let pid = world.gateway.pid().context("a process")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).context("the count")?;
+    Ok(line.trim().parse()?)
+}
+
 fn is_left_alone(world: &World) -> Result<()> {
     for device in ["inside0", "outside0"] {
         let now = deferral(world, device)?;
@@ -89,6 +97,25 @@ fn the_worker_runs_the_devices_from_the_first_packet_and_no_packet_is_lost() {
         world.gateway.stop()?;
         is_left_alone(world).context("after the end")?;
         world.start_again()
+    });
+}
+
+#[test]
+fn the_control_plane_sleeps_while_a_device_waits_for_its_first_packet_and_while_it_is_driven() {
+    run_portcullis(always(), |world| {
+        world.restart(always())?;
+        ensure!(!is_driven(world, "outside0")?, "a packet has come by itself");
+        let sleeps_in_two_seconds = |world: &World| -> Result<u64> {
+            let before = sleeps(world)?;
+            std::thread::sleep(Duration::from_secs(2));
+            Ok(sleeps(world)? - before)
+        };
+        let waiting = sleeps_in_two_seconds(world)?;
+        drive(world)?;
+        let driven = sleeps_in_two_seconds(world)?;
+        // Its own rounds are one a second, in a few tasks; what the kernel tells of its neighbours comes beside.
+        ensure!(waiting < 50 && driven < 50, "it woke {waiting} times in two seconds, and {driven} times");
+        Ok(())
     });
 }
 

@@ -60,7 +60,7 @@ impl Crew {
     fn new(workers: usize) -> Self {
         let (policy, network) = wide();
         let shapes = vec![Shape { queues: Vec::new(), externals: 1 }; workers];
-        let doors = doors::open(shapes, Arc::new(policy), Arc::new(network));
+        let doors = doors::open(shapes, Arc::new(policy), Arc::new(network)).expect("descriptors");
         let hatches = handoff::open(workers, LENT).expect("descriptors");
         let owners = fleet::owners(workers as u16, 7);
         let (slab, frames) = Slab::new(workers * EACH, 2048);

@@ -150,7 +150,7 @@ struct Bench {
 impl Bench {
     fn new(policy: Policy, network: Network) -> Self {
         let shapes = vec![Shape { queues: Vec::new(), externals: 1 }];
-        let doors = doors::open(shapes, Arc::new(policy), Arc::new(network)).pop().expect("a worker's doors");
+        let doors = doors::open(shapes, Arc::new(policy), Arc::new(network)).expect("descriptors").pop().expect("a worker's doors");
         let hatch = handoff::open(1, 0).expect("a descriptor").pop().expect("a hatch");
         let (slab, frames) = Slab::new(FRAMES, 2048);
         let capacity = Capacity { mappings: 64, bare_mappings: 0, sessions: 64, externals: 1, fragments: 8, others: 8 };
