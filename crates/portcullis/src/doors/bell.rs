@@ -1,6 +1,6 @@
-//! A bell at a worker's bed: how another worker wakes it, and only then pays for a system call.
+//! A bell at the bed of a worker, or of the control plane: how a worker wakes it, and only then pays for a system call.
 //!
-//! Knows a flag and a signal, nothing of what the sleeper is woken for; the door "handoff" gives it that meaning.
+//! Knows a flag and a signal, nothing of what the sleeper is woken for; the doors "handoff" and "events out" give it that meaning.
 //! Invariant: what was put down before [`Bell::ring`] is seen by the sleeper's look after [`Bell::lie_down`], or the signal is raised.
 //!
 //! ```text

@@ -5,11 +5,9 @@
 //! set is put back at the end, and by the next process. Where anything lacks, the kernel runs the queues as ever. Why so:
 //! docs/adr/0009. Tests: below; `tests/e2e/driving.rs`.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use portcullis_config::{BusyPoll, Config};
@@ -22,7 +20,7 @@ use portcullis_xsk::steer::Steer;
 use super::devices::Devices;
 use super::nics::{NicChange, Notes};
 use super::parts;
-use super::raised::Raised;
+use super::raised::{self, Raised};
 use super::spread::NicTouch;
 use crate::cli::exit::Failure;
 use crate::kernel::KernelState;
@@ -145,12 +143,12 @@ impl Driving {
 
     /// Waits until a frame has arrived that was carried: then there is something to [`Driving::look`] at.
     pub(super) async fn wait(&self) {
-        poll_fn(|context| {
+        raised::until(|context| {
             let mut arrived = false;
             for arrival in self.devices.iter().flat_map(|device| &device.queues).filter_map(|queue| queue.arrival.as_ref()) {
                 arrived |= arrival.was(context);
             }
-            if arrived { Poll::Ready(()) } else { Poll::Pending }
+            arrived
         })
         .await;
     }

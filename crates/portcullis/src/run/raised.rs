@@ -1,13 +1,19 @@
 //! A descriptor that becomes readable when the control plane is wanted, among others that it waits for.
 //!
-//! Knows descriptors, not what they say. Used by `workers` and `driving`, each within one future over all of its descriptors.
+//! Knows descriptors, not what they say. Used by `workers` and `driving`, each within one future over all of its descriptors: [`until`].
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Waits until `look` finds what it looks for. It asks descriptors by [`Raised::was`], and looks again when one of them is raised.
+pub(super) async fn until(look: impl Fn(&mut Context<'_>) -> bool) {
+    poll_fn(|context| if look(context) { Poll::Ready(()) } else { Poll::Pending }).await;
+}
 
 /// One such descriptor.
 #[derive(Debug)]
@@ -33,7 +39,6 @@ impl Raised {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
     use std::os::fd::AsFd as _;
     use std::time::Duration;
 
@@ -43,8 +48,7 @@ mod tests {
     use super::*;
 
     async fn is_raised(raised: &Raised) -> bool {
-        let wait = poll_fn(|context| if raised.was(context) { Poll::Ready(()) } else { Poll::Pending });
-        timeout(Duration::from_millis(100), wait).await.is_ok()
+        timeout(Duration::from_millis(100), until(|context| raised.was(context))).await.is_ok()
     }
 
     #[tokio::test]

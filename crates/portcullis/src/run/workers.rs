@@ -3,8 +3,6 @@
 //! Knows threads and doors. Called by `gateway`. Invariants: the packet memory hears of the end before any frame goes; all workers have
 //! ended before the frames between them are taken.
 
-use std::future::poll_fn;
-use std::task::Poll;
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
@@ -23,7 +21,7 @@ use super::devices::Devices;
 use super::division::{self, Shares};
 use super::parts::{self, Memory, SocketWorker};
 use super::punter::KernelPunter;
-use super::raised::Raised;
+use super::raised::{self, Raised};
 use crate::cli::exit::Failure;
 use crate::doors::commands::Phase;
 use crate::doors::counters::{QueueName, Shape};
@@ -196,7 +194,7 @@ impl Workers {
 
     /// Waits until a worker has news that something waits for, or its thread is gone.
     pub(super) async fn wait_for_news(&self) {
-        poll_fn(|context| {
+        raised::until(|context| {
             let mut awake = false;
             for (doors, waker) in self.control.iter().zip(&self.wakers) {
                 // Before the door is looked at: what comes after that raises the descriptor anew.
@@ -206,7 +204,7 @@ impl Workers {
                 }
                 awake |= !doors.events.lie_down();
             }
-            if awake { Poll::Ready(()) } else { Poll::Pending }
+            awake
         })
         .await;
     }
