@@ -78,12 +78,12 @@ bench-veth *ARGS:
     cargo build --release -p portcullis -p portcullis-bench-veth
     exec target/release/bench-veth run "$@"
 
-# The same rate to each gateway, round after round (root): what a packet costs and what twice that rate does, as ratios with their spread.
+# The same rate to each gateway, round after round (root): what a packet costs, how long it takes and what twice that rate does, as ratios with their spread.
 bench-rounds *ARGS:
     cargo build --release -p portcullis -p portcullis-bench-veth
     exec target/release/bench-veth rounds "$@"
 
-# Ten minutes at 90 % of the loss-free rate (root): what is lost, and whose loss it is; no memory grown, no session left; `--minutes 1`.
+# Ten minutes at 90 % of a rate that held as long (root): what is lost, and whose loss it is; no memory grown, no session left; `--minutes 1`.
 soak *ARGS:
     cargo build --release -p portcullis -p portcullis-bench-veth
     exec target/release/bench-veth soak "$@"

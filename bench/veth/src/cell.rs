@@ -58,6 +58,13 @@ impl Mix {
     }
 }
 
+impl std::fmt::Display for Mix {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { flows, size, both } = self;
+        write!(to, "{flows} flows, {size} bytes, {}", if *both { "both ways" } else { "one way" })
+    }
+}
+
 /// How long trials take.
 #[derive(Clone, Copy, Debug)]
 pub struct Lengths {

@@ -14,8 +14,7 @@ pub fn changes(before: &Report, now: &Report) -> Option<String> {
     let mut text = format!("since {} of {} ({})\n", before.commit, before.date, before.mode);
     for ratio in &now.ratios {
         let Some(old) = before.ratios.iter().find(|old| old.mix == ratio.mix) else { continue };
-        let ways = if ratio.mix.both { "both ways" } else { "one way" };
-        let _ = write!(text, "  {} flows, {} bytes, {ways}:", ratio.mix.flows, ratio.mix.size);
+        let _ = write!(text, "  {}:", ratio.mix);
         let changes: Vec<_> =
             named(old).into_iter().zip(named(ratio)).filter_map(|((what, old), (_, now))| change(what, old?, now?)).collect();
         let _ = writeln!(text, " {}", if changes.is_empty() { "as before".to_owned() } else { changes.join(", ") });

@@ -23,7 +23,7 @@ struct Arguments {
 enum Command {
     /// The whole comparison: a table, a file of JSON and a plot.
     Run(run::Options),
-    /// The same rate to each gateway, round after round: what a packet costs, and what twice that rate does. Ratios with their spread.
+    /// The same rate to each gateway, round after round: what a packet costs and how long it takes, and what twice that rate does. Ratios with their spread.
     Rounds(rounds::Options),
     /// Portcullis at 90 % of its loss-free rate for minutes: nothing lost that the bare forwarder would not lose as well, no memory grown, no session
     /// left. Exits 1 when not.

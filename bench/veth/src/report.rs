@@ -155,8 +155,7 @@ impl Report {
             "gateway on core {gateway_core}, tester on core {tester_core}; Portcullis: busy_poll {busy_poll}, queues run by its {napi}\n"
         );
         for mix in self.mixes() {
-            let ways = if mix.both { "both ways" } else { "one way" };
-            let _ = writeln!(text, "{} flows, {} bytes, {ways}", mix.flows, mix.size);
+            let _ = writeln!(text, "{mix}");
             let _ = writeln!(
                 text,
                 "  {:<12}{:>12}{:>8}{:>9}{:>8}{:>10}{:>9}{:>9}{:>7}{:>7}",

@@ -1,4 +1,4 @@
-//! The same rate to each gateway, round after round: what a packet costs, and what becomes of twice that rate.
+//! The same rate to each gateway, round after round: what a packet costs and how long it takes, and what becomes of twice that rate.
 //!
 //! Knows the order of turns and what follows from them. Called by the program. A machine whose speed changes by half within minutes spoils a
 //! comparison of two figures taken once; here gateways follow each other within seconds, and a ratio is only of figures of one round.
@@ -17,9 +17,9 @@ use crate::gateway::{Kind, Setup};
 use crate::host::{self, Machine, Place};
 use crate::prepared::Prepared;
 use crate::report;
-use crate::run::{UDP_TIMEOUT, in_world};
+use crate::run::{Directions, UDP_TIMEOUT, in_world, mixes};
 use crate::sink::Wrong;
-use crate::tester::Load;
+use crate::tester::{Load, Trial, directions};
 use crate::world::{Pollers, World};
 
 /// Who takes turns: the bare forwarder beside NAPI threads is never the best.
@@ -31,16 +31,20 @@ const KEPT_UP: f64 = 0.97;
 /// What to offer, how often, and where to put what was measured.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Packets a second that each gateway is offered: below the loss-free rate of all of them. Twice as many are offered afterwards.
+    /// Packets a second that each gateway is offered, both directions together: below the loss-free rate of all of them. Half as many are offered
+    /// before, twice as many afterwards.
     #[arg(long, value_name = "PPS", default_value_t = 400_000, value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
     rate: u64,
     /// Numbers of flows.
     #[arg(long, value_delimiter = ',', value_name = "N,N", default_values_t = [1_000, 1_000_000], value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     flows: Vec<u32>,
-    /// Frame length without FCS, even. In bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 64)]
-    size: usize,
-    /// Rounds of each number of flows.
+    /// Frame lengths without FCS, even. In bytes.
+    #[arg(long, value_delimiter = ',', value_name = "BYTES,BYTES", default_values_t = [64])]
+    sizes: Vec<usize>,
+    /// Which ways packets go.
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "one")]
+    directions: Vec<Directions>,
+    /// Rounds of each mix.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=50))]
     rounds: u32,
     /// How long one measurement takes. In seconds.
@@ -81,15 +85,36 @@ struct Sample {
     passed: f64,
     /// Its time for one of them, in all contexts, without a worker's empty rounds. **Units:** nanoseconds.
     cpu_ns: f64,
+    /// At the rate.
+    latency: Latency,
+    /// At half the rate.
+    latency_at_half: Latency,
     /// What was offered when twice the rate was asked for. **Units:** packets a second.
     overload_offered: f64,
     /// What passed then. **Units:** packets a second.
     overload: f64,
     /// That, as a part of the same as in [`crate::cell::Cell`].
     overload_share: f64,
-    /// The part of both measurements in which the core stood still.
+    /// The part of the measurements in which the core stood still.
     stalled: f64,
     wrong: Wrong,
+}
+
+/// How long packets took, the tester's ends included. **Units:** nanoseconds. A gateway with short rings loses what would have taken long.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Latency {
+    p50: u64,
+    p99: u64,
+    /// The part of the packets that was lost, in pauses too, but not by the tester.
+    lost: f64,
+}
+
+impl Latency {
+    fn of(trial: &Trial) -> Result<Self> {
+        let counted = trial.arrived.latency()?;
+        let lost = trial.lost.saturating_sub(trial.lost_by_tester) as f64 / trial.sent.max(1) as f64;
+        Ok(Self { p50: counted.value_at_quantile(0.5), p99: counted.value_at_quantile(0.99), lost })
+    }
 }
 
 /// Portcullis by the others, over all rounds of a mix.
@@ -101,6 +126,12 @@ struct Pair {
     cpu_by_kernel: Spread,
     overload_share: Spread,
     overload_by_kernel: Spread,
+    /// Both at the rate.
+    p99_by_kernel: Spread,
+    /// Both at half the rate.
+    p99_at_half_by_kernel: Spread,
+    /// Portcullis at the rate, the kernel at half of it: where the one carries twice as much as the other, each at the same part of what it carries.
+    p99_by_kernel_at_half: Spread,
 }
 
 /// The quartiles of some figures.
@@ -134,7 +165,7 @@ impl std::fmt::Display for Spread {
 ///
 /// **Errors:** as [`crate::run::run`].
 pub fn rounds(options: &Options) -> Result<bool> {
-    cell::ensure_size(options.size)?;
+    options.sizes.iter().try_for_each(|&size| cell::ensure_size(size))?;
     ensure!(!options.measure.is_zero(), "a measurement takes longer than 0 seconds");
     let cores = options.place.cores()?;
     let setup = options.place.setup(cores, UDP_TIMEOUT)?;
@@ -157,23 +188,24 @@ pub fn rounds(options: &Options) -> Result<bool> {
 
 fn measure(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) -> Result<Vec<Sample>> {
     let (start, mut samples) = (Instant::now(), Vec::new());
-    let turns = options.flows.len() * options.rounds as usize * KINDS.len();
-    for &flows in &options.flows {
-        let mix = Mix { flows, size: options.size, both: false };
+    let mixes = mixes(&options.directions, &options.sizes, &options.flows);
+    let turns = mixes.len() * options.rounds as usize * KINDS.len();
+    for mix in mixes {
         for round in 0..options.rounds {
             for turn in 0..KINDS.len() {
                 let kind = KINDS[(turn + round as usize) % KINDS.len()];
                 let sample = sample(world, pollers, setup, options, (kind, mix, round))?;
                 samples.push(sample);
-                let Sample { cpu_ns, overload, established, passed, .. } = samples[samples.len() - 1];
+                let Sample { cpu_ns, overload, established, passed, latency, .. } = samples[samples.len() - 1];
                 eprintln!(
-                    "[{}/{turns}, {:.0} s] {}, {flows} flows, round {}: {cpu_ns:.0} ns a packet, {overload:.0}/s in overload",
+                    "[{}/{turns}, {:.0} s] {}, {mix}, round {}: {cpu_ns:.0} ns a packet, p99 {} us, {overload:.0}/s in overload",
                     samples.len(),
                     start.elapsed().as_secs_f64(),
                     kind.label(),
-                    round + 1
+                    round + 1,
+                    latency.p99 / 1000
                 );
-                if established < flows.into() || passed < KEPT_UP * options.rate as f64 {
+                if established < mix.flows.into() || passed < KEPT_UP * options.rate as f64 {
                     eprintln!("    only {established} flows passed before it, and {passed:.0} packets a second at the rate");
                 }
             }
@@ -193,8 +225,10 @@ fn sample(
     cell::with_fresh(world, pollers, gateway, setup, mix, |tester, gateway| {
         let established = cell::establish(tester, gateway, mix)?;
         let mut seen = Seen::default();
+        let sent = rate / u64::from(directions(tester.direction));
         let mut offered = |rate| cell::undisturbed(tester, gateway, Load::at(rate, measure), &mut seen);
-        let (cost, overload) = (offered(rate)?, offered(rate * 2)?);
+        let (half, cost, overload) = (offered(sent / 2)?, offered(sent)?, offered(sent * 2)?);
+        let stalled = [&half, &cost, &overload].map(|trial| (trial.stalls.seconds, trial.seconds));
         Ok(Sample {
             round,
             gateway: gateway.kind(),
@@ -202,14 +236,19 @@ fn sample(
             established,
             passed: cost.rate(),
             cpu_ns: cost.work_per_packet(),
+            latency: Latency::of(&cost)?,
+            latency_at_half: Latency::of(&half)?,
             overload_offered: overload.offered(tester.direction),
             overload: overload.rate(),
             overload_share: seen.share_of(&overload, tester.direction),
-            stalled: (cost.stalls.seconds + overload.stalls.seconds) / (cost.seconds + overload.seconds),
+            stalled: stalled.iter().map(|(still, _)| still).sum::<f64>() / stalled.iter().map(|(_, all)| all).sum::<f64>(),
             wrong: seen.wrong,
         })
     })
 }
+
+/// Something about a sample.
+type Figure = fn(&Sample) -> f64;
 
 impl Report {
     fn work_out(&mut self) {
@@ -228,19 +267,25 @@ impl Report {
     }
 
     fn pair(&self, mix: Mix) -> Option<Pair> {
-        let by = |other: Kind, figure: fn(&Sample) -> f64| {
+        let figures_by = |other: Kind, figure: Figure, of_other: Figure| {
             let pairs = self.of(Kind::Portcullis, mix).filter_map(|ours| {
                 let theirs = self.of(other, mix).find(|theirs| theirs.round == ours.round)?;
-                Some(figure(ours) / figure(theirs)).filter(|ratio| ratio.is_finite() && *ratio > 0.0)
+                Some(figure(ours) / of_other(theirs)).filter(|ratio| ratio.is_finite() && *ratio > 0.0)
             });
             Spread::of(pairs.collect())
         };
+        let by = |other: Kind, figure: Figure| figures_by(other, figure, figure);
+        let p99: Figure = |sample| sample.latency.p99 as f64;
+        let p99_at_half: Figure = |sample| sample.latency_at_half.p99 as f64;
         Some(Pair {
             mix,
             cpu_by_bare: by(Kind::BareBusy, |sample| sample.cpu_ns)?,
             cpu_by_kernel: by(Kind::Kernel, |sample| sample.cpu_ns)?,
             overload_share: Spread::of(self.of(Kind::Portcullis, mix).map(|sample| sample.overload_share).collect())?,
             overload_by_kernel: by(Kind::Kernel, |sample| sample.overload)?,
+            p99_by_kernel: by(Kind::Kernel, p99)?,
+            p99_at_half_by_kernel: by(Kind::Kernel, p99_at_half)?,
+            p99_by_kernel_at_half: figures_by(Kind::Kernel, p99, p99_at_half)?,
         })
     }
 
@@ -248,25 +293,38 @@ impl Report {
     fn table(&self) -> String {
         let mut text = String::new();
         let _ = writeln!(text, "{}, commit {}, {} {}", self.machine, self.commit, self.date, self.time);
-        let _ = writeln!(text, "{} packets a second, then twice as many; median, and quartiles in brackets", self.rate);
+        let _ = writeln!(
+            text,
+            "{} packets a second, half as many before and twice as many after it; median, and quartiles in brackets",
+            self.rate
+        );
         for pair in &self.pairs {
-            let Mix { flows, size, .. } = pair.mix;
             let rounds = self.of(Kind::Portcullis, pair.mix).count();
-            let _ = writeln!(text, "\n{flows} flows, {size} bytes, one way, {rounds} rounds");
+            let _ = writeln!(text, "\n{}, {rounds} rounds", pair.mix);
             for kind in KINDS {
-                let figures = |figure: fn(&Sample) -> f64| Spread::of(self.of(kind, pair.mix).map(figure).collect());
-                let (Some(cpu), Some(overload)) = (figures(|sample| sample.cpu_ns), figures(|sample| sample.overload)) else {
-                    continue;
-                };
-                let Spread { low, median, high } = cpu;
-                let label = kind.label();
-                let _ =
-                    writeln!(text, "  {label:<12}{median:>6.0} ns ({low:.0} to {high:.0}){:>10.0}/s in overload", overload.median);
+                let figures = |figure: Figure| Spread::of(self.of(kind, pair.mix).map(figure).collect());
+                let rows = [
+                    figures(|sample| sample.cpu_ns),
+                    figures(|sample| sample.overload),
+                    figures(|sample| sample.latency.p99 as f64 / 1000.0),
+                    figures(|sample| sample.latency_at_half.p99 as f64 / 1000.0),
+                    figures(|sample| sample.overload_share * 100.0),
+                ];
+                let [Some(cpu), Some(overload), Some(p99), Some(p99_at_half), Some(share)] = rows else { continue };
+                let (label, Spread { low, median, high }) = (kind.label(), cpu);
+                let _ = writeln!(
+                    text,
+                    "  {label:<12}{median:>6.0} ns ({low:.0} to {high:.0}){:>10.0}/s in overload, {:.0} % of its best; p99 {:.0} us, {:.0} at half the rate",
+                    overload.median, share.median, p99.median, p99_at_half.median
+                );
             }
             let _ = writeln!(text, "  portcullis's time by the bare forwarder's: {}", pair.cpu_by_bare);
             let _ = writeln!(text, "  portcullis's time by the kernel's: {}", pair.cpu_by_kernel);
             let _ = writeln!(text, "  portcullis in overload, by its best rate or what was offered: {}", pair.overload_share);
             let _ = writeln!(text, "  portcullis in overload, by the kernel: {}", pair.overload_by_kernel);
+            let _ = writeln!(text, "  portcullis's p99 by the kernel's: {}", pair.p99_by_kernel);
+            let _ = writeln!(text, "  both at half the rate: {}", pair.p99_at_half_by_kernel);
+            let _ = writeln!(text, "  only the kernel at half the rate: {}", pair.p99_by_kernel_at_half);
         }
         text
     }
@@ -288,6 +346,8 @@ mod tests {
             established: 7,
             passed,
             cpu_ns,
+            latency: Latency { p50: 1, p99: cpu_ns as u64 * 10, lost: 0.0 },
+            latency_at_half: Latency { p50: 1, p99: cpu_ns as u64 * 5, lost: 0.0 },
             overload_offered,
             overload,
             overload_share: 1.0,
@@ -309,6 +369,8 @@ mod tests {
         let close = |spread: Spread, wanted: f64| {
             [spread.low, spread.median, spread.high].iter().all(|ratio| (ratio - wanted).abs() < 1e-9)
         };
+        let p99 = [(pair.p99_by_kernel, 0.5), (pair.p99_at_half_by_kernel, 0.5), (pair.p99_by_kernel_at_half, 1.0)];
+        assert!(p99.into_iter().all(|(spread, wanted)| close(spread, wanted)), "{pair:?}");
         assert!(close(pair.cpu_by_bare, 1.1) && close(pair.cpu_by_kernel, 0.5) && close(pair.overload_by_kernel, 2.0), "{pair:?}");
         assert!(report.table().contains("7 flows, 64 bytes, one way, 3 rounds"), "{}", report.table());
     }

@@ -92,12 +92,7 @@ impl Options {
         for &size in &sizes {
             cell::ensure_size(size)?;
         }
-        let mut mixes = Vec::new();
-        for &both in &directions {
-            for &size in &sizes {
-                mixes.extend(flows.iter().map(|&flows| Mix { flows, size, both: both == Directions::Both }));
-            }
-        }
+        let mixes = mixes(&directions, &sizes, &flows);
         let (trial, measure, steps) = if self.quick { (300, 500, 6) } else { (500, 1000, 9) };
         let lengths = Lengths {
             trial: self.trial.unwrap_or(Duration::from_millis(trial)),
@@ -114,6 +109,15 @@ impl Options {
         };
         Ok(Plan { mode, mixes, lengths, new_flows: !self.no_new_flows })
     }
+}
+
+/// Every mix of these.
+pub(crate) fn mixes(directions: &[Directions], sizes: &[usize], flows: &[u32]) -> Vec<Mix> {
+    let of = |&directions: &Directions| {
+        let both = directions == Directions::Both;
+        sizes.iter().flat_map(move |&size| flows.iter().map(move |&flows| Mix { flows, size, both }))
+    };
+    directions.iter().flat_map(of).collect()
 }
 
 fn pick<T: Clone>(given: &[T], otherwise: &[T]) -> Vec<T> {
@@ -192,14 +196,11 @@ fn measure(world: &World, pollers: &Pollers, setup: &Setup, plan: &Plan) -> Resu
             }
         }
         eprintln!(
-            "[{}/{}, {:.0} s] {}, {} flows, {} bytes{}: {:.0}/s without loss, {:.0} ns a packet{}",
+            "[{}/{}, {:.0} s] {}, {mix}: {:.0}/s without loss, {:.0} ns a packet{}",
             number + 1,
             turns.len(),
             start.elapsed().as_secs_f64(),
             kind.label(),
-            mix.flows,
-            mix.size,
-            if mix.both { ", both ways" } else { "" },
             cell.loss_free,
             cell.cpu_ns,
             disturbances(&cell)

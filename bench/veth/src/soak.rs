@@ -52,9 +52,6 @@ const SLACK: u64 = 1 << 20;
 const BARE: &str = "bare";
 /// The part of the loss-free rate.
 const PART: f64 = 0.9;
-/// How long a rate that was found has to hold before it counts as loss-free, but at most half as long as the soak. Chosen: RFC 2544, section 24,
-/// wants a minute at least, and a machine may be slow for minutes.
-const CONFIRM: Duration = Duration::from_secs(300);
 /// What is tried after a rate that did not hold, as a part of it, and how many rates at most.
 const NEXT: f64 = 0.9;
 /// See [`NEXT`].
@@ -72,8 +69,7 @@ pub struct Options {
     /// How long; as long again where packets were lost in no pause, for turns with the bare forwarder.
     #[arg(long, default_value_t = 10.0, value_parser = minutes)]
     minutes: f64,
-    /// Packets a second, instead of 90 % of the loss-free rate that is searched first: one that holds for half as long as the soak, or for five
-    /// minutes.
+    /// Packets a second, instead of 90 % of the loss-free rate that is searched first: one that holds for as long as the soak.
     #[arg(long, value_name = "PPS", value_parser = clap::value_parser!(u64).range(1..))]
     rate: Option<u64>,
     /// Flows that stay.
@@ -273,8 +269,9 @@ fn ensure_kept(rate: u64, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// 90 % of the loss-free rate: of one at which nothing is lost in the soak's own mix, either, for minutes. Trials of a second only find where to
-/// begin: a machine that is slow now and then has another rate than one that is quick all the time.
+/// 90 % of the loss-free rate: of one at which nothing is lost in the soak's own mix, either, for as long as the soak. Trials of a second only find
+/// where to begin: a machine that is slow now and then has another rate than one that is quick all the time. **Source:** RFC 2544, section 24,
+/// which wants a minute at least.
 fn search(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) -> Result<u64> {
     let flows = options.flows;
     eprintln!("searching the loss-free rate at {flows} flows");
@@ -286,7 +283,7 @@ fn search(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) ->
     eprintln!("{} trials of a second: {rate:.0}/s is loss-free", cell.trials);
     for _ in 0..TRIES {
         let is_loss_free = |window: &Window| window.lost_at_work() == 0;
-        let time = CONFIRM.min(options.time() / 2);
+        let time = options.time();
         let shown = run(world, pollers, setup, options, rate as u64, time, is_loss_free)?;
         let lost = shown.lost_by_gateway();
         // One that ended early may look loss-free: what its last window lost, a pause explained that ended after it.

@@ -116,7 +116,7 @@ fn every_gateway_carries_packets_and_every_figure_is_there() {
 fn rounds_give_ratios_with_their_spread() {
     let Some(_machine) = machine_for("rounds_give_ratios_with_their_spread") else { return };
     let out = directory("rounds");
-    let words = format!("rounds --flows {FLOWS} --rate 20000 --rounds 2 --measure 0.1 --capacity 131072 --out");
+    let words = format!("rounds --flows {FLOWS} --directions both --rate 20000 --rounds 2 --measure 0.1 --capacity 131072 --out");
     let output = bench(&words).arg(&out).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let file = fs::read_dir(&out).unwrap().next().unwrap().unwrap().path();
@@ -127,12 +127,19 @@ fn rounds_give_ratios_with_their_spread() {
     for figure in ["passed", "cpu_ns", "overload", "overload_offered", "overload_share"] {
         assert!(samples.iter().all(|sample| sample[figure].as_f64().unwrap() > 0.0), "{figure}: {samples:?}");
     }
+    // Half of the rate each way; what the tester did not reach was not offered.
+    assert!(samples.iter().all(|sample| sample["passed"].as_f64().unwrap() < 21_000.0), "{samples:?}");
+    for load in ["latency", "latency_at_half"] {
+        let ordered = |sample: &Value| sample[load]["p50"].as_u64().unwrap() <= sample[load]["p99"].as_u64().unwrap();
+        assert!(samples.iter().all(|sample| ordered(sample) && sample[load]["lost"].is_f64()), "{load}: {samples:?}");
+    }
     let pair = &report["pairs"][0];
-    for ratio in ["cpu_by_bare", "cpu_by_kernel", "overload_share", "overload_by_kernel"] {
+    let by_kernel = ["overload_by_kernel", "p99_by_kernel", "p99_at_half_by_kernel", "p99_by_kernel_at_half"];
+    for ratio in ["cpu_by_bare", "cpu_by_kernel", "overload_share"].into_iter().chain(by_kernel) {
         let [low, median, high] = ["low", "median", "high"].map(|which| pair[ratio][which].as_f64().unwrap());
         assert!(0.0 < low && low <= median && median <= high, "{ratio}: {pair}");
     }
-    assert!(text(&output).contains("100 flows, 64 bytes, one way, 2 rounds"), "{}", text(&output));
+    assert!(text(&output).contains("100 flows, 64 bytes, both ways, 2 rounds"), "{}", text(&output));
     fs::remove_dir_all(out).unwrap();
 }
 
@@ -194,7 +201,7 @@ fn bad_input_is_refused_with_what_to_do() {
         ("run --sizes 65", 1, "even, 64 to 1514"),
         ("run --flows 0", 2, "--flows"),
         ("rounds --rate 0", 2, "--rate"),
-        ("rounds --size 65", 1, "even, 64 to 1514"),
+        ("rounds --sizes 65", 1, "even, 64 to 1514"),
         ("soak --minutes 0", 2, "0.01 to 1440 minutes"),
         ("run --portcullis /no/such/program", 1, "cargo build --release -p portcullis"),
         ("soak --rate 60000", 1, "need at least 70000 packets a second"),
