@@ -5,10 +5,12 @@
  * `tick` runs from the core's own clock, several thousand times a second, whatever task is on it. A tick that is late says that the core
  * itself was away: the hypervisor had it. A tick in another program than the gateway, or in a softirq that is not the network's beside a
  * gateway that is a program, says the same and does not count; nor does one while the core has waited for a spin lock for longer than any is
- * held, for then the hypervisor has the core that holds it. What the generator sent in that time may have been lost before any gateway
+ * held, for then the hypervisor has the core that holds it; nor one that finds the program where it was some ticks ago, at the same instruction or in
+ * the same system call, without having run a device's queue: then the hypervisor lets the core do little more than take the ticks. What the generator sent in that time may have been lost before any gateway
  * could do anything, if the device's ring was full by then. How full it is after a pause is reckoned for a gateway at nine tenths of what it
  * can do: of nine packets that come it has done with ten.
  */
+#include <linux/ptrace.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
@@ -20,6 +22,7 @@ const volatile __u64 late = 0;
 const volatile __u64 late_when_idle = 0;
 const volatile __u64 ring = 0;
 const volatile __u64 held_long = 0;
+const volatile __u64 stood_long = 0;
 
 struct stalls {
 	__u64 count;
@@ -34,6 +37,13 @@ struct stalls {
 	__u64 in_foreign_softirq;
 	/* Since when it waits for a spin lock, or 0. */
 	__u64 waits_since;
+	/* Whether it has halted since the tick before. */
+	__u64 has_halted;
+	/* Where the tick before found the program, since when, and whether the core has run a device's queue since. */
+	__u64 instruction;
+	__u64 stack;
+	__u64 stands_since;
+	__u64 has_run_queue;
 } stalls = {};
 
 /* The generator's count: its own map is put here. */
@@ -118,6 +128,43 @@ int BPF_PROG(wait_ends, void *lock, int error)
 	return 0;
 }
 
+/* The number of a state that is left, not entered (trace/events/power.h: PWR_EVENT_EXIT). */
+#define IDLE_ENDS (~0u)
+
+SEC("tp_btf/cpu_idle")
+int BPF_PROG(idle_begins_or_ends, unsigned int state, unsigned int cpu)
+{
+	if (cpu == core && state != IDLE_ENDS)
+		stalls.has_halted = 1;
+	return 0;
+}
+
+SEC("tp_btf/napi_poll")
+int BPF_PROG(queue_ran)
+{
+	if (bpf_get_smp_processor_id() == core)
+		stalls.has_run_queue = 1;
+	return 0;
+}
+
+/*
+ * Whether the core, which is at work, has got no further for some ticks. A gateway that computes for so long is at the same instruction each time
+ * by chance only, and a call of the kernel's that takes or sends as many packets as it may is over sooner. A thread of the kernel's own is always
+ * at the same place.
+ */
+static __always_inline int stands_for_long(__u64 now, int halted)
+{
+	struct pt_regs *program = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+	__u64 instruction = PT_REGS_IP(program), stack = PT_REGS_SP(program);
+
+	if (halted || stalls.has_run_queue || instruction != stalls.instruction || stack != stalls.stack)
+		stalls.stands_since = now;
+	stalls.instruction = instruction;
+	stalls.stack = stack;
+	stalls.has_run_queue = 0;
+	return now - stalls.stands_since >= stood_long;
+}
+
 static __always_inline int waits_for_a_stopped_core(__u64 now)
 {
 	return stalls.waits_since && now - stalls.waits_since >= held_long;
@@ -137,9 +184,11 @@ int tick(void *context)
 	__u64 now = bpf_ktime_get_ns(), count = sent_until_now();
 	__u64 since = now - stalls.last, came = count - stalls.sent, missed = 0, done;
 	/* A core that has halted wakes late: whoever lets it halt pays for that. */
-	int halted = !(__u32)bpf_get_current_pid_tgid();
+	int halted = stalls.has_halted || !(__u32)bpf_get_current_pid_tgid();
 
-	if (is_foreign() || stalls.in_foreign_softirq || waits_for_a_stopped_core(now))
+	int stands = stands_for_long(now, halted);
+
+	if (is_foreign() || stalls.in_foreign_softirq || waits_for_a_stopped_core(now) || stands)
 		return 0;
 	if (stalls.last && since >= (halted ? late_when_idle : late)) {
 		stalls.count++;
@@ -161,6 +210,7 @@ int tick(void *context)
 	}
 	stalls.last = now;
 	stalls.sent = count;
+	stalls.has_halted = 0;
 	return 0;
 }
 

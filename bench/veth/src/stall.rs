@@ -3,7 +3,8 @@
 //! Knows a core, what was sent, and the gateway's process; nothing else of it. Called around each trial. A clock of the core's own runs a
 //! program (`stall.bpf.c`) every 125 us, in hard interrupts: a tick that is late is the hypervisor's; one in another program is that one's, and one
 //! in a work queue's thread or in a softirq that is not the network's is that work's, where the gateway is a program; one in a long wait for a
-//! spin lock is the hypervisor's, who stopped the core that holds it. Invariant: counts only
+//! spin lock is the hypervisor's, who stopped the core that holds it; and so is one that finds the program where it was two
+//! ticks ago, at the same instruction or in the same system call, and no queue run since. Invariant: counts only
 //! grow; never more packets than were sent to the core while it was away, in pauses by which the ring may have been full. Blind spot: a kernel
 //! that keeps interrupts off for 300 us looks the same. Source: perf_event_open(2), `PERF_COUNT_SW_CPU_CLOCK`. Tests: below.
 
@@ -32,6 +33,9 @@ const TICK: u64 = 125_000;
 const LATE: u64 = 300_000;
 /// From when on a spin lock's holder has been stopped. **Units:** nanoseconds. Chosen: the kernel holds one for a microsecond or two.
 const HELD_LONG: u64 = 50_000;
+/// From when on a core that runs has got no further for too long. **Units:** nanoseconds. Chosen: two ticks; taking 64 packets, the most at once, takes
+/// 130,000 where the kernel translates them, and 20,000 to 70,000 on their way to a socket, and sending 128 takes 100,000.
+const STOOD_LONG: u64 = 240_000;
 /// The descriptor is not for programs that are started. **Source:** Linux `include/uapi/linux/perf_event.h`.
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 /// From when on a tick is late on a core that had halted, which wakes late on a virtual machine: that is the price of halting, and a longer one
@@ -43,7 +47,7 @@ const RING: u64 = 256;
 /// Watches a core until it is dropped.
 pub struct Watch<'object> {
     program: StallSkel<'object>,
-    _links: [Link; 5],
+    _links: [Link; 7],
 }
 
 /// What was seen.
@@ -68,7 +72,7 @@ impl<'object> Watch<'object> {
         let mut open = StallSkelBuilder::default().open(object).context("opening the program that looks for pauses")?;
         let constants = open.maps.rodata_data.as_mut().context("the program that looks for pauses has no constants")?;
         (constants.period, constants.late, constants.late_when_idle, constants.ring) = (TICK, LATE, LATE_WHEN_IDLE, RING);
-        (constants.core, constants.held_long) = (core as u32, HELD_LONG);
+        (constants.core, constants.held_long, constants.stood_long) = (core as u32, HELD_LONG, STOOD_LONG);
         open.maps.sent.reuse_fd(sender.count()).context("the generator's count")?;
         let program = open.load().context("loading the program that looks for pauses (needs root)")?;
         let clock = clock_of(core).with_context(|| format!("a clock on core {core} (perf_event_open)"))?;
@@ -79,7 +83,9 @@ impl<'object> Watch<'object> {
         let [softirq_begins, softirq_ends] = softirqs.map(|link| link.context("attaching to the core's softirqs"));
         let waits = [program.progs.wait_begins.attach(), program.progs.wait_ends.attach()];
         let [wait_begins, wait_ends] = waits.map(|link| link.context("attaching to the core's waits for locks (needs Linux 5.19)"));
-        let links = [tick, softirq_begins?, softirq_ends?, wait_begins?, wait_ends?];
+        let idle = program.progs.idle_begins_or_ends.attach().context("attaching to the core's halts")?;
+        let queues = program.progs.queue_ran.attach().context("attaching to what runs the core's queues")?;
+        let links = [tick, softirq_begins?, softirq_ends?, wait_begins?, wait_ends?, idle, queues];
         Ok(Self { program, _links: links })
     }
 
