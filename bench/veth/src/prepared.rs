@@ -1,8 +1,10 @@
 //! The machine prepared for a run, as an operator prepares a gateway: limits raised, the gateway's core left alone by what can be elsewhere.
 //!
 //! Knows sysctls, the kernel's threads and work queues, and interrupts; no gateway. Called when a run begins. Invariant: what was changed is
-//! put back on drop, at exit and on a signal. Blind spots: what the kernel insists on doing on each core it does there; a run that is killed puts nothing back.
+//! put back on drop, at exit and on a signal, and one run at a time does so: a second one would take the first's settings for the machine's own. Blind spots: what the kernel insists on doing on each core it does there; a run that is killed puts nothing back.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::sync::{Mutex, Once, PoisonError};
 use std::{fs, io};
@@ -21,6 +23,8 @@ const STATISTICS: [Raised; 1] = [("/proc/sys/vm/stat_interval", 120)];
 /// Connection tracking: room for what is asked of Portcullis, and a bucket for two entries, as Linux itself sizes it.
 const CONNECTIONS: [Raised; 2] =
     [("/proc/sys/net/netfilter/nf_conntrack_buckets", 1 << 20), ("/proc/sys/net/netfilter/nf_conntrack_max", 1 << 22)];
+/// The abstract name that a run has while it has the machine. The kernel frees it with the process.
+const ALONE: &[u8] = b"portcullis-bench-veth";
 /// The cores on which work of the kernel's is done that needs no certain one: a bit for each, in hexadecimal, in groups of 32.
 const WORK_CORES: &str = "/sys/devices/virtual/workqueue/cpumask";
 /// Where interrupts are; each has the cores that may serve it in `smp_affinity`, as above.
@@ -49,22 +53,25 @@ static CHANGES: Mutex<Changes> = Mutex::new(Changes { before: Vec::new(), ending
 
 /// A prepared machine. Put back when dropped.
 #[derive(Debug)]
-pub struct Prepared(());
+pub struct Prepared {
+    _alone: UnixListener,
+}
 
 impl Prepared {
     /// Makes the kernel's own work seldom, and moves away from the gateway's `core` what can be moved: a half-millisecond of such work is longer
     /// than a veth's ring lasts. On a box of its own `isolcpus` does so.
     ///
-    /// **Errors:** not root.
+    /// **Errors:** not root, or another run has the machine.
     pub fn prepare(core: usize) -> Result<Self> {
         static ONCE: Once = Once::new();
+        let alone = claim(ALONE).context("another run measures on this machine: wait until it has ended")?;
         // Before anything is changed, or else a signal ends the process at once.
         cleanup::arm();
         ONCE.call_once(|| {
             // SAFETY: the function is `extern "C"`, takes nothing, and does not panic.
             unsafe { libc::atexit(put_back_at_exit) };
         });
-        let prepared = Self(());
+        let prepared = Self { _alone: alone };
         raise(&STATISTICS)?;
         for path in interrupts().into_iter().chain([WORK_CORES.into()]) {
             let now = fs::read_to_string(&path).unwrap_or_default();
@@ -90,6 +97,11 @@ impl Prepared {
         raise(&CONNECTIONS)?;
         Ok(self)
     }
+}
+
+/// Takes an abstract name, which one process has at a time. **Source:** unix(7).
+fn claim(name: &[u8]) -> io::Result<UnixListener> {
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
 fn raise(settings: &[Raised]) -> Result<()> {
@@ -194,6 +206,15 @@ fn put_back(changes: &mut Changes) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_run_at_a_time_has_the_machine() {
+        let name = format!("portcullis-bench-veth-test-{}", std::process::id());
+        let first = claim(name.as_bytes()).unwrap();
+        assert_eq!(claim(name.as_bytes()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        claim(name.as_bytes()).unwrap();
+    }
 
     #[test]
     fn a_core_is_taken_out_of_a_mask() {
