@@ -1,7 +1,7 @@
 //! The machine prepared for a run, as an operator prepares a gateway: limits raised, the gateway's core left alone by what can be elsewhere.
 //!
 //! Knows sysctls, the kernel's threads and work queues, and interrupts; no gateway. Called when a run begins. Invariant: what was changed is
-//! put back on drop, at exit and on a signal, and one run at a time does so: a second one would take the first's settings for the machine's own. Blind spots: what the kernel insists on doing on each core it does there; a run that is killed puts nothing back.
+//! put back on drop, at exit and on a signal, and one run at a time does so: a second one would take the first's settings for the machine's own. Blind spots: what the kernel insists on doing on each core it does there; a second run in another network namespace is not seen; a run that is killed puts nothing back.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -24,7 +24,7 @@ const STATISTICS: [Raised; 1] = [("/proc/sys/vm/stat_interval", 120)];
 const CONNECTIONS: [Raised; 2] =
     [("/proc/sys/net/netfilter/nf_conntrack_buckets", 1 << 20), ("/proc/sys/net/netfilter/nf_conntrack_max", 1 << 22)];
 /// The abstract name that a run has while it has the machine. The kernel frees it with the process.
-const ALONE: &[u8] = b"portcullis-bench-veth";
+const ALONE: &str = "portcullis-bench-veth";
 /// The cores on which work of the kernel's is done that needs no certain one: a bit for each, in hexadecimal, in groups of 32.
 const WORK_CORES: &str = "/sys/devices/virtual/workqueue/cpumask";
 /// Where interrupts are; each has the cores that may serve it in `smp_affinity`, as above.
@@ -64,7 +64,9 @@ impl Prepared {
     /// **Errors:** not root, or another run has the machine.
     pub fn prepare(core: usize) -> Result<Self> {
         static ONCE: Once = Once::new();
-        let alone = claim(ALONE).context("another run measures on this machine: wait until it has ended")?;
+        let alone = claim(ALONE).with_context(|| {
+            format!("another run measures on this machine, it seems (the name @{ALONE}): wait until it has ended")
+        })?;
         // Before anything is changed, or else a signal ends the process at once.
         cleanup::arm();
         ONCE.call_once(|| {
@@ -100,7 +102,7 @@ impl Prepared {
 }
 
 /// Takes an abstract name, which one process has at a time. **Source:** unix(7).
-fn claim(name: &[u8]) -> io::Result<UnixListener> {
+fn claim(name: &str) -> io::Result<UnixListener> {
     UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
@@ -210,10 +212,10 @@ mod tests {
     #[test]
     fn one_run_at_a_time_has_the_machine() {
         let name = format!("portcullis-bench-veth-test-{}", std::process::id());
-        let first = claim(name.as_bytes()).unwrap();
-        assert_eq!(claim(name.as_bytes()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let first = claim(&name).unwrap();
+        assert_eq!(claim(&name).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        claim(name.as_bytes()).unwrap();
+        claim(&name).unwrap();
     }
 
     #[test]

@@ -115,7 +115,8 @@ struct Latency {
 impl Latency {
     fn of(trial: &Trial) -> Result<Self> {
         let counted = trial.arrived.latency()?;
-        let lost = trial.lost.saturating_sub(trial.lost_by_tester) as f64 / trial.sent.max(1) as f64;
+        let lost =
+            trial.lost.saturating_sub(trial.lost_by_tester) as f64 / trial.sent.saturating_sub(trial.lost_by_tester).max(1) as f64;
         let [p50, p99, p99_of_sent] = [0.5, 0.99, 0.99 / (1.0 - lost)].map(|part| counted.value_at_quantile(f64::min(part, 1.0)));
         Ok(Self { p50, p99, p99_of_sent, lost })
     }
@@ -183,7 +184,7 @@ pub fn rounds(options: &Options) -> Result<bool> {
     report.samples = in_world(cores, |world, pollers| measure(world, pollers, &setup, options))?;
     report.work_out();
     println!("{}", report.table());
-    let file = report::write_json(&report, &options.out, &format!("rounds-{}-{}", report.date, report.commit))?;
+    let file = report::write_json(&report, &options.out, &format!("rounds-{}-{}-{}", report.date, report.time, report.commit))?;
     println!("{}", file.display());
     let faulty: Vec<_> = report.samples.iter().filter(|sample| sample.wrong.is_fault()).collect();
     for sample in &faulty {
@@ -318,7 +319,7 @@ impl Report {
                 let (label, Spread { low, median, high }) = (kind.label(), cpu);
                 let _ = writeln!(
                     text,
-                    "  {label:<12}{median:>6.0} ns ({low:.0} to {high:.0}){:>10.0}/s in overload, {:.0} % of its best; p99 {:.0} us, {:.0} at half the rate",
+                    "  {label:<12}{median:>6.0} ns ({low:.0} to {high:.0}){:>10.0}/s in overload, {:.0} % of its best or of what was offered; p99 {:.0} us, {:.0} at half the rate",
                     overload.median, share.median, p99.median, p99_at_half.median
                 );
             }

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use portcullis_bench::generate::Generator;
 use portcullis_bench::stream::Stream;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cell::{self, Lengths, Mix, sources, stream};
@@ -66,7 +67,8 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// How long and how hard.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How long; as long again where packets were lost in no pause, for turns with the bare forwarder.
+    /// How long; as long before it for each rate that the search tries (the last holds so long, those before end sooner), and as long again where packets
+    /// were lost in no pause, for turns with the bare forwarder.
     #[arg(long, default_value_t = 10.0, value_parser = minutes)]
     minutes: f64,
     /// Packets a second, instead of 90 % of the loss-free rate that is searched first: one that holds for as long as the soak.
@@ -105,6 +107,16 @@ impl Options {
     fn time(&self) -> Duration {
         Duration::from_secs_f64(self.minutes * 60.0)
     }
+}
+
+/// A rate that was tried for as long as the soak, or until it lost some.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Tried {
+    rate: f64,
+    seconds: f64,
+    sent: u64,
+    /// In no pause.
+    lost: u64,
 }
 
 /// What the soak showed.
@@ -169,18 +181,21 @@ pub fn soak(options: &Options) -> Result<bool> {
     // As on a box of an operator's: the worker's core is the worker's alone.
     let setup = Setup { beside: Some(cores.beside()), ..options.place.setup(cores, UDP_TIMEOUT)? };
     options.rate.map_or(Ok(()), |rate| ensure_kept(rate, options))?;
-    let ((date, time), commit) = (host::now()?, host::commit());
+    // The cores are counted before this thread keeps to one of them.
+    let ((date, time), commit, machine) = (host::now()?, host::commit(), Machine::this());
     fs::create_dir_all(&options.out).with_context(|| format!("making {}", options.out.display()))?;
     let _prepared = Prepared::prepare(cores.gateway)?;
-    let (shown, turns) = in_world(cores, |world, pollers| {
-        let rate = options.rate.map_or_else(|| search(world, pollers, &setup, options), Ok)?;
+    let (searched, shown, turns) = in_world(cores, |world, pollers| {
+        let searched = if options.rate.is_none() { search(world, pollers, &setup, options)? } else { Vec::new() };
+        let held = searched.last().map(|held: &Tried| (held.rate * PART) as u64);
+        let rate = options.rate.or(held).context("no rate to soak at")?;
         let shown = run(world, pollers, &setup, options, rate, options.time(), |_| true)?;
         if options.kind() != Kind::Portcullis || shown.side().lost == 0 {
-            return Ok((shown, None));
+            return Ok((searched, shown, None));
         }
         eprintln!("{} packets lost in no pause: what does the bare forwarder lose, which has no NAT?", shown.side().lost);
         let turns = take_turns(world, pollers, &setup, options, rate, shown.side())?;
-        Ok((shown, Some(turns)))
+        Ok((searched, shown, Some(turns)))
     })?;
     let (control, faults_in_turns) = turns.unzip();
     let mut faults = faults(options.kind(), &shown);
@@ -191,12 +206,11 @@ pub fn soak(options: &Options) -> Result<bool> {
         faults.push(format!("lost {}; {why}: {control}; {} lost in all: {}", control.soak, shown.trial.lost, excuses(&shown)));
         faults.extend(windows::too_slow(&shown.windows));
     }
-    let result = as_json(&shown, control.as_ref(), &faults);
+    let result = as_json(&shown, &searched, control.as_ref(), &faults);
     if options.json {
         println!("{result}");
     }
     tell_verdict(&shown, control.as_ref(), &faults);
-    let machine = Machine::this();
     let from = format!("{} packets a second asked for, commit {commit}, {date}, {machine}", shown.rate);
     let Options { minutes, flows, new_flows, gateway, .. } = options;
     let settings = json!({ "minutes": minutes, "rate": options.rate, "flows": flows, "new_flows": new_flows, "gateway": gateway });
@@ -269,16 +283,16 @@ fn ensure_kept(rate: u64, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// 90 % of the loss-free rate: of one at which nothing is lost in the soak's own mix, either, for as long as the soak. Trials of a second only find
+/// The rates that were tried, the last of which is the loss-free one: one at which nothing is lost in the soak's own mix, either, for as long as the soak. Trials of a second only find
 /// where to begin: a machine that is slow now and then has another rate than one that is quick all the time. **Source:** RFC 2544, section 24,
 /// which wants a minute at least.
-fn search(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) -> Result<u64> {
+fn search(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) -> Result<Vec<Tried>> {
     let flows = options.flows;
     eprintln!("searching the loss-free rate at {flows} flows");
     let limits = Limits { steps: 9, resolution: 0.02 };
     let lengths = Lengths { trial: Duration::from_secs(1), measure: Duration::from_secs(1), limits };
     let cell = cell::measure(world, pollers, options.kind(), setup, Mix { flows, size: 64, both: false }, lengths)?;
-    let mut rate = cell.loss_free;
+    let (mut rate, mut tried) = (cell.loss_free, Vec::new());
     ensure!(rate > 0.0, "there was loss at every rate: is the machine quiet?");
     eprintln!("{} trials of a second: {rate:.0}/s is loss-free", cell.trials);
     for _ in 0..TRIES {
@@ -286,10 +300,11 @@ fn search(world: &World, pollers: &Pollers, setup: &Setup, options: &Options) ->
         let time = options.time();
         let shown = run(world, pollers, setup, options, rate as u64, time, is_loss_free)?;
         let lost = shown.lost_by_gateway();
+        tried.push(Tried { rate, seconds: shown.trial.seconds, sent: shown.trial.sent, lost });
         // One that ended early may look loss-free: what its last window lost, a pause explained that ended after it.
         if lost == 0 && shown.trial.seconds >= time.as_secs_f64() {
             eprintln!("loss-free: {rate:.0}/s");
-            return Ok((rate * PART) as u64);
+            return Ok(tried);
         }
         eprintln!("{rate:.0}/s did not hold for {time:.0?}: {lost} of {} lost in no pause", shown.trial.sent);
         rate *= NEXT;
@@ -467,9 +482,10 @@ fn draw(kind: Kind, shown: &Shown, control: Option<&Control>, from: &str, report
     Ok(file)
 }
 
-fn as_json(shown: &Shown, control: Option<&Control>, faults: &[String]) -> Value {
+fn as_json(shown: &Shown, searched: &[Tried], control: Option<&Control>, faults: &[String]) -> Value {
     json!({
         "rate": shown.rate,
+        "searched": searched,
         "sent": shown.trial.sent,
         "lost": shown.trial.lost,
         "lost_by_tester": shown.trial.lost_by_tester,

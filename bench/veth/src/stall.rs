@@ -3,8 +3,8 @@
 //! Knows a core, what was sent, and the gateway's process; nothing else of it. Called around each trial. A clock of the core's own runs a
 //! program (`stall.bpf.c`) every 125 us, in hard interrupts: a tick that is late is the hypervisor's; one in another program is that one's, and one
 //! in a work queue's thread or in a softirq that is not the network's is that work's, where the gateway is a program; one in a long wait for a
-//! spin lock is the hypervisor's, who stopped the core that holds it; and so is one that finds the program where it was two
-//! ticks ago, at the same instruction or in the same system call, and no queue run since. Invariant: counts only
+//! spin lock is the hypervisor's, who stopped the core that holds it; and so is one that finds the core where it was two
+//! ticks ago, at the same instruction or in the same run of a queue. Invariant: counts only
 //! grow; never more packets than were sent to the core while it was away, in pauses by which the ring may have been full. Blind spot: a kernel
 //! that keeps interrupts off for 300 us looks the same. Source: perf_event_open(2), `PERF_COUNT_SW_CPU_CLOCK`. Tests: below.
 
@@ -34,7 +34,7 @@ const LATE: u64 = 300_000;
 /// From when on a spin lock's holder has been stopped. **Units:** nanoseconds. Chosen: the kernel holds one for a microsecond or two.
 const HELD_LONG: u64 = 50_000;
 /// From when on a core that runs has got no further for too long. **Units:** nanoseconds. Chosen: two ticks; taking 64 packets, the most at once, takes
-/// 130,000 where the kernel translates them, and 20,000 to 70,000 on their way to a socket, and sending 128 takes 100,000.
+/// 130,000 where the kernel translates them, and 20,000 to 70,000 on their way to a socket.
 const STOOD_LONG: u64 = 240_000;
 /// The descriptor is not for programs that are started. **Source:** Linux `include/uapi/linux/perf_event.h`.
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;

@@ -135,7 +135,8 @@ fn rounds_give_ratios_with_their_spread() {
         assert!(samples.iter().all(right), "{load}: {samples:?}");
     }
     let pair = &report["pairs"][0];
-    let by_kernel = ["overload_by_kernel", "p99_by_kernel", "p99_at_half_by_kernel", "p99_of_sent_by_kernel"];
+    let by_kernel =
+        ["overload_by_kernel", "p99_by_kernel", "p99_at_half_by_kernel", "p99_of_sent_by_kernel", "p99_of_sent_at_half_by_kernel"];
     for ratio in ["cpu_by_bare", "cpu_by_kernel", "overload_share"].into_iter().chain(by_kernel) {
         let [low, median, high] = ["low", "median", "high"].map(|which| pair[ratio][which].as_f64().unwrap());
         assert!(0.0 < low && low <= median && median <= high, "{ratio}: {pair}");
