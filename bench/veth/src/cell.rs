@@ -61,8 +61,13 @@ impl Mix {
 impl std::fmt::Display for Mix {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { flows, size, both } = self;
-        write!(to, "{flows} flows, {size} bytes, {}", if *both { "both ways" } else { "one way" })
+        write!(to, "{flows} flows, {size} bytes, {}", ways(*both))
     }
+}
+
+/// Which ways packets go, in words.
+pub(crate) const fn ways(both: bool) -> &'static str {
+    if both { "both ways" } else { "one way" }
 }
 
 /// How long trials take.

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use crate::cell::Mix;
+use crate::cell::{Mix, ways};
 use crate::gateway::Kind;
 use crate::report::Report;
 
@@ -52,7 +52,7 @@ pub fn svg(report: &Report) -> String {
     );
     for (row, (size, both)) in rows.into_iter().enumerate() {
         let mixes: Vec<_> = report.mixes().into_iter().filter(|mix| (mix.size, mix.both) == (size, both)).collect();
-        let ways = if both { "both ways" } else { "one way" };
+        let ways = ways(both);
         let top = DOWN * row as f64;
         let rate = format!("loss-free rate by the kernel's: {size} bytes, {ways}");
         text += &panel(0.0, top, &rate, &mixes, &rates(report, &mixes));

@@ -1,7 +1,9 @@
 //! The machine prepared for a run, as an operator prepares a gateway: limits raised, the gateway's core left alone by what can be elsewhere.
 //!
 //! Knows sysctls, the kernel's threads and work queues, and interrupts; no gateway. Called when a run begins. Invariant: what was changed is
-//! put back on drop, at exit and on a signal, and one run at a time does so: a second one would take the first's settings for the machine's own. Blind spots: what the kernel insists on doing on each core it does there; a second run in another network namespace is not seen; a run that is killed puts nothing back.
+//! put back on drop, at exit and on a signal, and one run at a time does so: a second one would take the first's settings for the machine's own.
+//! Blind spots: what the kernel insists on doing on each core it does there; a second run in another network namespace is not seen; a run that is
+//! killed puts nothing back.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};

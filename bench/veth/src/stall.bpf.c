@@ -208,7 +208,6 @@ int tick(struct bpf_perf_event_data *context)
 	__u64 since = now - stalls.last, came = count - stalls.sent, missed = 0, done;
 	/* A core that has halted wakes late: whoever lets it halt pays for that. */
 	int halted = stalls.has_halted || !(__u32)bpf_get_current_pid_tgid();
-
 	int stands = stands_for_long(now, halted, context);
 
 	if (is_foreign() || stalls.in_foreign_softirq || waits_for_a_stopped_core(now) || stands)
