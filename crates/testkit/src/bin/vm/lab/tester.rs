@@ -36,8 +36,7 @@ impl Lab {
     /// Lays the cables, does `body`, and takes them away again.
     pub(crate) fn with_tester<T>(&mut self, body: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.make_tester()?;
-        self.lay_cables()?;
-        let outcome = body(self);
+        let outcome = self.lay_cables().and_then(|()| body(self));
         // What went wrong first is told first.
         let taken = self.take_cables();
         outcome.and_then(|value| taken.map(|()| value))
@@ -97,13 +96,14 @@ impl Lab {
 
     fn lay_cables(&mut self) -> Result<()> {
         for (host, tap, other) in [(&self.inside, TAPS[0], "inside"), (&self.outside, TAPS[1], "outside")] {
-            // Two ports and no memory: what comes in at one goes out at the other, as in a cable.
+            // Two ports and no memory: what comes in at one goes out at the other, as in a cable. The bridge would answer ARP for
+            // the host's address, which the tester has now, and the gateway would send to whoever answers first.
             host.ip_batch(&format!(
                 "link add cable type bridge ageing_time 0 forward_delay 0 mcast_snooping 0
                  link set {tap} master cable
                  link set {other} master cable
                  link set {tap} up
-                 link set cable up"
+                 link set cable arp off up"
             ))?;
         }
         self.forget_neighbours()?;
