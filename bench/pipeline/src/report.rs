@@ -68,11 +68,14 @@ struct Version {
     schema: u32,
 }
 
-/// The newest result in `directory` that this program can read. None where there is none. Those that it cannot read are named.
+/// The newest result in `directory` that this program can read. None where there is none. Those that it cannot read are named; what
+/// the other benchmarks leave there begins with their name, not with a day, and is passed over.
 pub(crate) fn newest(directory: &Path) -> Option<(PathBuf, Report)> {
     let entries = std::fs::read_dir(directory).ok()?;
-    let files =
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|file| file.extension().is_some_and(|end| end == "json"));
+    let files = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|file| {
+        let name = file.file_name().unwrap_or_default().as_encoded_bytes();
+        name.first().is_some_and(u8::is_ascii_digit) && name.ends_with(b".json")
+    });
     let readable = files.filter_map(|file| match Report::read(&file) {
         Ok(report) => Some((file, report)),
         Err(error) => {
@@ -120,9 +123,10 @@ mod tests {
         for one in [&new, &old] {
             one.write(&directory.join(one.file_name())).expect("a file");
         }
-        std::fs::write(directory.join("other.json"), "{\"schema\": 99}").expect("a file");
+        std::fs::write(directory.join("2026-01-03-abc.json"), "{\"schema\": 99}").expect("a file");
+        report("2026-01-04T00:00:00Z").write(&directory.join("soak-2026-01-04-abc.json")).expect("a file");
         let (file, found) = newest(&directory).expect("a result");
-        assert_eq!((found, file.file_name()), (new.clone(), Some(new.file_name().as_ref())));
+        assert_eq!((found, file), (new.clone(), directory.join(new.file_name())));
         std::fs::remove_dir_all(&directory).expect("the directory");
         assert!(newest(&directory).is_none());
     }
