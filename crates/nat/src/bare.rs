@@ -356,7 +356,10 @@ impl State<'_> {
             self.space(bare.outer().slot(), Protocol::Udp).fetch(bare.external_port());
         }
         for &number in numbers {
-            self.touch_subscriber(self.bares.records.get(number).internal().address);
+            self.subscribers.fetch(self.bares.records.get(number).internal().address);
+        }
+        for &hash in &hashes[..numbers.len()] {
+            self.bares.index.fetch_displaced(hash);
         }
         for (&number, hash) in numbers.iter().zip(hashes) {
             self.end_hashed_bare(number, hash, now, counters);

@@ -55,22 +55,28 @@ impl<'m> Due<'m> {
         self.rounds[number / LANES][number % LANES] = self.now.wrapping_add(rounds);
     }
 
-    /// The first number from `from` on, and below `end`, that is due in this round.
-    #[inline]
-    pub(crate) fn next(&self, from: u32, end: u32) -> Option<u32> {
-        let (from, end) = (from as usize, end as usize);
-        let mut later = u32::MAX << (from % LANES);
-        for (number, block) in self.rounds.iter().enumerate().take(end.div_ceil(LANES)).skip(from / LANES) {
+    /// Fills `numbers` with those from `from` on, and below `end`, that are due in this round. Returns how many there are, and up to where was
+    /// looked.
+    pub(crate) fn gather(&self, from: u32, end: u32, numbers: &mut [u32]) -> (usize, u32) {
+        let mut later = u32::MAX << (from as usize % LANES);
+        let mut count = 0;
+        let blocks = self.rounds.iter().enumerate().take((end as usize).div_ceil(LANES)).skip(from as usize / LANES);
+        for (number, block) in blocks {
             // How many rounds ago: of what is to come, nearly 256.
             let ago = u8x16::splat(self.now) - u8x16::new(*block);
-            let due = ago.min(u8x16::splat(self.makes_up_for - 1)).simd_eq(ago).to_bitmask() & later;
-            if due != 0 {
-                let found = number * LANES + due.trailing_zeros() as usize;
-                return (found < end).then_some(found as u32);
+            let mut due = ago.min(u8x16::splat(self.makes_up_for - 1)).simd_eq(ago).to_bitmask() & later;
+            while due != 0 {
+                let found = (number * LANES) as u32 + due.trailing_zeros();
+                if found >= end {
+                    break;
+                }
+                let Some(place) = numbers.get_mut(count) else { return (count, found) };
+                (*place, count) = (found, count + 1);
+                due &= due - 1;
             }
             later = u32::MAX;
         }
-        None
+        (count, end)
     }
 }
 
@@ -84,7 +90,7 @@ mod tests {
         fn it_finds_what_a_loop_finds(
             bytes in proptest::collection::vec(0_u8..3, 0..70),
             (from, end) in (0_u32..80, 0_u32..80),
-            (rounds, span) in (0_u8..3, 1_u8..3)
+            (rounds, span, room) in (0_u8..3, 1_u8..3, 0_usize..40)
         ) {
             let mut memory = vec![[9; LANES]; Due::blocks_for(bytes.len())];
             memory.as_flattened_mut()[..bytes.len()].copy_from_slice(&bytes);
@@ -94,8 +100,13 @@ mod tests {
             due.begin_round(u32::from(span));
             let end = end.min(bytes.len() as u32);
             let is_due = |byte: u8| (0..span).any(|ago| rounds.wrapping_sub(ago) == byte);
-            let expected = (from..end).find(|&number| is_due(bytes[number as usize]));
-            prop_assert_eq!(due.next(from, end), expected);
+            let all: Vec<u32> = (from..end).filter(|&number| is_due(bytes[number as usize])).collect();
+            let mut numbers = vec![u32::MAX; room];
+            let (count, next) = due.gather(from, end, &mut numbers);
+            let expected = &all[..all.len().min(room)];
+            prop_assert_eq!(&numbers[..count], expected);
+            // What there was no room for is found next.
+            prop_assert_eq!(next, all.get(room).copied().unwrap_or(end));
         }
     }
 
@@ -105,18 +116,16 @@ mod tests {
         let mut due = Due::new(&mut memory);
         due.pass(2);
         due.set(2, 0);
-        assert_eq!((due.next(2, 3), due.next(3, 3)), (Some(2), None));
+        let mut numbers = [0; 20];
+        assert_eq!((due.gather(2, 3, &mut numbers), numbers[0], due.gather(3, 3, &mut numbers)), ((1, 3), 2, (0, 3)));
         for (number, rounds) in [(0, 0), (1, 1), (17, 2), (18, 255), (19, 9999)] {
             due.set(number, rounds);
         }
         let mut seen = Vec::new();
         for round in 1..=255 {
             due.begin_round(1);
-            let mut from = 0;
-            while let Some(number) = due.next(from, 20) {
-                seen.push((round, number));
-                from = number + 1;
-            }
+            let (count, _) = due.gather(0, 20, &mut numbers);
+            seen.extend(numbers[..count].iter().map(|&number| (round, number)));
         }
         assert_eq!(seen, [(1, 0), (1, 1), (2, 17), (255, 18), (255, 19)]);
     }

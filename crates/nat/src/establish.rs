@@ -192,10 +192,10 @@ impl Planner<'_, '_> {
     /// The slot of the subscriber's external address: the one that it has, or any that has a free port.
     fn slot_for(&mut self, flow: &Flow) -> Result<u16, DropReason> {
         let slots = self.state.slots();
-        if let Some(subscriber) = self.state.subscribers.get(&flow.ours.address.to_bits())
-            && slots[usize::from(subscriber.slot)].address.is_some()
+        if let Some(slot) = self.state.subscribers.slot_of(flow.ours.address)
+            && slots[usize::from(slot)].address.is_some()
         {
-            return Ok(subscriber.slot);
+            return Ok(slot);
         }
         let start = self.choice.draw() as usize;
         let mut with_address =

@@ -159,6 +159,17 @@ impl<'m> Index<'m> {
         }
     }
 
+    /// Has the line after the home line fetched, where the home line cannot have what is under the hash. Reads the home line, which should have
+    /// been fetched.
+    #[inline]
+    pub(crate) fn fetch_displaced(&self, hash: u64) {
+        let home = self.home(hash);
+        let line = &self.lines[home];
+        if line.with_tag(tag_of(hash)) == 0 {
+            ahead::fetch(&self.lines[self.after(home)].entries[0]);
+        }
+    }
+
     /// Adds `number`, below [`NUMBERS`], under `hash`. **Errors:** [`IndexFull`]; nothing has changed then.
     pub(crate) fn insert(&mut self, hash: u64, number: u32) -> Result<(), IndexFull> {
         debug_assert!(number < NUMBERS);

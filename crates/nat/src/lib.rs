@@ -51,6 +51,7 @@ mod sets;
 mod show;
 mod slab;
 mod state;
+mod subscribers;
 mod sweep;
 mod table;
 mod tcp;

@@ -20,7 +20,6 @@ use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
 use crate::ports::Wish;
 use crate::record::NewSession;
-use crate::state::Subscriber;
 use crate::table::Entry;
 use crate::tcp::Direction;
 use crate::time::Tick;
@@ -60,9 +59,14 @@ impl Nat<'_> {
     /// Before the first packets of a burst, at most [`BURST`], are opened one after the other: has what that takes fetched for all of them, as
     /// far as it can be foreseen. A guess that fails costs time and nothing else.
     pub(crate) fn prepare<'p>(&mut self, heads: impl Iterator<Item = &'p Head>) {
+        let mut flows = [None; BURST];
+        for (flow, place) in heads.filter_map(flow_of).zip(&mut flows) {
+            self.state.subscribers.fetch(flow.ours.address);
+            *place = Some(flow);
+        }
         let mut guesses = [None; BURST];
         let mut draws = 0;
-        for (flow, guess) in heads.filter_map(flow_of).zip(&mut guesses) {
+        for (flow, guess) in flows.into_iter().flatten().zip(&mut guesses) {
             if self.state.keeps_bare(flow.protocol) {
                 self.state.bares.fetch_line(self.state.bares.hash_of(flow.ours));
             } else {
@@ -83,7 +87,7 @@ impl Nat<'_> {
     /// Where the port of a flow will be looked for, if it gets a new mapping, and if all before it do, which take so many `draws`. None where
     /// the host has no address yet. What is known there of the ports is fetched.
     fn guess(&mut self, flow: Flow, draws: &mut usize) -> Option<Guess> {
-        let Some(&Subscriber { slot, .. }) = self.state.subscribers.get(&flow.ours.address.to_bits()) else {
+        let Some(slot) = self.state.subscribers.slot_of(flow.ours.address) else {
             // One for the address, and one for the port.
             *draws += 2;
             return None;

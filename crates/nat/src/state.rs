@@ -25,21 +25,13 @@ use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeo
 use crate::ports::{PortSpace, Rest};
 use crate::record::{Generation, Kind, NewSession, Session, flag};
 use crate::slab::{Record as _, Slab};
+use crate::subscribers::Subscribers;
 use crate::sweep::{Step, Table};
 use crate::table::{Entry, Holder, Mappings, Sessions, TableFull, has_soles};
 use crate::time::Tick;
 use crate::two_keys::Hashes;
 use crate::udp_ports::UdpPorts;
 use crate::view::SessionState;
-
-/// An internal address with mappings.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Subscriber {
-    /// The slot of the external address that all its mappings have (RFC 4787, REQ-2: "Paired").
-    pub(crate) slot: u16,
-    /// Its mappings.
-    pub(crate) mappings: u32,
-}
 
 /// How the session that is to be made comes by its external endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +78,7 @@ pub(crate) struct State<'m> {
     /// Of protocols without ports.
     pub(crate) others: Translations<'m>,
     ports: Vec<PortSpace<'m>>,
-    pub(crate) subscribers: HashMap<u32, Subscriber, RandomState>,
+    pub(crate) subscribers: Subscribers,
     /// Live sessions by (mapping, remote address), of those made while the filter asked for them.
     remotes: HashMap<(u32, u32), u32, RandomState>,
     /// The external addresses.
@@ -146,7 +138,7 @@ impl<'m> State<'m> {
                 .zip(arenas.port_holders)
                 .map(|(bits, holders)| PortSpace::new(bits, holders))
                 .collect(),
-            subscribers: HashMap::with_capacity_and_hasher(SUBSCRIBERS.min(capacity.mappings) as usize, hasher.clone()),
+            subscribers: Subscribers::with_capacity(SUBSCRIBERS.min(capacity.mappings) as usize, hasher),
             remotes: HashMap::with_hasher(hasher.clone()),
             slots: vec![Slot::default(); usize::from(capacity.externals)],
             slot_of: Addresses::new(usize::from(capacity.externals)),
@@ -299,11 +291,6 @@ impl<'m> State<'m> {
 
     pub(crate) fn space(&self, slot: u16, protocol: Protocol) -> &PortSpace<'m> {
         &self.ports[self.space_at(slot, protocol)]
-    }
-
-    /// Reads what is known of a subscriber, for its cache lines' sake: what a map keeps cannot be prefetched.
-    pub(crate) fn touch_subscriber(&self, internal: Ipv4Addr) {
-        core::hint::black_box(self.subscribers.get(&internal.to_bits()).is_some());
     }
 
     fn space_mut(&mut self, slot: u16, protocol: Protocol) -> &mut PortSpace<'m> {
@@ -503,9 +490,7 @@ impl<'m> State<'m> {
     #[inline]
     pub(crate) fn take_port(&mut self, protocol: Protocol, (slot, port): (u16, u16), internal: Ipv4Addr, holder: Holder) {
         self.space_mut(slot, protocol).take(port, holder.value());
-        let subscriber = self.subscribers.entry(internal.to_bits()).or_insert(Subscriber { slot, mappings: 0 });
-        subscriber.slot = slot;
-        subscriber.mappings += 1;
+        self.subscribers.add_mapping(internal, slot);
     }
 
     fn count_remote(&mut self, mapping: u32, session: &Session) {
@@ -618,12 +603,7 @@ impl<'m> State<'m> {
         } else if space.release_to_rest(port, rest, now) {
             self.resting += 1;
         }
-        if let Some(subscriber) = self.subscribers.get_mut(&internal.to_bits()) {
-            subscriber.mappings -= 1;
-            if subscriber.mappings == 0 {
-                self.subscribers.remove(&internal.to_bits());
-            }
-        }
+        self.subscribers.remove_mapping(internal);
         counters.count(Counter::MappingsRemoved);
     }
 

@@ -200,17 +200,10 @@ impl Nat<'_> {
     }
 }
 
-/// The numbers of records to look at between `next`, which moves on, and `end`. Returns how many.
-fn gather(due: &Due<'_>, numbers: &mut [u32], next: &mut u32, end: u32, all: bool) -> usize {
-    for (count, place) in numbers.iter_mut().enumerate() {
-        let found = if all { (*next < end).then_some(*next) } else { due.next(*next, end) };
-        let Some(number) = found else {
-            *next = end;
-            return count;
-        };
-        (*place, *next) = (number, number + 1);
-    }
-    numbers.len()
+/// Fills `numbers` with all from `from` on, and below `end`. Returns how many there are, and up to where it went.
+fn all_between(from: u32, end: u32, numbers: &mut [u32]) -> (usize, u32) {
+    let count = numbers.iter_mut().zip(from..end).map(|(place, number)| *place = number).count();
+    (count, from + count as u32)
 }
 
 impl<'m> State<'m> {
@@ -258,7 +251,9 @@ impl<'m> State<'m> {
         let (mut next, mut looks, mut ended) = (start, 0, 0);
         while next < end && looks < step.looks && ended < step.ends {
             let mut numbers = [0; TOGETHER];
-            let count = gather(due(self), &mut numbers, &mut next, end, step.looks_at_all);
+            let count;
+            (count, next) =
+                if step.looks_at_all { all_between(next, end, &mut numbers) } else { due(self).gather(next, end, &mut numbers) };
             looks += count as u32;
             due(self).pass(next);
             ended += look_at(self, &mut numbers[..count]);
@@ -320,7 +315,13 @@ impl<'m> State<'m> {
             self.space(session.slot, session.kind.protocol()).fetch(session.external_port.get());
         }
         for &number in numbers {
-            self.touch_subscriber(self.sessions.records.get(number).internal().address);
+            self.subscribers.fetch(self.sessions.records.get(number).internal().address);
+        }
+        for (of_session, of_mapping) in &hashes[..numbers.len()] {
+            self.sessions.fetch_displaced(of_session);
+            if let Some(hash) = *of_mapping {
+                self.mappings.fetch_displaced(hash);
+            }
         }
         for (&number, hashes) in numbers.iter().zip(hashes) {
             self.end_hashed(number, hashes, now, counters);

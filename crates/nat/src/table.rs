@@ -141,6 +141,12 @@ impl<'m> Sessions<'m> {
         self.index.fetch(hashes.outer);
     }
 
+    /// Has the lines after those fetched where a session is not in its home lines.
+    pub(crate) fn fetch_displaced(&self, hashes: &Hashes) {
+        self.index.fetch_displaced(hashes.inner);
+        self.index.fetch_displaced(hashes.outer);
+    }
+
     /// Removes a session, whose hashes are given, and returns what it was.
     pub(crate) fn remove(&mut self, number: u32, hashes: &Hashes) -> Session {
         let session = *self.records.get(number);
@@ -312,6 +318,11 @@ impl<'m> Mappings<'m> {
     /// Has the index line of a mapping fetched.
     pub(crate) fn fetch_line(&self, hash: u64) {
         self.index.fetch(hash);
+    }
+
+    /// Has the line after it fetched where the mapping is not in its home line.
+    pub(crate) fn fetch_displaced(&self, hash: u64) {
+        self.index.fetch_displaced(hash);
     }
 
     pub(crate) fn hash(&self, key: &MappingKey) -> u64 {
