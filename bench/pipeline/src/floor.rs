@@ -5,6 +5,8 @@
 //! the frame itself says, so nothing waits for the line; there is no state, time, count or way. So no NAT with an index is faster on this machine
 //! at this moment, and the ratio to it says more than a time.
 
+mod end;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -42,6 +44,9 @@ pub(crate) struct Measured {
     pub(crate) sessions: u32,
     /// Nanoseconds a packet, both directions.
     pub(crate) ns: Figures,
+    /// Nanoseconds that a session's end takes at least. Results of before it was measured have none.
+    #[serde(default)]
+    pub(crate) ns_end: Option<Figures>,
     /// The memory of lines and records, all of it touched.
     pub(crate) touched_bytes: u64,
 }
@@ -100,7 +105,9 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
         }
     }
     let touched_bytes = (count * LINE + sessions as usize * RECORD) as u64;
-    Ok(Measured { sessions, ns: Figures::of(samples), touched_bytes })
+    drop(memory);
+    let ns_end = Some(end::measure(sessions, batches)?);
+    Ok(Measured { sessions, ns: Figures::of(samples), ns_end, touched_bytes })
 }
 
 /// Sends a burst through. Returns how many of it had a line or a record that is not as all are.
@@ -170,5 +177,6 @@ mod tests {
     fn it_touches_what_it_says() {
         let measured = run(&Options { sessions: 9000, batches: 3, seed: 1 }).expect("it runs");
         assert!(measured.touched_bytes == 9000 * 32 + 2000 * 64 && measured.ns.min > 0.0, "{measured:?}");
+        assert!(measured.ns_end.is_some_and(|end| end.min > 0.0), "{measured:?}");
     }
 }

@@ -160,6 +160,9 @@ fn ladder(report: &Report) -> Vec<Row> {
     };
     for floor in &report.floor {
         rows.push(Row::of(format!("floor, {} sessions", floor.sessions), &floor.ns, "ns"));
+        if let Some(end) = &floor.ns_end {
+            rows.push(Row::of(format!("floor of an end, {} sessions", floor.sessions), end, "ns"));
+        }
         if let Some(packet) = of(floor.sessions) {
             let row = Row::new(format!("packet over floor, {} sessions", floor.sessions), packet.median / floor.ns.median, "times");
             rows.push(Row { steady: packet.p10 / floor.ns.p10, ..row });
