@@ -3,7 +3,7 @@
 //! Knows frames and memory, nothing of the NAT, of which it shares no code. Measured as a rung is, in the same bursts of the same frames: read
 //! the tuple, hash it, look at a line of an index of that size, compare a record, write address, port, TTL and both checksums. Where the record is,
 //! the frame itself says, so nothing waits for the line; there is no state, time, count or way. So no NAT with an index is faster on this machine
-//! at this moment, and the ratio to it says more than a time.
+//! at this moment, and the ratio to it says more than a time. That of a session's end is in `floor/end.rs`.
 
 mod end;
 
@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<Measured> {
     ensure!(sessions > 0 && batches > 0, "--sessions and --batches have to be at least 1");
     let load = Load::new(Flows::new(seed, sessions, SESSIONS_PER_HOST), sessions);
     let mut batch = Batch::new(seed);
-    let count = (2 * sessions as usize).div_ceil(ENTRIES);
+    let count = index_lines(2 * sessions as usize);
     let mut memory = Memory {
         lines: memory::region(count * LINE, Wanted::Huge)?.0,
         records: memory::region(sessions as usize * RECORD, Wanted::Huge)?.0,
@@ -116,7 +116,7 @@ fn pass(burst: &mut [Frame], memory: &Memory, lines: usize) -> u32 {
     for (frame, place) in burst.iter().zip(&mut places) {
         let key = [eight(frame, at::PROTOCOL) & !0xFF_FF00, eight(frame, at::DESTINATION)];
         let hash = folded(folded(key[0] ^ 0x9E37_79B9_7F4A_7C15, key[1] ^ 0xBF58_476D_1CE4_E5B9), 0x94D0_49BB_1331_11EB);
-        let line = ((u128::from(hash) * lines as u128) >> 64) as usize * LINE;
+        let line = below(lines, hash) * LINE;
         let record = word(frame, at::RECORD) as usize * RECORD;
         safe_arch::prefetch_t0(&memory.lines[line]);
         safe_arch::prefetch_t0(&memory.records[record]);
@@ -161,6 +161,17 @@ fn word(frame: &Frame, at: usize) -> u32 {
     let mut bytes = [0; 4];
     bytes.copy_from_slice(&frame.0[at..at + 4]);
     u32::from_ne_bytes(bytes)
+}
+
+/// The lines of an index with so many entries.
+fn index_lines(entries: usize) -> usize {
+    entries.div_ceil(ENTRIES)
+}
+
+/// A number below `count`, by a hash.
+#[inline]
+fn below(count: usize, hash: u64) -> usize {
+    ((u128::from(hash) * count as u128) >> 64) as usize
 }
 
 #[inline]

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::Result;
 use memmap2::MmapMut;
 
-use super::{ENTRIES, LINE, RECORD, folded};
+use super::{LINE, RECORD, below, folded, index_lines};
 use crate::clock::Watch;
 use crate::figures::Figures;
 use crate::memory::{self, Wanted};
@@ -38,7 +38,7 @@ pub(super) fn measure(sessions: u32, batches: u32) -> Result<Figures> {
     let sessions = sessions as usize;
     let mut memory = Memory {
         records: memory::region(sessions * RECORD, Wanted::Huge)?.0,
-        lines: memory::region(index_lines(sessions) * LINE, Wanted::Huge)?.0,
+        lines: memory::region(index_lines(KEYS * sessions) * LINE, Wanted::Huge)?.0,
         holders: memory::region(sessions * HOLDER, Wanted::Huge)?.0,
     };
     for region in [&mut memory.records, &mut memory.lines, &mut memory.holders] {
@@ -60,11 +60,6 @@ pub(super) fn measure(sessions: u32, batches: u32) -> Result<Figures> {
     Ok(Figures::of(samples))
 }
 
-/// The lines of an index that is as full as the NAT's is at most.
-fn index_lines(sessions: usize) -> usize {
-    (KEYS * sessions).div_ceil(ENTRIES)
-}
-
 /// Ends [`TOGETHER`] sessions from `first` on, each [`ROUNDS`] records after the other.
 fn end(first: usize, sessions: usize, memory: &mut Memory) {
     let records: [usize; TOGETHER] = std::array::from_fn(|at| (first + at * ROUNDS) % sessions * RECORD);
@@ -74,13 +69,10 @@ fn end(first: usize, sessions: usize, memory: &mut Memory) {
     let places = records.map(|record| {
         // Nobody knows where these are before the record has come.
         let key = u64::from(memory.records[record + 8]) ^ record as u64;
-        let within = |salt: u64, count: usize| {
-            let hash = folded(key ^ 0x9E37_79B9_7F4A_7C15, salt);
-            ((u128::from(hash) * count as u128) >> 64) as usize
-        };
-        let lines = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB, 0xD6E8_FEB8_6659_FD93];
-        let lines = lines.map(|salt| within(salt, index_lines(sessions)) * LINE);
-        let holder = within(0xA076_1D64_78BD_642F, sessions) * HOLDER;
+        let hash = |salt| folded(key ^ 0x9E37_79B9_7F4A_7C15, salt);
+        let salts: [u64; KEYS] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB, 0xD6E8_FEB8_6659_FD93];
+        let lines = salts.map(|salt| below(index_lines(KEYS * sessions), hash(salt)) * LINE);
+        let holder = below(sessions, hash(0xA076_1D64_78BD_642F)) * HOLDER;
         for line in lines {
             safe_arch::prefetch_t0(&memory.lines[line]);
         }
@@ -105,7 +97,7 @@ mod tests {
         let (sessions, region) = (9000, |bytes| memory::region(bytes, Wanted::Ordinary).expect("memory").0);
         let mut memory = Memory {
             records: region(sessions * RECORD),
-            lines: region(index_lines(sessions) * LINE),
+            lines: region(index_lines(KEYS * sessions) * LINE),
             holders: region(sessions * HOLDER),
         };
         end(30, sessions, &mut memory);
