@@ -132,10 +132,7 @@ pub(crate) fn adjacency_of(
     if !may_be_host(address) || state.slot_of(address).is_some() {
         return None;
     }
-    let adjacency = match paths.towards(network, address) {
-        Whereabouts::Via(path) if path.side == side => Adjacency::of(path)?,
-        _ => return None,
-    };
+    let adjacency = paths.adjacency_towards(network, address, side)?;
     let interface = &network.interfaces[usize::from(adjacency.interface.0)];
     (side == Side::Outside || is_configured(interface, address)).then_some(adjacency)
 }

@@ -1,11 +1,15 @@
-//! Where a packet to an address leaves: the route and the neighbour together, remembered by address.
+//! Where a packet to an address leaves: the route and the neighbour together, remembered by address, or by route where routes are few.
 //!
-//! Knows one network snapshot. Called for every packet, for its destination and (source check) its source. Invariant: what is remembered
-//! was looked up in the snapshot in use. **Cost:** one cache line when remembered, else a longest-prefix match and a hash look-up.
+//! Knows one network snapshot. Called for every packet that takes the ordinary way, for its destination and (source check) its source, and
+//! for both ends of a new session. Invariant: what is remembered was looked up in the snapshot in use. **Cost:** where routes are few,
+//! some comparisons, and no more if the route leads all of its destinations to the same place; else one cache line when remembered, else a longest-prefix match
+//! and a hash look-up.
 
 use core::net::Ipv4Addr;
 
-use crate::adjacency::Adjacencies;
+use wide::u32x4;
+
+use crate::adjacency::{Adjacencies, Adjacency};
 use crate::policy::{DeviceId, InterfaceId, Mac, NeighbourKey, Network, Route, Side};
 use crate::time::Tick;
 
@@ -55,8 +59,7 @@ const REMEMBERED_FOR: u32 = 10_000;
 pub(crate) struct Paths {
     entries: Box<[Entry]>,
     epoch: u32,
-    /// The routes, where they are few.
-    few: Option<Vec<Few>>,
+    few: Option<FewRoutes>,
     /// When the epoch began.
     since: Tick,
     used: Vec<NeighbourKey>,
@@ -80,7 +83,7 @@ impl Paths {
     /// Forgets everything: `network` is the snapshot in use from now on.
     pub(crate) fn adopt(&mut self, network: &Network) {
         self.forget();
-        self.few = (network.routes.len() <= FEW).then(|| few_of(network));
+        self.few = FewRoutes::of(network);
     }
 
     fn forget(&mut self) {
@@ -90,21 +93,33 @@ impl Paths {
     /// Where `address` is. By reference: it is copied by those alone who need all of it.
     #[inline]
     pub(crate) fn towards(&mut self, network: &Network, address: Ipv4Addr) -> &Whereabouts {
-        let bits = address.to_bits();
-        let entry = &mut self.entries[((bits ^ bits >> 10) as usize) % REMEMBERED];
-        if entry.epoch != self.epoch || entry.address != address {
-            let whereabouts = match &self.few {
-                Some(few) => look_through(few, network, address),
-                None => look_up(network, address),
-            };
-            *entry = Entry { address, epoch: self.epoch, whereabouts };
-            if let Whereabouts::Via(path) = entry.whereabouts
-                && path.next_hop_mac.is_some()
-            {
-                note(&mut self.used, (path.interface, path.next_hop));
+        let Self { entries, epoch, few, used, .. } = self;
+        let Some(few) = few else { return remembered(entries, (address, *epoch), used, || look_up(network, address)) };
+        match few.find(address) {
+            Some(Leads::To(lead)) => {
+                lead.note(*epoch, used);
+                &lead.whereabouts
             }
+            Some(&mut Leads::Directly { interface, mtu }) => {
+                remembered(entries, (address, *epoch), used, || by_interface(network, interface, address, mtu))
+            }
+            None => &Whereabouts::Nowhere,
         }
-        &entry.whereabouts
+    }
+
+    /// How packets to `address` leave as they are, if it is on that side and they can.
+    #[inline]
+    pub(crate) fn adjacency_towards(&mut self, network: &Network, address: Ipv4Addr, side: Side) -> Option<Adjacency> {
+        if let Some(few) = &mut self.few
+            && let Some(Leads::To(lead)) = few.find(address)
+        {
+            lead.note(self.epoch, &mut self.used);
+            return lead.leaves.filter(|(of_route, _)| *of_route == side).map(|(_, adjacency)| adjacency);
+        }
+        match self.towards(network, address) {
+            Whereabouts::Via(path) if path.side == side => Adjacency::of(path),
+            _ => None,
+        }
     }
 
     /// Forgets what has been remembered for long, so that next hops still in use are noted anew, those of the fast path's too: a few in
@@ -117,7 +132,9 @@ impl Paths {
         }
         if self.notes_adjacencies && self.used.len() < NOTED / 2 {
             let used = &mut self.used;
-            self.notes_adjacencies = !adjacencies.note_used(|neighbour| note(used, neighbour));
+            self.notes_adjacencies = !adjacencies.note_used(|neighbour| {
+                note(used, neighbour);
+            });
         }
     }
 
@@ -127,55 +144,128 @@ impl Paths {
     }
 }
 
-/// Up to so many routes are looked through one by one, longest prefix first, which takes fewer steps than the descent of a trie.
+/// Up to so many routes are all compared with an address, which takes fewer steps than the descent of a trie.
 const FEW: usize = 16;
 
-/// One of few routes.
-#[derive(Clone, Copy, Debug)]
-struct Few {
-    address: u32,
-    mask: u32,
-    leads: Leads,
+/// Routes compared at once.
+const LANES: usize = 4;
+
+/// The routes of a network that has few, longest prefix first.
+struct FewRoutes {
+    /// Where there is no route, zero beside a prefix that no address has under it.
+    masks: [u32x4; FEW / LANES],
+    prefixes: [u32x4; FEW / LANES],
+    leads: Vec<Leads>,
 }
 
 /// Where one of few routes leads.
-#[derive(Clone, Copy, Debug)]
 enum Leads {
     /// All of its destinations to the same place.
-    To(Whereabouts),
+    To(Lead),
     /// Each to itself as next hop.
     Directly { interface: InterfaceId, mtu: Option<u16> },
 }
 
-/// The routes of a network, longest prefix first.
-fn few_of(network: &Network) -> Vec<Few> {
-    let mut few: Vec<_> = network.routes.iter().map(|(prefix, route)| few_from(network, prefix, route)).collect();
-    few.sort_unstable_by_key(|route| core::cmp::Reverse(route.mask));
-    few
+/// Where all destinations of a route are.
+struct Lead {
+    whereabouts: Whereabouts,
+    /// How packets leave for them as they are, and on which side, if they can.
+    leaves: Option<(Side, Adjacency)>,
+    /// The epoch in which the next hop was last noted.
+    noted: u32,
 }
 
-fn few_from(network: &Network, prefix: ipnet::Ipv4Net, route: &Route) -> Few {
-    let leads = match *route {
-        Route::Via { interface, gateway: None, mtu } => Leads::Directly { interface, mtu },
-        _ => Leads::To(whereabouts(network, Some(*route), prefix.addr())),
-    };
-    Few { address: prefix.network().to_bits(), mask: prefix.netmask().to_bits(), leads }
-}
+impl FewRoutes {
+    /// Those of `network`; none where they are not few.
+    fn of(network: &Network) -> Option<Self> {
+        let mut routes: Vec<_> = network.routes.iter().collect();
+        if routes.len() > FEW {
+            return None;
+        }
+        routes.sort_unstable_by_key(|(prefix, _)| core::cmp::Reverse(prefix.prefix_len()));
+        let (mut masks, mut prefixes) = ([0; FEW], [1; FEW]);
+        for (&(prefix, _), (mask, bits)) in routes.iter().zip(masks.iter_mut().zip(&mut prefixes)) {
+            (*mask, *bits) = (prefix.netmask().to_bits(), prefix.network().to_bits());
+        }
+        let by_lanes =
+            |bits: [u32; FEW]| core::array::from_fn(|block| u32x4::new(core::array::from_fn(|lane| bits[block * LANES + lane])));
+        let leads = routes.iter().map(|&(prefix, route)| Leads::of(network, prefix, *route)).collect();
+        Some(Self { masks: by_lanes(masks), prefixes: by_lanes(prefixes), leads })
+    }
 
-/// Where `address` is, by few routes.
-fn look_through(few: &[Few], network: &Network, address: Ipv4Addr) -> Whereabouts {
-    let bits = address.to_bits();
-    match few.iter().find(|route| bits & route.mask == route.address).map(|route| route.leads) {
-        Some(Leads::To(whereabouts)) => whereabouts,
-        Some(Leads::Directly { interface, mtu }) => by_interface(network, interface, address, mtu),
-        None => Whereabouts::Nowhere,
+    /// Where the route of an address leads.
+    #[inline]
+    fn find(&mut self, address: Ipv4Addr) -> Option<&mut Leads> {
+        let address = u32x4::splat(address.to_bits());
+        let blocks = self.masks.iter().zip(&self.prefixes).enumerate();
+        let routes =
+            blocks.fold(0, |all, (block, (&mask, &prefix))| all | (address & mask).simd_eq(prefix).to_bitmask() << (block * LANES));
+        self.leads.get_mut(routes.trailing_zeros() as usize)
     }
 }
 
-fn note(used: &mut Vec<NeighbourKey>, neighbour: NeighbourKey) {
-    if used.len() < NOTED && !used.contains(&neighbour) {
+impl Leads {
+    fn of(network: &Network, prefix: ipnet::Ipv4Net, route: Route) -> Self {
+        match route {
+            Route::Via { interface, gateway: None, mtu } => Self::Directly { interface, mtu },
+            _ => Self::To(Lead::to(whereabouts(network, Some(route), prefix.addr()))),
+        }
+    }
+}
+
+impl Lead {
+    fn to(whereabouts: Whereabouts) -> Self {
+        let leaves = match &whereabouts {
+            Whereabouts::Via(path) => Adjacency::of(path).map(|adjacency| (path.side, adjacency)),
+            Whereabouts::Local | Whereabouts::Elsewhere | Whereabouts::Nowhere => None,
+        };
+        Self { whereabouts, leaves, noted: 0 }
+    }
+
+    /// Notes its next hop, once in an epoch.
+    #[inline]
+    fn note(&mut self, epoch: u32, used: &mut Vec<NeighbourKey>) {
+        if self.noted != epoch && note_next_hop(used, &self.whereabouts) {
+            self.noted = epoch;
+        }
+    }
+}
+
+/// Where `address` is, as it is remembered since that epoch began, or else as `look_up` finds it.
+#[inline]
+fn remembered<'e>(
+    entries: &'e mut [Entry],
+    (address, epoch): (Ipv4Addr, u32),
+    used: &mut Vec<NeighbourKey>,
+    look_up: impl FnOnce() -> Whereabouts,
+) -> &'e Whereabouts {
+    let bits = address.to_bits();
+    let entry = &mut entries[((bits ^ bits >> 10) as usize) % REMEMBERED];
+    if entry.epoch != epoch || entry.address != address {
+        *entry = Entry { address, epoch, whereabouts: look_up() };
+        note_next_hop(used, &entry.whereabouts);
+    }
+    &entry.whereabouts
+}
+
+/// Notes the next hop where there is one with a known address. Returns whether that is done, or nothing to do.
+fn note_next_hop(used: &mut Vec<NeighbourKey>, whereabouts: &Whereabouts) -> bool {
+    match whereabouts {
+        Whereabouts::Via(path) if path.next_hop_mac.is_some() => note(used, (path.interface, path.next_hop)),
+        _ => true,
+    }
+}
+
+/// Returns whether the neighbour is among those noted now: it was already, or there was room.
+fn note(used: &mut Vec<NeighbourKey>, neighbour: NeighbourKey) -> bool {
+    if used.contains(&neighbour) {
+        return true;
+    }
+    let has_room = used.len() < NOTED;
+    if has_room {
         used.push(neighbour);
     }
+    has_room
 }
 
 /// Where `address` is, by the snapshot itself.
