@@ -211,6 +211,12 @@ impl<'m> BareMappings<'m> {
         (number != index::NONE).then_some(number)
     }
 
+    /// Has the line fetched that the search for a new mapping, or that mapping itself, goes on to.
+    #[inline]
+    pub(crate) fn fetch_next(&self, hash: u64) {
+        self.index.fetch_next(hash);
+    }
+
     fn find(&self, internal: Endpoint) -> Option<u32> {
         self.index.find(self.hash_of(internal), |number| self.records.peek(number).is_some_and(|bare| bare.internal() == internal))
     }

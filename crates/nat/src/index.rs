@@ -170,6 +170,17 @@ impl<'m> Index<'m> {
         }
     }
 
+    /// Has the line after the home line fetched, where a search for what is not there, or an insertion, goes on to it. Reads the home line, which
+    /// should have been fetched.
+    #[inline]
+    pub(crate) fn fetch_next(&self, hash: u64) {
+        let home = self.home(hash);
+        let line = &self.lines[home];
+        if line.overflow() != 0 || line.with_tag(0) == 0 {
+            ahead::fetch(&self.lines[self.after(home)].entries[0]);
+        }
+    }
+
     /// Adds `number`, below [`NUMBERS`], under `hash`. **Errors:** [`IndexFull`]; nothing has changed then.
     pub(crate) fn insert(&mut self, hash: u64, number: u32) -> Result<(), IndexFull> {
         debug_assert!(number < NUMBERS);

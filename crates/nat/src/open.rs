@@ -57,30 +57,52 @@ struct Guess {
 
 impl Nat<'_> {
     /// Before the first packets of a burst, at most [`BURST`], are opened one after the other: has what that takes fetched for all of them, as
-    /// far as it can be foreseen. A guess that fails costs time and nothing else.
+    /// far as it can be foreseen. A guess that fails costs time and nothing else. Each loop asks for lines, and the one after it reads them.
     pub(crate) fn prepare<'p>(&mut self, heads: impl Iterator<Item = &'p Head>) {
         let mut flows = [None; BURST];
         for (flow, place) in heads.filter_map(flow_of).zip(&mut flows) {
             self.state.subscribers.fetch(flow.ours.address);
             *place = Some(flow);
         }
-        let mut guesses = [None; BURST];
+        let (mut hashes, mut guesses) = ([0; BURST], [None; BURST]);
         let mut draws = 0;
-        for (flow, guess) in flows.into_iter().flatten().zip(&mut guesses) {
-            if self.state.keeps_bare(flow.protocol) {
-                self.state.bares.fetch_line(self.state.bares.hash_of(flow.ours));
-            } else {
-                self.state.mappings.fetch_line(self.state.mappings.hash(&establish::mapping_key(&self.policy, &flow)));
-            }
-            *guess = self.guess(flow, &mut draws);
+        for (flow, (hash, guess)) in flows.iter().flatten().zip(hashes.iter_mut().zip(&mut guesses)) {
+            *hash = self.fetch_mapping(flow);
+            *guess = self.guess(*flow, &mut draws);
         }
-        for &Guess { flow, slot, wish, start } in guesses.iter().flatten() {
+        for (flow, &hash) in flows.iter().flatten().zip(&hashes) {
+            if self.state.keeps_bare(flow.protocol) {
+                self.state.bares.fetch_next(hash);
+            } else {
+                self.state.mappings.fetch_next(hash);
+            }
+        }
+        let mut inbound = [None; BURST];
+        for (&Guess { flow, slot, wish, start }, hash) in guesses.iter().flatten().zip(&mut inbound) {
             if !self.state.keeps_bare(flow.protocol)
                 && let Some(port) = self.state.space(slot, flow.protocol).free_port(start, wish)
             {
                 let external = (self.state.outer(slot), port);
-                self.state.sessions.fetch_line(self.state.sessions.hash_inbound(flow.protocol, external, flow.remote));
+                let of_session = self.state.sessions.hash_inbound(flow.protocol, external, flow.remote);
+                self.state.sessions.fetch_line(of_session);
+                *hash = Some(of_session);
             }
+        }
+        for &hash in inbound.iter().flatten() {
+            self.state.sessions.fetch_next(hash);
+        }
+    }
+
+    /// Has the line fetched that a flow's mapping is looked for in. Returns its hash.
+    fn fetch_mapping(&self, flow: &Flow) -> u64 {
+        if self.state.keeps_bare(flow.protocol) {
+            let hash = self.state.bares.hash_of(flow.ours);
+            self.state.bares.fetch_line(hash);
+            hash
+        } else {
+            let hash = self.state.mappings.hash(&establish::mapping_key(&self.policy, flow));
+            self.state.mappings.fetch_line(hash);
+            hash
         }
     }
 

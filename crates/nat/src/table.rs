@@ -129,6 +129,12 @@ impl<'m> Sessions<'m> {
         self.index.first(hash) >> 1
     }
 
+    /// Has the line fetched that a new session goes to where its home line has no room for it.
+    #[inline]
+    pub(crate) fn fetch_next(&self, hash: u64) {
+        self.index.fetch_next(hash);
+    }
+
     /// Stores a session under both keys. **Errors:** [`TableFull`]; nothing has changed then.
     pub(crate) fn insert(&mut self, session: Session) -> Result<u32, TableFull> {
         let hashes = self.hashes(&session);
@@ -318,6 +324,11 @@ impl<'m> Mappings<'m> {
     /// Has the index line of a mapping fetched.
     pub(crate) fn fetch_line(&self, hash: u64) {
         self.index.fetch(hash);
+    }
+
+    /// Has the line after it fetched where the search for a new mapping, or that mapping itself, goes on to it.
+    pub(crate) fn fetch_next(&self, hash: u64) {
+        self.index.fetch_next(hash);
     }
 
     /// Has the line after it fetched where the mapping is not in its home line.
