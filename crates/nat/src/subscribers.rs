@@ -47,9 +47,12 @@ impl Line {
 /// The first place that has `wanted`.
 #[inline]
 fn first_of(places: &[u32; PLACES], wanted: u32) -> Option<usize> {
-    let [a, b, c, d, e, f] = *places;
-    let equal = |four: [u32; 4]| u32x4::new(four).simd_eq(u32x4::splat(wanted)).to_bitmask();
-    let found = equal([a, b, c, d]) | equal([c, d, e, f]) << 2;
+    let equal = |from: usize| {
+        let four = core::array::from_fn(|lane| places[from + lane]);
+        u32x4::new(four).simd_eq(u32x4::splat(wanted)).to_bitmask() << from
+    };
+    // Four places each: two are compared twice.
+    let found = equal(0) | equal(PLACES - 4);
     (found != 0).then(|| found.trailing_zeros() as usize)
 }
 
