@@ -6,7 +6,7 @@
 use zerocopy::FromBytes;
 
 use crate::bare::BareMapping;
-use crate::due::Due;
+use crate::due::{self, Due};
 use crate::index::{Index, Line};
 use crate::others::Translation;
 use crate::policy::Protocol;
@@ -46,8 +46,8 @@ impl Capacity {
             self.bare_lines() * size_of::<Line>(),
             self.bare_mappings as usize * size_of::<BareMapping>(),
             self.port_spaces() * (size_of::<PortBits>() + size_of::<Holders>()),
-            Due::blocks_for(self.sessions as usize) * size_of::<[u8; 16]>(),
-            Due::blocks_for(self.bare_mappings as usize) * size_of::<[u8; 16]>(),
+            Due::blocks_for(self.sessions as usize) * size_of::<due::Block>(),
+            Due::blocks_for(self.bare_mappings as usize) * size_of::<due::Block>(),
         ];
         LINE + sizes.iter().sum::<usize>()
     }
@@ -99,10 +99,10 @@ pub(crate) struct Arenas<'m> {
     pub(crate) bares: &'m mut [BareMapping],
     pub(crate) port_bits: &'m mut [PortBits],
     pub(crate) port_holders: &'m mut [Holders],
-    /// When each session is looked at again, sixteen bytes each.
-    pub(crate) due: &'m mut [[u8; 16]],
+    /// When each session is looked at again.
+    pub(crate) due: &'m mut [due::Block],
     /// The same of each bare mapping.
-    pub(crate) bares_due: &'m mut [[u8; 16]],
+    pub(crate) bares_due: &'m mut [due::Block],
 }
 
 impl<'m> Arenas<'m> {
@@ -152,15 +152,15 @@ mod tests {
 
     #[test]
     fn the_stated_bytes_suffice_at_any_alignment() {
-        let capacity = Capacity { mappings: 10, bare_mappings: 17, sessions: 21, externals: 2, fragments: 4, others: 3 };
+        let capacity = Capacity { mappings: 10, bare_mappings: 65, sessions: 65, externals: 2, fragments: 4, others: 3 };
         let mut memory = vec![0; capacity.bytes() + 7];
         for shift in 0..8 {
             let end = shift + capacity.bytes();
             let arenas = Arenas::cut(&mut memory[shift..end], &capacity).expect("enough memory");
-            assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.port_bits.len(), arenas.due.len()), (21, 10, 6, 2));
+            assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.port_bits.len(), arenas.due.len()), (65, 10, 6, 2));
             assert_eq!((arenas.others.len(), arenas.other_lines.len()), (3, Index::lines_for(6)));
             let bare = (arenas.bares.len(), arenas.bares_due.len(), arenas.bare_lines.len());
-            assert_eq!(bare, (17, 2, Index::lines_for(17)));
+            assert_eq!(bare, (65, 2, Index::lines_for(65)));
         }
         assert!(Arenas::cut(&mut memory[..capacity.bytes() - LINE - 1], &capacity).is_err());
     }
