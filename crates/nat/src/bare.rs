@@ -22,7 +22,7 @@ use crate::policy::{Endpoint, Policy, Protocol, Side};
 use crate::record::{wire_half, wire_word};
 use crate::slab::{Record, Slab};
 use crate::state::State;
-use crate::sweep::{SWEEP_ROUND, TOGETHER};
+use crate::sweep::{Ending, SWEEP_ROUND};
 use crate::table::{Holder, LARGE, TableFull};
 use crate::tcp::Direction;
 use crate::time::Tick;
@@ -321,55 +321,52 @@ impl State<'_> {
     }
 
     /// Ends those that are over, and says of the others when they are looked at again. Returns how many ended.
-    pub(crate) fn look_at_bares(
-        &mut self,
-        numbers: &mut [u32],
-        now: Tick,
-        adjacencies: &Adjacencies,
-        counters: &mut Counters,
-    ) -> u32 {
-        for &number in numbers.iter() {
-            self.bares.fetch_record(number);
-        }
-        let mut over = 0;
-        for at in 0..numbers.len() {
-            let number = numbers[at];
-            let bare = self.bares.records.get(number);
-            if !bare.is_live() {
-                continue;
-            }
-            let left = self.bare_expires_in(bare, now);
-            if left == 0 {
-                (numbers[over], over) = (number, over + 1);
-                continue;
-            }
-            if bare.adjacencies != 0 && adjacencies.get(bare.adjacencies).is_none() {
-                self.bares.records.get_mut(number).adjacencies = 0;
-            }
-            self.bares.due.set(number, left.div_ceil(SWEEP_ROUND).max(1));
-        }
-        self.end_bares(&numbers[..over], now, counters);
-        over as u32
-    }
-
-    /// Ends bare mappings. What it takes to do so is fetched for all of them first.
-    fn end_bares(&mut self, numbers: &[u32], now: Tick, counters: &mut Counters) {
-        let mut hashes = [0; TOGETHER];
-        for (&number, hash) in numbers.iter().zip(&mut hashes) {
-            let bare = self.bares.records.get(number);
-            *hash = self.bares.hash(bare.key());
-            self.bares.fetch_line(*hash);
-            self.space(bare.outer().slot(), Protocol::Udp).fetch(bare.external_port());
-        }
+    pub(crate) fn look_at_bares(&mut self, numbers: &[u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
+        let mut ending = Ending::default();
         for &number in numbers {
-            self.subscribers.fetch(self.bares.records.get(number).internal().address);
+            if self.is_bare_over(number, now, adjacencies) {
+                let one = self.fetch_for_bare_end(number);
+                if let Some(&(_, hash)) = ending.halfway() {
+                    self.bares.index.fetch_displaced(hash);
+                }
+                if let Some((number, hash)) = ending.add(one) {
+                    self.end_hashed_bare(number, hash, now, counters);
+                }
+            }
         }
-        for &hash in &hashes[..numbers.len()] {
-            self.bares.index.fetch_displaced(hash);
-        }
-        for (&number, hash) in numbers.iter().zip(hashes) {
+        for (number, hash) in ending.rest() {
             self.end_hashed_bare(number, hash, now, counters);
         }
+        ending.count()
+    }
+
+    /// Whether a bare mapping is over. If it is not, says when it is looked at again.
+    #[inline]
+    fn is_bare_over(&mut self, number: u32, now: Tick, adjacencies: &Adjacencies) -> bool {
+        let bare = self.bares.records.get(number);
+        if !bare.is_live() {
+            return false;
+        }
+        let left = self.bare_expires_in(bare, now);
+        if left == 0 {
+            return true;
+        }
+        if bare.adjacencies != 0 && adjacencies.get(bare.adjacencies).is_none() {
+            self.bares.records.get_mut(number).adjacencies = 0;
+        }
+        self.bares.due.set(number, left.div_ceil(SWEEP_ROUND).max(1));
+        false
+    }
+
+    /// Has what it takes to end a bare mapping fetched. Returns what [`State::end_hashed_bare`] wants.
+    #[inline]
+    fn fetch_for_bare_end(&self, number: u32) -> (u32, u64) {
+        let bare = self.bares.records.get(number);
+        let hash = self.bares.hash(bare.key());
+        self.bares.fetch_line(hash);
+        self.space(bare.outer().slot(), Protocol::Udp).fetch(bare.external_port());
+        self.subscribers.fetch(bare.internal().address);
+        (number, hash)
     }
 
     /// Appends the bare mappings that have not ended among the next `most` records from `cursor` on. Returns the next cursor, or none at the

@@ -455,7 +455,7 @@ impl<'m> State<'m> {
                 return self.create_bare(new.internal, at, hash, now, counters).map(Entry::Bare);
             }
         };
-        self.look_first(number);
+        self.look_first(number, session.kind);
         counters.count(Counter::SessionsCreated);
         Ok(Entry::Session(number))
     }

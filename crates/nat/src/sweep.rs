@@ -9,27 +9,28 @@ use crate::ahead;
 use crate::counters::Counters;
 use crate::due::Due;
 use crate::nat::Nat;
+use crate::record::Kind;
 use crate::slab::Record as _;
 use crate::state::State;
 use crate::time::Tick;
 use crate::two_keys::Hashes;
 
 /// A round over all sessions takes this long: a millisecond's portions suffice for sixteen million sessions, and of those that are over
-/// at once for 128. **Units:** milliseconds.
+/// at once for 120. **Units:** milliseconds.
 pub const SWEEP_ROUND: u32 = 4000;
 
 /// Portions for each millisecond that has passed. A portion takes a few microseconds (`just bench`), less than a burst.
-const PORTIONS: u32 = 4;
+const PORTIONS: u32 = 5;
 
 /// Portions that wait at most: those of a sleep, and some more. What stands still for longer sweeps later, rather than for long. Chosen, not measured.
 const PORTIONS_MOST: u32 = 32 * PORTIONS;
 
-/// Sessions that a portion passes: a byte each, sixteen at once.
+/// Sessions that a portion passes: a byte each, a cache line of them at once.
 const SWEEP_MOST: u32 = 1024;
 
 /// Sessions after whose end a portion looks at no more. Each takes a fraction of a microsecond (`just bench`): far more than to look at one. What is over
 /// and waits for the sweep has ended for look-ups, and has its port still.
-const SWEEP_ENDS: u32 = 32;
+const SWEEP_ENDS: u32 = 24;
 
 /// Sessions after which a portion looks at no more: about ten nanoseconds each. When more come up in
 /// a round, as when all were made at one moment, the round lasts longer, and the next makes up for those that it took the time of.
@@ -46,8 +47,8 @@ const SWEEP_OTHERS: u32 = 128;
 /// Milliseconds that these two make up for at most.
 const SWEEP_ARREARS: u32 = 4;
 
-/// Sessions that are looked at together, so that the processor fetches what it needs of all of them at once.
-pub(crate) const TOGETHER: usize = 32;
+/// Sessions that are looked at together: the processor fetches the records of all of them at once.
+const TOGETHER: usize = 24;
 
 /// The tables of a round, in their order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,8 +117,8 @@ impl Nat<'_> {
         let (records, round) = (u64::from(self.state.swept_records()), u64::from(SWEEP_ROUND));
         self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
         self.sweep.portions = (self.sweep.portions + elapsed * PORTIONS).min(PORTIONS_MOST);
-        // More than one where calls come seldom, or this one comes after a sleep.
-        let portions = self.sweep.portions.div_ceil(PORTIONS).min(PORTIONS);
+        // Two where calls come seldom, or this one comes after a sleep: what a packet may have to wait for.
+        let portions = self.sweep.portions.div_ceil(PORTIONS).min(2);
         let most = (self.sweep.due / round).min(u64::from(portions * SWEEP_MOST)) as u32;
         if most > 0 {
             self.sweep.portions -= portions;
@@ -227,24 +228,28 @@ impl<'m> State<'m> {
                 (self.sessions.records.high_water(), cursor),
                 step,
                 |state| &mut state.due,
+                |state, number| ahead::fetch(state.sessions.records.get(number)),
                 |state, numbers| state.look_at(numbers, now, adjacencies, counters),
             ),
             Table::BareMappings => self.walk(
                 (self.bares.records.high_water(), cursor),
                 step,
                 |state| &mut state.bares.due,
+                |state, number| state.bares.fetch_record(number),
                 |state, numbers| state.look_at_bares(numbers, now, adjacencies, counters),
             ),
         }
     }
 
-    /// A step over one table, whose records are below `high_water`: `look_at` gets the numbers of those to look at, and says how many ended.
+    /// A step over one table, whose records are below `high_water`: `look_at` gets the numbers of those to look at, for which `fetch` was called, and
+    /// says how many ended.
     fn walk(
         &mut self,
         (high_water, cursor): (u32, u32),
         step: &Step,
         due: for<'s> fn(&'s mut Self) -> &'s mut Due<'m>,
-        mut look_at: impl FnMut(&mut Self, &mut [u32]) -> u32,
+        fetch: impl Fn(&Self, u32),
+        mut look_at: impl FnMut(&mut Self, &[u32]) -> u32,
     ) -> (u32, bool) {
         let end = high_water.min(cursor.saturating_add(step.most));
         let start = cursor.min(end);
@@ -256,75 +261,153 @@ impl<'m> State<'m> {
                 if step.looks_at_all { all_between(next, end, &mut numbers) } else { due(self).gather(next, end, &mut numbers) };
             looks += count as u32;
             due(self).pass(next);
-            ended += look_at(self, &mut numbers[..count]);
+            let numbers = &numbers[..count];
+            for &number in numbers {
+                fetch(self, number);
+            }
+            ended += look_at(self, numbers);
+        }
+        // What the next step begins with: its records have come by then.
+        if !step.looks_at_all {
+            let mut numbers = [0; TOGETHER];
+            let (count, _) = due(self).gather(next, high_water.min(next.saturating_add(step.most)), &mut numbers);
+            for &number in &numbers[..count] {
+                fetch(self, number);
+            }
         }
         (next - start, next == high_water)
     }
 
     /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.
-    fn look_at(&mut self, numbers: &mut [u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
-        for &number in numbers.iter() {
-            ahead::fetch(self.sessions.records.get(number));
+    fn look_at(&mut self, numbers: &[u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
+        let mut ending = Ending::default();
+        for &number in numbers {
+            if self.is_over(number, now, adjacencies) {
+                let one = self.fetch_for_end(number);
+                if let Some(halfway) = ending.halfway() {
+                    self.fetch_displaced(halfway);
+                }
+                if let Some((number, hashes)) = ending.add(one) {
+                    self.end_hashed(number, hashes, now, counters);
+                }
+            }
         }
-        let mut over = 0;
-        for at in 0..numbers.len() {
-            let number = numbers[at];
-            let session = self.sessions.records.get(number);
-            if !session.is_live() {
-                continue;
-            }
-            let left = self.expires_in(session, now);
-            if left == 0 {
-                (numbers[over], over) = (number, over + 1);
-                continue;
-            }
-            if session.adjacencies != 0 && adjacencies.get(session.adjacencies).is_none() {
-                self.sessions.records.get_mut(number).adjacencies = 0;
-            }
-            self.look_again(number, left);
+        for (number, hashes) in ending.rest() {
+            self.end_hashed(number, hashes, now, counters);
         }
-        self.end_sessions(&numbers[..over], now, counters);
-        over as u32
+        ending.count()
+    }
+
+    /// Whether a session is over. If it is not, says when it is looked at again.
+    #[inline]
+    fn is_over(&mut self, number: u32, now: Tick, adjacencies: &Adjacencies) -> bool {
+        let session = self.sessions.records.get(number);
+        if !session.is_live() {
+            return false;
+        }
+        let left = self.expires_in(session, now);
+        if left == 0 {
+            return true;
+        }
+        // When it may have ended.
+        self.due.set(number, self.earliest_end(session.kind, left).div_ceil(SWEEP_ROUND).max(1));
+        if session.adjacencies != 0 && adjacencies.get(session.adjacencies).is_none() {
+            self.sessions.records.get_mut(number).adjacencies = 0;
+        }
+        false
     }
 
     /// Has a session that is just made looked at when the last round ends that begins before it may have ended.
-    pub(crate) fn look_first(&mut self, number: u32) {
-        self.due.set(number, self.earliest_end(number, u32::MAX) / SWEEP_ROUND);
-    }
-
-    /// Has a session that is looked at now, and ends in `left` milliseconds, looked at again when it may have ended.
-    fn look_again(&mut self, number: u32, left: u32) {
-        self.due.set(number, self.earliest_end(number, left).div_ceil(SWEEP_ROUND).max(1));
+    pub(crate) fn look_first(&mut self, number: u32, kind: Kind) {
+        self.due.set(number, self.earliest_end(kind, u32::MAX) / SWEEP_ROUND);
     }
 
     /// In how many milliseconds a session that ends in `left` may end: packets may shorten its time to that of the shortest state.
-    fn earliest_end(&self, number: u32, left: u32) -> u32 {
-        left.min(self.shortest[self.sessions.records.get(number).kind.family()])
+    #[inline]
+    fn earliest_end(&self, kind: Kind, left: u32) -> u32 {
+        left.min(self.shortest[kind.family()])
     }
 
-    /// Ends sessions. What it takes to do so is fetched for all of them first.
-    fn end_sessions(&mut self, numbers: &[u32], now: Tick, counters: &mut Counters) {
-        let mut hashes = [(Hashes::default(), None); TOGETHER];
-        for (&number, (of_session, of_mapping)) in numbers.iter().zip(&mut hashes) {
-            let session = self.sessions.records.get(number);
-            (*of_session, *of_mapping) = (self.sessions.hashes(session), self.mappings.hash_of_sole(session));
-            self.sessions.fetch_lines(of_session);
-            if let Some(hash) = *of_mapping {
-                self.mappings.fetch_line(hash);
+    /// Has what it takes to end a session fetched. Returns what [`State::end_hashed`] wants.
+    #[inline]
+    fn fetch_for_end(&self, number: u32) -> (u32, (Hashes, Option<u64>)) {
+        let session = self.sessions.records.get(number);
+        let (of_session, of_mapping) = (self.sessions.hashes(session), self.mappings.hash_of_sole(session));
+        self.sessions.fetch_lines(&of_session);
+        if let Some(hash) = of_mapping {
+            self.mappings.fetch_line(hash);
+        }
+        self.space(session.slot, session.kind.protocol()).fetch(session.external_port.get());
+        self.subscribers.fetch(session.internal().address);
+        (number, (of_session, of_mapping))
+    }
+
+    /// Has the lines after those fetched where the entries of a session and its mapping are not in their home lines.
+    #[inline]
+    fn fetch_displaced(&self, (_, (of_session, of_mapping)): &(u32, (Hashes, Option<u64>))) {
+        self.sessions.fetch_displaced(of_session);
+        if let Some(hash) = *of_mapping {
+            self.mappings.fetch_displaced(hash);
+        }
+    }
+}
+
+/// So many wait for the memory that their end takes while others are worked on: about as long as memory takes to come.
+const WAITING: usize = 6;
+
+/// Those that are about to end, in their order.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ending<T> {
+    latest: [T; WAITING],
+    count: usize,
+}
+
+impl<T: Copy> Ending<T> {
+    /// Adds one. Returns the one whose turn it is then.
+    #[inline]
+    pub(crate) fn add(&mut self, one: T) -> Option<T> {
+        let first = core::mem::replace(&mut self.latest[self.count % WAITING], one);
+        self.count += 1;
+        (self.count > WAITING).then_some(first)
+    }
+
+    /// The one that has waited for half of its time when another one is added.
+    #[inline]
+    pub(crate) fn halfway(&self) -> Option<&T> {
+        let number = self.count.checked_sub(WAITING / 2)?;
+        Some(&self.latest[number % WAITING])
+    }
+
+    /// Those that wait at the end.
+    pub(crate) fn rest(&self) -> impl Iterator<Item = T> + use<T> {
+        let Self { latest, count } = *self;
+        (count.saturating_sub(WAITING)..count).map(move |number| latest[number % WAITING])
+    }
+
+    /// How many were added.
+    pub(crate) fn count(&self) -> u32 {
+        self.count as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_end_once_in_their_order_and_each_is_halfway_before() {
+        for count in 0..20_u32 {
+            let (mut ending, mut ended, mut halfway) = (Ending::default(), Vec::new(), Vec::new());
+            for one in 0..count {
+                halfway.extend(ending.halfway().copied());
+                let first = ending.add(one);
+                assert!(first.is_none_or(|first| halfway.contains(&first)), "{first:?} after {halfway:?}");
+                ended.extend(first);
+                assert!(one as usize - ended.len() < WAITING, "no more than so many wait");
             }
-            self.space(session.slot, session.kind.protocol()).fetch(session.external_port.get());
-        }
-        for &number in numbers {
-            self.subscribers.fetch(self.sessions.records.get(number).internal().address);
-        }
-        for (of_session, of_mapping) in &hashes[..numbers.len()] {
-            self.sessions.fetch_displaced(of_session);
-            if let Some(hash) = *of_mapping {
-                self.mappings.fetch_displaced(hash);
-            }
-        }
-        for (&number, hashes) in numbers.iter().zip(hashes) {
-            self.end_hashed(number, hashes, now, counters);
+            assert_eq!(ending.count() as usize, count as usize);
+            ended.extend(ending.rest());
+            assert!(ended.into_iter().eq(0..count) && halfway.into_iter().eq(0..count.saturating_sub(WAITING as u32 / 2)));
         }
     }
 }
