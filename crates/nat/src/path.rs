@@ -347,7 +347,15 @@ mod tests {
             paths.adopt(&network);
             prop_assert!(paths.few.is_some());
             for address in addresses.into_iter().map(Ipv4Addr::from_bits) {
-                prop_assert_eq!(*paths.towards(&network, address), look_up(&network, address));
+                let found = look_up(&network, address);
+                prop_assert_eq!(*paths.towards(&network, address), found);
+                for side in [Side::Inside, Side::Outside] {
+                    let leaves = match found {
+                        Whereabouts::Via(path) if path.side == side => Adjacency::of(&path),
+                        _ => None,
+                    };
+                    prop_assert_eq!(paths.adjacency_towards(&network, address, side), leaves);
+                }
             }
         }
     }
