@@ -22,7 +22,7 @@ use crate::policy::{Endpoint, Policy, Protocol, Side};
 use crate::record::{wire_half, wire_word};
 use crate::slab::{Record, Slab};
 use crate::state::State;
-use crate::sweep::{Ending, SWEEP_ROUND};
+use crate::sweep::SWEEP_ROUND;
 use crate::table::{Holder, LARGE, TableFull};
 use crate::tcp::Direction;
 use crate::time::Tick;
@@ -322,22 +322,12 @@ impl State<'_> {
 
     /// Ends those that are over, and says of the others when they are looked at again. Returns how many ended.
     pub(crate) fn look_at_bares(&mut self, numbers: &[u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
-        let mut ending = Ending::default();
-        for &number in numbers {
-            if self.is_bare_over(number, now, adjacencies) {
-                let one = self.fetch_for_bare_end(number);
-                if let Some(&(_, hash)) = ending.halfway() {
-                    self.bares.index.fetch_displaced(hash);
-                }
-                if let Some((number, hash)) = ending.add(one) {
-                    self.end_hashed_bare(number, hash, now, counters);
-                }
-            }
-        }
-        for (number, hash) in ending.rest() {
-            self.end_hashed_bare(number, hash, now, counters);
-        }
-        ending.count()
+        self.end_in_turn(
+            numbers,
+            |state, number| state.is_bare_over(number, now, adjacencies).then(|| state.fetch_for_bare_end(number)),
+            |state, &(_, hash)| state.bares.index.fetch_displaced(hash),
+            |state, (number, hash)| state.end_hashed_bare(number, hash, now, counters),
+        )
     }
 
     /// Whether a bare mapping is over. If it is not, says when it is looked at again.

@@ -121,7 +121,9 @@ impl Planner<'_, '_> {
         if !is_bare && !has_room {
             return Err(DropReason::SessionsFull);
         }
-        if let Some(plan) = self.by_a_forward(flow) {
+        if !self.policy.forwards.is_empty()
+            && let Some(plan) = self.by_a_forward(flow)
+        {
             return if has_room { Ok(plan) } else { Err(DropReason::SessionsFull) };
         }
         let under = if is_bare {

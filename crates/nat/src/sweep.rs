@@ -280,20 +280,36 @@ impl<'m> State<'m> {
 
     /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.
     fn look_at(&mut self, numbers: &[u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
+        self.end_in_turn(
+            numbers,
+            |state, number| state.is_over(number, now, adjacencies).then(|| state.fetch_for_end(number)),
+            |state, (_, hashes)| state.fetch_displaced(hashes),
+            |state, (number, hashes)| state.end_hashed(number, hashes, now, counters),
+        )
+    }
+
+    /// Ends those of `numbers` for which `begin` gives what their end takes, when that has had time to come: [`Ending`]. `go_on` is called
+    /// halfway. Returns how many ended.
+    #[inline]
+    pub(crate) fn end_in_turn<T: Copy + Default>(
+        &mut self,
+        numbers: &[u32],
+        begin: impl Fn(&mut Self, u32) -> Option<T>,
+        go_on: impl Fn(&Self, &T),
+        mut end: impl FnMut(&mut Self, T),
+    ) -> u32 {
         let mut ending = Ending::default();
         for &number in numbers {
-            if self.is_over(number, now, adjacencies) {
-                let one = self.fetch_for_end(number);
-                if let Some(halfway) = ending.halfway() {
-                    self.fetch_displaced(halfway);
-                }
-                if let Some((number, hashes)) = ending.add(one) {
-                    self.end_hashed(number, hashes, now, counters);
-                }
+            let Some(one) = begin(self, number) else { continue };
+            if let Some(halfway) = ending.halfway() {
+                go_on(self, halfway);
+            }
+            if let Some(first) = ending.add(one) {
+                end(self, first);
             }
         }
-        for (number, hashes) in ending.rest() {
-            self.end_hashed(number, hashes, now, counters);
+        for one in ending.rest() {
+            end(self, one);
         }
         ending.count()
     }
@@ -344,7 +360,7 @@ impl<'m> State<'m> {
 
     /// Has the lines after those fetched where the entries of a session and its mapping are not in their home lines.
     #[inline]
-    fn fetch_displaced(&self, (_, (of_session, of_mapping)): &(u32, (Hashes, Option<u64>))) {
+    fn fetch_displaced(&self, (of_session, of_mapping): &(Hashes, Option<u64>)) {
         self.sessions.fetch_displaced(of_session);
         if let Some(hash) = *of_mapping {
             self.mappings.fetch_displaced(hash);
@@ -352,12 +368,13 @@ impl<'m> State<'m> {
     }
 }
 
-/// So many wait for the memory that their end takes while others are worked on: about as long as memory takes to come.
+/// So many wait for the memory that their end takes while others are worked on. Measured with 3, 4, 6, 8 and 16: 6 is the quickest where memory is
+/// far away (`pipeline expiry`).
 const WAITING: usize = 6;
 
 /// Those that are about to end, in their order.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Ending<T> {
+struct Ending<T> {
     latest: [T; WAITING],
     count: usize,
 }
@@ -365,7 +382,7 @@ pub(crate) struct Ending<T> {
 impl<T: Copy> Ending<T> {
     /// Adds one. Returns the one whose turn it is then.
     #[inline]
-    pub(crate) fn add(&mut self, one: T) -> Option<T> {
+    fn add(&mut self, one: T) -> Option<T> {
         let first = core::mem::replace(&mut self.latest[self.count % WAITING], one);
         self.count += 1;
         (self.count > WAITING).then_some(first)
@@ -373,19 +390,19 @@ impl<T: Copy> Ending<T> {
 
     /// The one that has waited for half of its time when another one is added.
     #[inline]
-    pub(crate) fn halfway(&self) -> Option<&T> {
+    fn halfway(&self) -> Option<&T> {
         let number = self.count.checked_sub(WAITING / 2)?;
         Some(&self.latest[number % WAITING])
     }
 
     /// Those that wait at the end.
-    pub(crate) fn rest(&self) -> impl Iterator<Item = T> + use<T> {
+    fn rest(&self) -> impl Iterator<Item = T> + use<T> {
         let Self { latest, count } = *self;
         (count.saturating_sub(WAITING)..count).map(move |number| latest[number % WAITING])
     }
 
     /// How many were added.
-    pub(crate) fn count(&self) -> u32 {
+    fn count(&self) -> u32 {
         self.count as u32
     }
 }
