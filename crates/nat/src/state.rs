@@ -231,7 +231,8 @@ impl<'m> State<'m> {
                 self.timers[kind.number()] = timer(state);
                 self.timers[kind.of_guest().number()] = timer(opening);
             }
-            self.shortest[family.family()] = SessionState::ALL.map(timer).into_iter().min().unwrap_or_default();
+            let states = SessionState::ALL.into_iter().filter(|state| state.is_of(protocol));
+            self.shortest[family.family()] = states.map(timer).min().unwrap_or_default();
         }
         self.bares.timer = self.timers[Kind::new(Protocol::Udp, SessionState::Replied).number()];
     }
@@ -652,5 +653,29 @@ impl<'m> State<'m> {
     /// After a whole sweep that began since the last [`State::adopt`]: no session of an address that is gone is left.
     pub(crate) fn swept(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.unswept = 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else the sweep would look at sessions that cannot have ended.
+    #[test]
+    fn the_shortest_time_of_a_family_is_of_a_state_that_its_protocol_has() {
+        let hasher = RandomState::with_seeds(1, 2, 3, 4);
+        let capacity = Capacity { mappings: 4, bare_mappings: 4, sessions: 4, externals: 1, fragments: 4, others: 4 };
+        let mut memory = vec![0; capacity.bytes()];
+        let mut state = State::new(&mut memory, &capacity, &hasher).expect("enough memory");
+        let [udp, tcp_established, tcp_opening, tcp_closing, icmp] = [300, 7440, 240, 200, 60].map(Duration::from_secs);
+        let timeouts = Timeouts { udp, tcp_established, tcp_opening, tcp_closing, icmp, ..Policy::default().timeouts };
+        state.adopt_times(&Policy { timeouts, ..Policy::default() });
+        for (protocol, state_of_it, shortest) in [
+            (Protocol::Tcp, SessionState::Established, 200_001),
+            (Protocol::Udp, SessionState::Replied, 300_001),
+            (Protocol::Icmp, SessionState::Replied, 60_001),
+        ] {
+            assert_eq!(state.shortest[Kind::new(protocol, state_of_it).family()], shortest, "{protocol:?}");
+        }
     }
 }

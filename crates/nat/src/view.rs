@@ -44,6 +44,12 @@ impl SessionState {
         Self::Reset,
     ];
 
+    /// Whether sessions of `protocol` may be in it.
+    pub(crate) fn is_of(self, protocol: Protocol) -> bool {
+        let is_tcp = !matches!(self, Self::Unreplied | Self::Replied);
+        is_tcp == (protocol == Protocol::Tcp)
+    }
+
     /// The state with that number, as a record keeps it. **Panics:** on a number that no state has.
     #[inline]
     pub(crate) const fn from_number(number: u8) -> Self {
