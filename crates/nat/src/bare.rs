@@ -17,12 +17,12 @@ use crate::counters::{Counter, Counters};
 use crate::due::Due;
 use crate::externals::Outer;
 use crate::hash::{Key, KeyHash};
-use crate::index::{self, Index, NUMBERS};
+use crate::index::{self, Index, NUMBERS, Sought};
 use crate::policy::{Endpoint, Policy, Protocol, Side};
 use crate::record::{wire_half, wire_word};
 use crate::slab::{Record, Slab};
 use crate::state::State;
-use crate::sweep::SWEEP_ROUND;
+use crate::sweep::{SWEEP_ROUND, end_in_turn};
 use crate::table::{Holder, LARGE, TableFull};
 use crate::tcp::Direction;
 use crate::time::Tick;
@@ -222,6 +222,15 @@ impl<'m> BareMappings<'m> {
     }
 }
 
+/// A bare mapping that is about to end, and what is to be removed of it.
+#[derive(Clone, Copy, Default)]
+struct EndingBare {
+    number: u32,
+    /// The home of its internal address in the table of subscribers.
+    subscriber: usize,
+    sought: Sought,
+}
+
 impl State<'_> {
     /// Whether mappings of that protocol have no sessions.
     #[inline]
@@ -292,17 +301,29 @@ impl State<'_> {
     }
 
     fn end_bare(&mut self, number: u32, now: Tick, counters: &mut Counters) {
-        let hash = self.bares.hash(self.bares.records.get(number).key());
-        self.end_hashed_bare(number, hash, now, counters);
+        let ending = self.seek_bare(number);
+        self.end_sought_bare(&ending, now, counters);
     }
 
-    fn end_hashed_bare(&mut self, number: u32, hash: u64, now: Tick, counters: &mut Counters) {
+    /// What the end of a bare mapping takes.
+    #[inline]
+    fn seek_bare(&self, number: u32) -> EndingBare {
+        let bare = self.bares.records.get(number);
+        EndingBare {
+            number,
+            subscriber: self.subscribers.home(bare.internal().address),
+            sought: self.bares.index.seek(self.bares.hash(bare.key())),
+        }
+    }
+
+    fn end_sought_bare(&mut self, ending: &EndingBare, now: Tick, counters: &mut Counters) {
+        let number = ending.number;
         let bare = *self.bares.records.get(number);
-        let removed = self.bares.index.remove(hash, number);
+        let removed = self.bares.index.remove_sought(&ending.sought, number);
         debug_assert!(removed, "bare mapping {number} was not under its key");
         self.bares.records.remove(number);
         let at = (bare.outer().slot(), bare.external_port());
-        self.give_back_port(Protocol::Udp, at, bare.internal().address, now, counters);
+        self.give_back_port(Protocol::Udp, at, (bare.internal().address, ending.subscriber), now, counters);
     }
 
     /// Ends the bare mappings whose ports forwards have from now on: what comes to them is the servers'. **Cost:** cold; O(forwarded ports).
@@ -321,18 +342,32 @@ impl State<'_> {
     }
 
     /// Ends those that are over, and says of the others when they are looked at again. Returns how many ended.
-    pub(crate) fn look_at_bares(&mut self, numbers: &[u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
-        self.end_in_turn(
-            numbers,
-            |state, number| state.is_bare_over(number, now, adjacencies).then(|| state.fetch_for_bare_end(number)),
-            |state, &(_, hash)| state.bares.index.fetch_displaced(hash),
-            |state, (number, hash)| state.end_hashed_bare(number, hash, now, counters),
+    pub(crate) fn look_at_bares(
+        &mut self,
+        (numbers, following): (&[u32], &[u32]),
+        (now, late): (Tick, u32),
+        adjacencies: &Adjacencies,
+        counters: &mut Counters,
+    ) -> u32 {
+        end_in_turn(
+            self,
+            (numbers, following),
+            |state, number| state.bares.fetch_record(number),
+            |state, number, place| {
+                let is_over = state.is_bare_over(number, (now, late), adjacencies);
+                if is_over {
+                    *place = state.fetch_for_bare_end(number);
+                }
+                is_over
+            },
+            |state, ending| state.bares.index.look_for(&mut ending.sought, ending.number),
+            |state, ending| state.end_sought_bare(ending, now, counters),
         )
     }
 
     /// Whether a bare mapping is over. If it is not, says when it is looked at again.
     #[inline]
-    fn is_bare_over(&mut self, number: u32, now: Tick, adjacencies: &Adjacencies) -> bool {
+    fn is_bare_over(&mut self, number: u32, (now, late): (Tick, u32), adjacencies: &Adjacencies) -> bool {
         let bare = self.bares.records.get(number);
         if !bare.is_live() {
             return false;
@@ -344,19 +379,19 @@ impl State<'_> {
         if bare.adjacencies != 0 && adjacencies.get(bare.adjacencies).is_none() {
             self.bares.records.get_mut(number).adjacencies = 0;
         }
-        self.bares.due.set(number, left.div_ceil(SWEEP_ROUND).max(1));
+        self.bares.due.set(number, (left + late).div_ceil(SWEEP_ROUND).max(1));
         false
     }
 
-    /// Has what it takes to end a bare mapping fetched. Returns what [`State::end_hashed_bare`] wants.
+    /// Has what it takes to end a bare mapping fetched.
     #[inline]
-    fn fetch_for_bare_end(&self, number: u32) -> (u32, u64) {
+    fn fetch_for_bare_end(&self, number: u32) -> EndingBare {
+        let ending = self.seek_bare(number);
+        self.bares.index.fetch_home(&ending.sought);
         let bare = self.bares.records.get(number);
-        let hash = self.bares.hash(bare.key());
-        self.bares.fetch_line(hash);
         self.space(bare.outer().slot(), Protocol::Udp).fetch(bare.external_port());
-        self.subscribers.fetch(bare.internal().address);
-        (number, hash)
+        self.subscribers.fetch_home(ending.subscriber);
+        ending
     }
 
     /// Appends the bare mappings that have not ended among the next `most` records from `cursor` on. Returns the next cursor, or none at the

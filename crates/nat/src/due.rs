@@ -14,8 +14,30 @@ const LANES: usize = 16;
 /// Bytes looked through together: a cache line of them. The loop over those found ends seldom then, which no branch predictor foresees.
 const BLOCK: usize = 64;
 
+/// As many as are due in most blocks where sessions end one after the other: two minutes are thirty rounds.
+const FEW: usize = 4;
+
 /// The rounds of so many records.
 pub(crate) type Block = [u8; BLOCK];
+
+/// Records that are looked at together: those of the ones that follow are fetched meanwhile.
+const TOGETHER: usize = 24;
+
+/// Numbers of records that are due, [`TOGETHER`] at most.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Numbers {
+    numbers: [u32; TOGETHER],
+    count: usize,
+}
+
+impl core::ops::Deref for Numbers {
+    type Target = [u32];
+
+    #[inline]
+    fn deref(&self) -> &[u32] {
+        self.numbers.get(..self.count).unwrap_or_default()
+    }
+}
 
 /// The rounds, by record number.
 pub(crate) struct Due<'m> {
@@ -26,6 +48,8 @@ pub(crate) struct Due<'m> {
     makes_up_for: u8,
     /// Numbers below this one have been passed in this round.
     passed: u32,
+    /// What was gathered, and not yet looked at.
+    gathered: Numbers,
 }
 
 impl<'m> Due<'m> {
@@ -38,7 +62,7 @@ impl<'m> Due<'m> {
     }
 
     pub(crate) fn new(rounds: &'m mut [Block]) -> Self {
-        Self { rounds, now: 0, makes_up_for: 1, passed: 0 }
+        Self { rounds, now: 0, makes_up_for: 1, passed: 0, gathered: Numbers::default() }
     }
 
     /// A round has ended, and the one that is so many later begins, at most [`Due::MOST_ROUNDS`]. What was due in those between is due in it.
@@ -48,9 +72,14 @@ impl<'m> Due<'m> {
         (self.now, self.passed) = (self.now.wrapping_add(rounds as u8), 0);
     }
 
-    /// Numbers below `number` have been passed in this round.
-    pub(crate) fn pass(&mut self, number: u32) {
-        self.passed = number;
+    /// What [`Due::keep_gathered`] got.
+    pub(crate) fn take_gathered(&mut self) -> Numbers {
+        core::mem::take(&mut self.gathered)
+    }
+
+    /// What was gathered, and is to be looked at later.
+    pub(crate) fn keep_gathered(&mut self, numbers: Numbers) {
+        self.gathered = numbers;
     }
 
     /// Has `number` looked at in so many rounds from this one, in 255 at the latest, or sooner where this one makes up for others; in this one
@@ -60,9 +89,18 @@ impl<'m> Due<'m> {
         self.rounds.as_flattened_mut()[number as usize] = self.now.wrapping_add(rounds);
     }
 
+    /// The next from `from` on, and below `end`, that are due in this round, or simply the next of `all`. Returns them, and up to where was looked:
+    /// those have been passed in this round.
+    pub(crate) fn gather(&mut self, from: u32, end: u32, all: bool) -> (Numbers, u32) {
+        let mut gathered = Numbers::default();
+        let numbers = &mut gathered.numbers;
+        (gathered.count, self.passed) = if all { all_between(from, end, numbers) } else { self.due_between(from, end, numbers) };
+        (gathered, self.passed)
+    }
+
     /// Fills `numbers` with those from `from` on, and below `end`, that are due in this round. Returns how many there are, and up to where was
     /// looked.
-    pub(crate) fn gather(&self, from: u32, end: u32, numbers: &mut [u32]) -> (usize, u32) {
+    fn due_between(&self, from: u32, end: u32, numbers: &mut [u32]) -> (usize, u32) {
         let blocks = from as usize / BLOCK..(end as usize).div_ceil(BLOCK);
         let mut first = from - from % BLOCK as u32;
         let mut wanted = u64::MAX << (from % BLOCK as u32);
@@ -72,6 +110,16 @@ impl<'m> Due<'m> {
                 wanted &= !(u64::MAX << (end - first));
             }
             let mut due = self.due_in(block) & wanted;
+            // So many places are written, whatever is found: as few are due in a block as no branch predictor foresees.
+            if let Some(places) = numbers.get_mut(count..).and_then(|rest| rest.first_chunk_mut::<FEW>()) {
+                let mut found = 0;
+                for _ in 0..FEW {
+                    places[found % FEW] = first + due.trailing_zeros();
+                    found += usize::from(due != 0);
+                    due &= due.wrapping_sub(1);
+                }
+                count += found;
+            }
             while due != 0 {
                 let found = first + due.trailing_zeros();
                 let Some(place) = numbers.get_mut(count) else { return (count, found) };
@@ -96,6 +144,12 @@ impl<'m> Due<'m> {
     }
 }
 
+/// Fills `numbers` with all from `from` on, and below `end`. Returns how many there are, and up to where it went.
+fn all_between(from: u32, end: u32, numbers: &mut [u32]) -> (usize, u32) {
+    let count = numbers.iter_mut().zip(from..end).map(|(place, number)| *place = number).count();
+    (count, from + count as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +172,7 @@ mod tests {
             let is_due = |byte: u8| (0..span).any(|ago| rounds.wrapping_sub(ago) == byte);
             let all: Vec<u32> = (from..end).filter(|&number| is_due(bytes[number as usize])).collect();
             let mut numbers = vec![u32::MAX; room];
-            let (count, next) = due.gather(from, end, &mut numbers);
+            let (count, next) = due.due_between(from, end, &mut numbers);
             let expected = &all[..all.len().min(room)];
             prop_assert_eq!(&numbers[..count], expected);
             // What there was no room for is found next.
@@ -130,17 +184,17 @@ mod tests {
     fn what_is_set_comes_in_its_round_and_in_this_one_only_if_it_was_not_passed() {
         let mut memory = [[0; BLOCK]; 1];
         let mut due = Due::new(&mut memory);
-        due.pass(2);
+        assert_eq!(due.gather(0, 2, true).1, 2);
         due.set(2, 0);
         let mut numbers = [0; 20];
-        assert_eq!((due.gather(2, 3, &mut numbers), numbers[0], due.gather(3, 3, &mut numbers)), ((1, 3), 2, (0, 3)));
+        assert_eq!((due.due_between(2, 3, &mut numbers), numbers[0], due.due_between(3, 3, &mut numbers)), ((1, 3), 2, (0, 3)));
         for (number, rounds) in [(0, 0), (1, 1), (17, 2), (18, 255), (19, 9999)] {
             due.set(number, rounds);
         }
         let mut seen = Vec::new();
         for round in 1..=255 {
             due.begin_round(1);
-            let (count, _) = due.gather(0, 20, &mut numbers);
+            let (count, _) = due.due_between(0, 20, &mut numbers);
             seen.extend(numbers[..count].iter().map(|&number| (round, number)));
         }
         assert_eq!(seen, [(1, 0), (1, 1), (2, 17), (255, 18), (255, 19)]);

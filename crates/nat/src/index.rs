@@ -63,6 +63,15 @@ impl Line {
     }
 }
 
+/// What an entry is under, and where it is, as far as that was found out. Only insertions and its own removal make it untrue.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sought {
+    hash: u64,
+    home: u32,
+    /// Its slot in the home line; [`SLOTS`] or above where it is elsewhere, or nobody has looked.
+    slot: u32,
+}
+
 /// There was no room within [`MAX_PROBES`] lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IndexFull;
@@ -159,15 +168,41 @@ impl<'m> Index<'m> {
         }
     }
 
-    /// Has the line after the home line fetched, where the home line cannot have what is under the hash. Reads the home line, which should have
-    /// been fetched.
+    /// What is under a hash, and will be removed. Nobody has looked for it.
     #[inline]
-    pub(crate) fn fetch_displaced(&self, hash: u64) {
-        let home = self.home(hash);
+    pub(crate) fn seek(&self, hash: u64) -> Sought {
+        Sought { hash, home: self.home(hash) as u32, slot: SLOTS as u32 }
+    }
+
+    /// Has the home line of what is sought fetched.
+    #[inline]
+    pub(crate) fn fetch_home(&self, sought: &Sought) {
+        ahead::fetch(&self.lines[sought.home as usize].entries[0]);
+    }
+
+    /// Looks for `number` in its home line, which should have been fetched. Has the line after it fetched where that has something else.
+    #[inline]
+    pub(crate) fn look_for(&self, sought: &mut Sought, number: u32) {
+        let home = sought.home as usize;
         let line = &self.lines[home];
-        if line.with_tag(tag_of(hash)) == 0 {
+        let slot = line.with_tag(tag_of(sought.hash)).trailing_zeros();
+        if line.entries.get(slot as usize).is_some_and(|&entry| entry == sought.hash as u32 ^ number) {
+            sought.slot = slot;
+        } else {
             ahead::fetch(&self.lines[self.after(home)].entries[0]);
         }
+    }
+
+    /// Removes `number`, where it was found or is found now. Returns whether it was there.
+    #[inline]
+    pub(crate) fn remove_sought(&mut self, sought: &Sought, number: u32) -> bool {
+        let Sought { hash, home, slot } = *sought;
+        let (line, slot) = (&mut self.lines[home as usize], slot as usize);
+        if line.entries.get(slot).is_none_or(|&entry| entry != hash as u32 ^ number) {
+            return self.remove(hash, number);
+        }
+        (line.head[slot], line.entries[slot]) = (0, 0);
+        true
     }
 
     /// Has the line after the home line fetched, where a search for what is not there, or an insertion, goes on to it. Reads the home line, which
@@ -202,6 +237,7 @@ impl<'m> Index<'m> {
     }
 
     /// Removes `number` from under `hash`. Returns whether it was there.
+    #[inline(never)]
     pub(crate) fn remove(&mut self, hash: u64, number: u32) -> bool {
         let entry = hash as u32 ^ number;
         let mut at = self.home(hash);

@@ -17,7 +17,7 @@ use crate::slab::{Record, Slab};
 use crate::table::TableFull;
 use crate::tcp::Direction;
 use crate::time::Tick;
-use crate::two_keys::{self, Hashes};
+use crate::two_keys::{self, Hashes, SoughtTwice};
 use crate::verdict::DropReason;
 use crate::view::{OtherView, SessionState};
 
@@ -289,7 +289,8 @@ impl<'m> Translations<'m> {
 
     fn remove(&mut self, number: u32) {
         let hashes = self.hashes(self.records.get(number));
-        two_keys::remove(&mut self.index, &mut self.records, number, hashes);
+        let sought = SoughtTwice::new(&self.index, hashes);
+        two_keys::remove(&mut self.index, &mut self.records, number, &sought);
     }
 
     /// The hashes of both keys.

@@ -271,7 +271,8 @@ impl<'m> PortSpace<'m> {
         self.bits.words[word].taken &= !(1 << (port % 64));
         self.bits.used -= 1;
         self.holders[usize::from(port)] = 0;
-        self.summarise(word);
+        let may_be_taken = self.bits.words[word].allowed >> (port % 64) & 1;
+        self.bits.summary[word / 64][usize::from(port % 2)] |= may_be_taken << (word % 64);
     }
 
     /// Puts another holder in the place of the one that has `port`. **Panics** in debug builds when it is free.

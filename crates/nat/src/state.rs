@@ -19,7 +19,7 @@ use crate::bare::BareMappings;
 use crate::counters::{Counter, Counters};
 use crate::due::Due;
 use crate::externals::Outer;
-use crate::index::Index;
+use crate::index::{Index, Sought};
 use crate::others::Translations;
 use crate::policy::{Endpoint, MappingBehaviour, Policy, PortSet, Protocol, Timeouts};
 use crate::ports::{PortSpace, Rest};
@@ -29,7 +29,7 @@ use crate::subscribers::Subscribers;
 use crate::sweep::{Step, Table};
 use crate::table::{Entry, Holder, Mappings, Sessions, TableFull, has_soles};
 use crate::time::Tick;
-use crate::two_keys::Hashes;
+use crate::two_keys::SoughtTwice;
 use crate::udp_ports::UdpPorts;
 use crate::view::SessionState;
 
@@ -103,6 +103,17 @@ pub(crate) struct State<'m> {
     forwarded: u32,
     /// Guests, also those whose mapping is gone.
     pub(crate) guests: u32,
+}
+
+/// A session that is about to end, and what is to be removed of it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct EndingSession {
+    pub(crate) number: u32,
+    /// The home of its internal address in the table of subscribers.
+    pub(crate) subscriber: usize,
+    pub(crate) session: SoughtTwice,
+    /// The mapping that it stands for, where the index of mappings has it.
+    pub(crate) mapping: Option<Sought>,
 }
 
 /// The idle time of a session in that state.
@@ -471,8 +482,8 @@ impl<'m> State<'m> {
     ) -> Result<u32, TableFull> {
         let number = self.sessions.insert(session)?;
         if self.mappings.insert_sole(number, of_mapping).is_err() {
-            let hashes = self.sessions.hashes(&session);
-            self.sessions.remove(number, &hashes);
+            let sought = self.sessions.seek(&session);
+            self.sessions.remove(number, &sought);
             return Err(TableFull);
         }
         let at = (session.slot, session.external_port.get());
@@ -510,7 +521,7 @@ impl<'m> State<'m> {
         let address = self.address_of(session.slot).unwrap_or(Ipv4Addr::UNSPECIFIED);
         let mapping = session.mapping(address).ok_or(TableFull)?;
         let of_sole = self.mappings.hash_of_sole(&session);
-        self.mappings.remove_sole(sole, of_sole);
+        self.mappings.remove_sole(sole, self.mappings.seek_sole(&session).as_ref());
         let number = match self.mappings.insert(mapping) {
             Ok(number) => number,
             Err(full) => {
@@ -535,20 +546,26 @@ impl<'m> State<'m> {
 
     /// Ends a session, and its mapping when it was the last one under it but for guests.
     pub(crate) fn end_session(&mut self, number: u32, now: Tick, counters: &mut Counters) {
-        let session = self.sessions.records.get(number);
-        let hashes = (self.sessions.hashes(session), self.mappings.hash_of_sole(session));
-        self.end_hashed(number, hashes, now, counters);
+        let ending = self.seek_session(number);
+        self.end_sought(&ending, now, counters);
     }
 
-    /// The same, for whoever has the hashes of the session, and of the mapping that it stands for.
-    pub(crate) fn end_hashed(
-        &mut self,
-        number: u32,
-        (hashes, of_mapping): (Hashes, Option<u64>),
-        now: Tick,
-        counters: &mut Counters,
-    ) {
-        let session = self.sessions.remove(number, &hashes);
+    /// What the end of a session takes.
+    #[inline]
+    pub(crate) fn seek_session(&self, number: u32) -> EndingSession {
+        let session = self.sessions.records.get(number);
+        EndingSession {
+            number,
+            subscriber: self.subscribers.home(session.internal().address),
+            session: self.sessions.seek(session),
+            mapping: self.mappings.seek_sole(session),
+        }
+    }
+
+    /// Ends a session that was sought.
+    pub(crate) fn end_sought(&mut self, ending: &EndingSession, now: Tick, counters: &mut Counters) {
+        let number = ending.number;
+        let session = self.sessions.remove(number, &ending.session);
         counters.count(Counter::SessionsRemoved);
         if session.kind.is_guest() {
             self.guests -= 1;
@@ -559,8 +576,8 @@ impl<'m> State<'m> {
             return;
         }
         if session.sole().is_some() {
-            self.mappings.remove_sole(number, of_mapping);
-            self.end_mapping(&session, now, counters);
+            self.mappings.remove_sole(number, ending.mapping.as_ref());
+            self.end_mapping(&session, ending.subscriber, now, counters);
             return;
         }
         let Some(Holder::Mapping(number)) = self.holder_for(&session) else {
@@ -574,7 +591,7 @@ impl<'m> State<'m> {
         mapping.sessions -= 1;
         if mapping.sessions == 0 {
             self.mappings.remove(number);
-            self.end_mapping(&session, now, counters);
+            self.end_mapping(&session, ending.subscriber, now, counters);
         }
     }
 
@@ -584,17 +601,17 @@ impl<'m> State<'m> {
     }
 
     /// Gives back what the mapping of a session had, which was the last one under it.
-    fn end_mapping(&mut self, session: &Session, now: Tick, counters: &mut Counters) {
+    fn end_mapping(&mut self, session: &Session, subscriber: usize, now: Tick, counters: &mut Counters) {
         let at = (session.slot, session.external_port.get());
-        self.give_back_port(session.kind.protocol(), at, session.internal().address, now, counters);
+        self.give_back_port(session.kind.protocol(), at, (session.internal().address, subscriber), now, counters);
     }
 
-    /// Gives back what a mapping of that internal address had.
+    /// Gives back what a mapping of that internal address had, whose home in the table of subscribers is given.
     pub(crate) fn give_back_port(
         &mut self,
         protocol: Protocol,
         (slot, port): (u16, u16),
-        internal: Ipv4Addr,
+        (internal, subscriber): (Ipv4Addr, usize),
         now: Tick,
         counters: &mut Counters,
     ) {
@@ -604,7 +621,7 @@ impl<'m> State<'m> {
         } else if space.release_to_rest(port, rest, now) {
             self.resting += 1;
         }
-        self.subscribers.remove_mapping(internal);
+        self.subscribers.remove_mapping(internal, subscriber);
         counters.count(Counter::MappingsRemoved);
     }
 

@@ -77,30 +77,38 @@ impl Subscribers {
     /// The slot of the external address that the mappings of `address` have. None where it has no mapping.
     #[inline]
     pub(crate) fn slot_of(&self, address: Ipv4Addr) -> Option<u16> {
-        let (at, place) = self.find(address.to_bits())?;
+        let (at, place) = self.find(address.to_bits(), self.home(address))?;
         Some(self.lines[at].slots[place])
     }
 
     /// Has the line of `address` fetched.
     #[inline]
     pub(crate) fn fetch(&self, address: Ipv4Addr) {
-        ahead::fetch(&self.lines[self.home(address.to_bits())].addresses[0]);
+        self.fetch_home(self.home(address));
+    }
+
+    /// Has the line fetched that is an address's [`Subscribers::home`].
+    #[inline]
+    pub(crate) fn fetch_home(&self, home: usize) {
+        ahead::fetch(&self.lines[home].addresses[0]);
     }
 
     /// `address` has one mapping more, with a port of the slot's address. **Cost:** one line, but where the table grows to twice as many lines.
     #[inline]
     pub(crate) fn add_mapping(&mut self, address: Ipv4Addr, slot: u16) {
+        let home = self.home(address);
         let address = address.to_bits();
-        let (at, place) = self.find(address).unwrap_or_else(|| self.add(address));
+        let (at, place) = self.find(address, home).unwrap_or_else(|| self.add(address));
         let line = &mut self.lines[at];
         line.slots[place] = slot;
         line.mappings[place] += 1;
     }
 
-    /// `address` has one mapping less. **Panics** in debug builds when it has none.
-    pub(crate) fn remove_mapping(&mut self, address: Ipv4Addr) {
+    /// `address`, whose [`Subscribers::home`] is given, has one mapping less. **Panics** in debug builds when it has none.
+    #[inline]
+    pub(crate) fn remove_mapping(&mut self, address: Ipv4Addr, home: usize) {
         let address = address.to_bits();
-        let Some((at, place)) = self.find(address) else {
+        let Some((at, place)) = self.find(address, home) else {
             debug_assert!(false, "{address:#x} has no mapping");
             return;
         };
@@ -115,8 +123,8 @@ impl Subscribers {
 
     /// The line and the place of an address.
     #[inline]
-    fn find(&self, address: u32) -> Option<(usize, usize)> {
-        let mut at = self.home(address);
+    fn find(&self, address: u32, home: usize) -> Option<(usize, usize)> {
+        let mut at = home;
         for _ in 0..self.lines.len() {
             let line = &self.lines[at];
             if let Some(place) = line.place_of(address) {
@@ -136,7 +144,7 @@ impl Subscribers {
         if self.len == self.lines.len() * FILL {
             self.grow();
         }
-        let mut at = self.home(address);
+        let mut at = self.home(Ipv4Addr::from_bits(address));
         let place = loop {
             match self.lines[at].free_place() {
                 Some(place) => break place,
@@ -167,17 +175,17 @@ impl Subscribers {
     /// Changes what the lines before `end`, from the address's home on, have passed on.
     #[inline]
     fn pass_over(&mut self, address: u32, end: usize, change: impl Fn(u32) -> u32) {
-        let mut at = self.home(address);
+        let mut at = self.home(Ipv4Addr::from_bits(address));
         while at != end {
             self.lines[at].passed_on = change(self.lines[at].passed_on);
             at = self.after(at);
         }
     }
 
-    /// Where the search for an address begins.
+    /// Where the search for an address begins, until one is added.
     #[inline]
-    fn home(&self, address: u32) -> usize {
-        ((u128::from(self.hasher.hash_one(address)) * self.lines.len() as u128) >> 64) as usize
+    pub(crate) fn home(&self, address: Ipv4Addr) -> usize {
+        ((u128::from(self.hasher.hash_one(address.to_bits())) * self.lines.len() as u128) >> 64) as usize
     }
 
     #[inline]
@@ -212,7 +220,7 @@ mod tests {
                     let one = model.entry(bits).or_default();
                     *one = (one.0 + 1, slot);
                 } else if let Some(one) = model.get_mut(&bits) {
-                    table.remove_mapping(address);
+                    table.remove_mapping(address, table.home(address));
                     one.0 -= 1;
                     if one.0 == 0 {
                         model.remove(&bits);
@@ -224,7 +232,8 @@ mod tests {
                 }
             }
             for (bits, (mappings, _)) in model {
-                (0..mappings).for_each(|_| table.remove_mapping(Ipv4Addr::from_bits(bits)));
+                let address = Ipv4Addr::from_bits(bits);
+                (0..mappings).for_each(|_| table.remove_mapping(address, table.home(address)));
             }
             prop_assert_eq!(table.len(), 0);
             prop_assert!(table.lines.iter().all(|line| line.addresses == [0; PLACES] && line.passed_on == 0), "nothing stays behind");
@@ -244,9 +253,9 @@ mod tests {
         assert_eq!(table.len(), 1000);
         for (slot, host) in hosts().enumerate() {
             assert_eq!(table.slot_of(host), Some(slot as u16 + 1), "the slot of its newest mapping");
-            table.remove_mapping(host);
+            table.remove_mapping(host, table.home(host));
             assert_eq!(table.slot_of(host), Some(slot as u16 + 1));
-            table.remove_mapping(host);
+            table.remove_mapping(host, table.home(host));
             assert_eq!(table.slot_of(host), None);
         }
         assert_eq!(table.len(), 0);

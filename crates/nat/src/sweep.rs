@@ -7,17 +7,19 @@
 use crate::adjacency::Adjacencies;
 use crate::ahead;
 use crate::counters::Counters;
-use crate::due::Due;
+use crate::due::{Due, Numbers};
 use crate::nat::Nat;
 use crate::record::Kind;
 use crate::slab::Record as _;
-use crate::state::State;
+use crate::state::{EndingSession, State};
 use crate::time::Tick;
-use crate::two_keys::Hashes;
 
 /// A round over all sessions takes this long: a millisecond's portions suffice for sixteen million sessions, and of those that are over
 /// at once for 120. **Units:** milliseconds.
 pub const SWEEP_ROUND: u32 = 4000;
+
+/// So much earlier than its time a round may end, by rounding. **Units:** milliseconds.
+const SWEEP_EARLY: u32 = SWEEP_ROUND / 16;
 
 /// Portions for each millisecond that has passed. A portion takes a few microseconds (`just bench`), less than a burst.
 const PORTIONS: u32 = 5;
@@ -46,9 +48,6 @@ const SWEEP_OTHERS: u32 = 128;
 
 /// Milliseconds that these two make up for at most.
 const SWEEP_ARREARS: u32 = 4;
-
-/// Sessions that are looked at together: the processor fetches the records of all of them at once.
-const TOGETHER: usize = 24;
 
 /// The tables of a round, in their order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,17 +94,19 @@ impl Sweep {
 pub(crate) struct Step {
     /// Records that it passes at most.
     pub(crate) most: u32,
-    /// Sessions after which it looks at no more, but for those that it looks at [`TOGETHER`].
+    /// Sessions after which it looks at no more, but for those that it looks at together ([`Numbers`]).
     pub(crate) looks: u32,
     /// Ends after which it looks at no more sessions, likewise.
     pub(crate) ends: u32,
     /// Whether it looks at all sessions, not only at those that are due.
     pub(crate) looks_at_all: bool,
+    /// How much later it comes than the next round will come to the same records. **Units:** milliseconds.
+    pub(crate) late: u32,
 }
 
 impl Step {
     /// Everything at once.
-    pub(crate) const ALL: Self = Self { most: u32::MAX, looks: u32::MAX, ends: u32::MAX, looks_at_all: true };
+    pub(crate) const ALL: Self = Self { most: u32::MAX, looks: u32::MAX, ends: u32::MAX, looks_at_all: true, late: 0 };
 }
 
 impl Nat<'_> {
@@ -115,7 +116,8 @@ impl Nat<'_> {
         let elapsed = now.since(self.sweep.last).min(SWEEP_ROUND);
         self.sweep.last = now;
         let (records, round) = (u64::from(self.state.swept_records()), u64::from(SWEEP_ROUND));
-        self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(records * round);
+        // More than a round's is due where one ends late.
+        self.sweep.due = (self.sweep.due + u64::from(elapsed) * records).min(2 * records * round);
         self.sweep.portions = (self.sweep.portions + elapsed * PORTIONS).min(PORTIONS_MOST);
         // Two where calls come seldom, or this one comes after a sleep: what a packet may have to wait for.
         let portions = self.sweep.portions.div_ceil(PORTIONS).min(2);
@@ -123,9 +125,11 @@ impl Nat<'_> {
         if most > 0 {
             self.sweep.portions -= portions;
             let [looks, ends] = [SWEEP_LOOKS, SWEEP_ENDS].map(|bound| bound * portions);
-            let step = Step { most, looks, ends, looks_at_all: self.sweep.looks_at_all };
+            let step = Step { most, looks, ends, looks_at_all: self.sweep.looks_at_all, late: self.lateness(now) };
             let passed = self.sweep_records(&step, now);
             self.sweep.due = self.sweep.due.saturating_sub(u64::from(passed.max(1)) * round);
+            // A round that begins late is as late as that, whatever was passed over.
+            self.sweep.due = self.sweep.due.min(u64::from(now.since(self.sweep.began)) * records);
         } else if records == 0 {
             self.finish_round(now);
         }
@@ -160,6 +164,18 @@ impl Nat<'_> {
         self.fragments.expire_all(now);
     }
 
+    /// How long after the moment at which an even round is where the sweep is now. **Units:** milliseconds.
+    fn lateness(&self, now: Tick) -> u32 {
+        let passed = match self.sweep.table {
+            Table::Sessions => 0,
+            Table::BareMappings => self.state.sessions.records.high_water(),
+        };
+        let records = u64::from(self.state.swept_records().max(1));
+        // The next record's time has come when all before it have had theirs, and it too.
+        let even = u64::from(passed + self.sweep.cursor + 1) * u64::from(SWEEP_ROUND) / records;
+        now.since(self.sweep.began).saturating_sub(even as u32)
+    }
+
     /// A step, which goes on in the next table where one ends. Returns how many records it passed.
     fn sweep_records(&mut self, step: &Step, now: Tick) -> u32 {
         let mut all = 0;
@@ -183,7 +199,7 @@ impl Nat<'_> {
     /// After two rounds' ends since a policy came, one whole round lies between them, and it looked at every session. When steps did not come
     /// for long, or had too much to do, the next round makes up for those that have passed meanwhile; for very many by looking at all.
     fn finish_round(&mut self, now: Tick) {
-        let rounds = now.since(self.sweep.began) / SWEEP_ROUND;
+        let rounds = (now.since(self.sweep.began) + SWEEP_EARLY) / SWEEP_ROUND;
         // One that ends before its time may bring sessions up too early, which does no harm.
         self.sweep.began = if rounds == 0 { now } else { self.sweep.began.after(rounds * SWEEP_ROUND) };
         for due in [&mut self.state.due, &mut self.state.bares.due] {
@@ -199,12 +215,6 @@ impl Nat<'_> {
         }
         self.sweep.looks_at_all = self.sweep.rounds < 2 || rounds > Due::MOST_ROUNDS || self.adjacencies.has_forgotten();
     }
-}
-
-/// Fills `numbers` with all from `from` on, and below `end`. Returns how many there are, and up to where it went.
-fn all_between(from: u32, end: u32, numbers: &mut [u32]) -> (usize, u32) {
-    let count = numbers.iter_mut().zip(from..end).map(|(place, number)| *place = number).count();
-    (count, from + count as u32)
 }
 
 impl<'m> State<'m> {
@@ -229,94 +239,76 @@ impl<'m> State<'m> {
                 step,
                 |state| &mut state.due,
                 |state, number| ahead::fetch(state.sessions.records.get(number)),
-                |state, numbers| state.look_at(numbers, now, adjacencies, counters),
+                |state, numbers, following| state.look_at((numbers, following), (now, step.late), adjacencies, counters),
             ),
             Table::BareMappings => self.walk(
                 (self.bares.records.high_water(), cursor),
                 step,
                 |state| &mut state.bares.due,
                 |state, number| state.bares.fetch_record(number),
-                |state, numbers| state.look_at_bares(numbers, now, adjacencies, counters),
+                |state, numbers, following| state.look_at_bares((numbers, following), (now, step.late), adjacencies, counters),
             ),
         }
     }
 
     /// A step over one table, whose records are below `high_water`: `look_at` gets the numbers of those to look at, for which `fetch` was called, and
-    /// says how many ended.
+    /// those that come after them, for which it calls `fetch`; it says how many ended. What was gathered last is looked at by the next step: its
+    /// records have come by then.
     fn walk(
         &mut self,
         (high_water, cursor): (u32, u32),
         step: &Step,
         due: for<'s> fn(&'s mut Self) -> &'s mut Due<'m>,
         fetch: impl Fn(&Self, u32),
-        mut look_at: impl FnMut(&mut Self, &[u32]) -> u32,
+        mut look_at: impl FnMut(&mut Self, &Numbers, &Numbers) -> u32,
     ) -> (u32, bool) {
         let end = high_water.min(cursor.saturating_add(step.most));
         let start = cursor.min(end);
         let (mut next, mut looks, mut ended) = (start, 0, 0);
-        while next < end && looks < step.looks && ended < step.ends {
-            let mut numbers = [0; TOGETHER];
-            let count;
-            (count, next) =
-                if step.looks_at_all { all_between(next, end, &mut numbers) } else { due(self).gather(next, end, &mut numbers) };
-            looks += count as u32;
-            due(self).pass(next);
-            let numbers = &numbers[..count];
-            for &number in numbers {
-                fetch(self, number);
+        let mut numbers = due(self).take_gathered();
+        while (next < end || !numbers.is_empty()) && looks < step.looks && ended < step.ends {
+            let following;
+            (following, next) = due(self).gather(next, end, step.looks_at_all);
+            if numbers.is_empty() {
+                following.iter().for_each(|&number| fetch(self, number));
+            } else {
+                looks += numbers.len() as u32;
+                ended += look_at(self, &numbers, &following);
             }
-            ended += look_at(self, numbers);
+            numbers = following;
         }
-        // What the next step begins with: its records have come by then.
-        if !step.looks_at_all {
-            let mut numbers = [0; TOGETHER];
-            let (count, _) = due(self).gather(next, high_water.min(next.saturating_add(step.most)), &mut numbers);
-            for &number in &numbers[..count] {
-                fetch(self, number);
-            }
-        }
-        (next - start, next == high_water)
+        let is_last = next == high_water && numbers.is_empty();
+        due(self).keep_gathered(numbers);
+        (next - start, is_last)
     }
 
     /// Ends those sessions that are over, and says of the others when they are looked at again. Returns how many ended.
-    fn look_at(&mut self, numbers: &[u32], now: Tick, adjacencies: &Adjacencies, counters: &mut Counters) -> u32 {
-        self.end_in_turn(
-            numbers,
-            |state, number| state.is_over(number, now, adjacencies).then(|| state.fetch_for_end(number)),
-            |state, (_, hashes)| state.fetch_displaced(hashes),
-            |state, (number, hashes)| state.end_hashed(number, hashes, now, counters),
+    fn look_at(
+        &mut self,
+        (numbers, following): (&[u32], &[u32]),
+        (now, late): (Tick, u32),
+        adjacencies: &Adjacencies,
+        counters: &mut Counters,
+    ) -> u32 {
+        end_in_turn(
+            self,
+            (numbers, following),
+            |state, number| ahead::fetch(state.sessions.records.get(number)),
+            |state, number, place| {
+                let is_over = state.is_over(number, (now, late), adjacencies);
+                if is_over {
+                    *place = state.fetch_for_end(number);
+                }
+                is_over
+            },
+            Self::look_for,
+            |state, ending| state.end_sought(ending, now, counters),
         )
     }
 
-    /// Ends those of `numbers` for which `begin` gives what their end takes, when that has had time to come: [`Ending`]. `go_on` is called
-    /// halfway. Returns how many ended.
+    /// Whether a session is over. If it is not, says when it is looked at again, so much later than the rounds to come.
     #[inline]
-    pub(crate) fn end_in_turn<T: Copy + Default>(
-        &mut self,
-        numbers: &[u32],
-        begin: impl Fn(&mut Self, u32) -> Option<T>,
-        go_on: impl Fn(&Self, &T),
-        mut end: impl FnMut(&mut Self, T),
-    ) -> u32 {
-        let mut ending = Ending::default();
-        for &number in numbers {
-            let Some(one) = begin(self, number) else { continue };
-            if let Some(halfway) = ending.halfway() {
-                go_on(self, halfway);
-            }
-            if let Some(first) = ending.add(one) {
-                end(self, first);
-            }
-        }
-        for one in ending.rest() {
-            end(self, one);
-        }
-        ending.count()
-    }
-
-    /// Whether a session is over. If it is not, says when it is looked at again.
-    #[inline]
-    fn is_over(&mut self, number: u32, now: Tick, adjacencies: &Adjacencies) -> bool {
+    fn is_over(&mut self, number: u32, (now, late): (Tick, u32), adjacencies: &Adjacencies) -> bool {
         let session = self.sessions.records.get(number);
         if !session.is_live() {
             return false;
@@ -326,7 +318,7 @@ impl<'m> State<'m> {
             return true;
         }
         // When it may have ended.
-        self.due.set(number, self.earliest_end(session.kind, left).div_ceil(SWEEP_ROUND).max(1));
+        self.due.set(number, (self.earliest_end(session.kind, left) + late).div_ceil(SWEEP_ROUND).max(1));
         if session.adjacencies != 0 && adjacencies.get(session.adjacencies).is_none() {
             self.sessions.records.get_mut(number).adjacencies = 0;
         }
@@ -344,26 +336,26 @@ impl<'m> State<'m> {
         left.min(self.shortest[kind.family()])
     }
 
-    /// Has what it takes to end a session fetched. Returns what [`State::end_hashed`] wants.
+    /// Has what it takes to end a session fetched.
     #[inline]
-    fn fetch_for_end(&self, number: u32) -> (u32, (Hashes, Option<u64>)) {
-        let session = self.sessions.records.get(number);
-        let (of_session, of_mapping) = (self.sessions.hashes(session), self.mappings.hash_of_sole(session));
-        self.sessions.fetch_lines(&of_session);
-        if let Some(hash) = of_mapping {
-            self.mappings.fetch_line(hash);
+    fn fetch_for_end(&self, number: u32) -> EndingSession {
+        let ending = self.seek_session(number);
+        self.sessions.fetch_homes(&ending.session);
+        if let Some(mapping) = &ending.mapping {
+            self.mappings.fetch_home(mapping);
         }
+        let session = self.sessions.records.get(number);
         self.space(session.slot, session.kind.protocol()).fetch(session.external_port.get());
-        self.subscribers.fetch(session.internal().address);
-        (number, (of_session, of_mapping))
+        self.subscribers.fetch_home(ending.subscriber);
+        ending
     }
 
-    /// Has the lines after those fetched where the entries of a session and its mapping are not in their home lines.
+    /// Looks for a session and its mapping in the lines that [`State::fetch_for_end`] fetched.
     #[inline]
-    fn fetch_displaced(&self, (of_session, of_mapping): &(Hashes, Option<u64>)) {
-        self.sessions.fetch_displaced(of_session);
-        if let Some(hash) = *of_mapping {
-            self.mappings.fetch_displaced(hash);
+    fn look_for(&self, ending: &mut EndingSession) {
+        self.sessions.look_for(&mut ending.session, ending.number);
+        if let Some(mapping) = &mut ending.mapping {
+            self.mappings.look_for_sole(mapping, ending.number);
         }
     }
 }
@@ -372,59 +364,99 @@ impl<'m> State<'m> {
 /// far away (`pipeline expiry`).
 const WAITING: usize = 6;
 
-/// Those that are about to end, in their order.
-#[derive(Clone, Copy, Default)]
-struct Ending<T> {
-    latest: [T; WAITING],
-    count: usize,
-}
+/// Places for those, and for one more.
+const PLACES: usize = (WAITING + 1).next_power_of_two();
 
-impl<T: Copy> Ending<T> {
-    /// Adds one. Returns the one whose turn it is then.
-    #[inline]
-    fn add(&mut self, one: T) -> Option<T> {
-        let first = core::mem::replace(&mut self.latest[self.count % WAITING], one);
-        self.count += 1;
-        (self.count > WAITING).then_some(first)
+/// Ends those of `numbers` for which `begin` says that they are over, when what their end takes has had time to come: it notes that in a place
+/// that `go_on` gets halfway, and `end` at last. Meanwhile `fetch` is called for each of those that follow in the next call, and when
+/// none of `numbers` is left to begin with, `begin` for the first of them, which is called for them again then. Returns how many ended.
+#[inline]
+pub(crate) fn end_in_turn<S, T: Default>(
+    state: &mut S,
+    (numbers, following): (&[u32], &[u32]),
+    fetch: impl Fn(&S, u32),
+    begin: impl Fn(&mut S, u32, &mut T) -> bool,
+    go_on: impl Fn(&S, &mut T),
+    mut end: impl FnMut(&mut S, &T),
+) -> u32 {
+    let mut places: [T; PLACES] = Default::default();
+    let mut count = 0;
+    for (turn, &number) in numbers.iter().enumerate() {
+        if let Some(&following) = following.get(turn) {
+            fetch(state, following);
+        }
+        if !begin(state, number, &mut places[count % PLACES]) {
+            continue;
+        }
+        if let Some(halfway) = count.checked_sub(WAITING / 2) {
+            go_on(state, &mut places[halfway % PLACES]);
+        }
+        if let Some(first) = count.checked_sub(WAITING) {
+            end(state, &places[first % PLACES]);
+        }
+        count += 1;
     }
-
-    /// The one that has waited for half of its time when another one is added.
-    #[inline]
-    fn halfway(&self) -> Option<&T> {
-        let number = self.count.checked_sub(WAITING / 2)?;
-        Some(&self.latest[number % WAITING])
+    for &number in following.get(numbers.len()..).unwrap_or_default() {
+        fetch(state, number);
     }
-
-    /// Those that wait at the end.
-    fn rest(&self) -> impl Iterator<Item = T> + use<T> {
-        let Self { latest, count } = *self;
-        (count.saturating_sub(WAITING)..count).map(move |number| latest[number % WAITING])
+    let (mut following, mut halfway) = (following.iter(), count.saturating_sub(WAITING / 2)..count);
+    for left in count.saturating_sub(WAITING)..count {
+        if let Some(halfway) = halfway.next() {
+            go_on(state, &mut places[halfway % PLACES]);
+        }
+        if let Some(&number) = following.next() {
+            begin(state, number, &mut places[count % PLACES]);
+        }
+        end(state, &places[left % PLACES]);
     }
-
-    /// How many were added.
-    fn count(&self) -> u32 {
-        self.count as u32
-    }
+    count as u32
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
+    /// What was done with each number.
+    #[derive(Default)]
+    struct Log {
+        fetched: Vec<u32>,
+        begun: Vec<u32>,
+        halfway: Vec<u32>,
+        ended: Vec<u32>,
+    }
+
     #[test]
-    fn all_end_once_in_their_order_and_each_is_halfway_before() {
-        for count in 0..20_u32 {
-            let (mut ending, mut ended, mut halfway) = (Ending::default(), Vec::new(), Vec::new());
-            for one in 0..count {
-                halfway.extend(ending.halfway().copied());
-                let first = ending.add(one);
-                assert!(first.is_none_or(|first| halfway.contains(&first)), "{first:?} after {halfway:?}");
-                ended.extend(first);
-                assert!(one as usize - ended.len() < WAITING, "no more than so many wait");
-            }
-            assert_eq!(ending.count() as usize, count as usize);
-            ended.extend(ending.rest());
-            assert!(ended.into_iter().eq(0..count) && halfway.into_iter().eq(0..count.saturating_sub(WAITING as u32 / 2)));
+    fn all_that_are_over_end_once_in_their_order_and_what_follows_is_prepared() {
+        for (count, following) in (0..20_u32).flat_map(|count| (0..20).map(move |following| (count, following))) {
+            let (numbers, following): (Vec<_>, Vec<_>) = ((0..count).collect(), (100..100 + following).collect());
+            let (is_over, log) = (|number: u32| !number.is_multiple_of(5), RefCell::<Log>::default());
+            let ended = end_in_turn(
+                &mut (),
+                (&numbers, &following),
+                |(), number| log.borrow_mut().fetched.push(number),
+                |(), number, place| {
+                    log.borrow_mut().begun.push(number);
+                    *place = number;
+                    is_over(number)
+                },
+                |(), &mut number| log.borrow_mut().halfway.push(number),
+                |(), &number| {
+                    let mut log = log.borrow_mut();
+                    let (begun, ended) =
+                        (log.begun.iter().filter(|number| **number < 100 && is_over(**number)).count(), log.ended.len());
+                    assert!(begun - ended <= WAITING + 1, "no more than so many wait");
+                    log.ended.push(number);
+                },
+            );
+            let log = log.into_inner();
+            let over: Vec<_> = numbers.iter().copied().filter(|&number| is_over(number)).collect();
+            assert_eq!((log.ended.len() as u32, &log.ended), (ended, &over));
+            assert_eq!(log.fetched, following);
+            let ahead = log.begun.iter().copied().filter(|number| *number >= 100);
+            assert!(ahead.eq(following.iter().copied().take(over.len().min(WAITING))));
+            assert_eq!(log.halfway, over);
         }
     }
 }

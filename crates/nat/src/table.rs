@@ -10,11 +10,11 @@ use zerocopy::network_endian::{U16, U32};
 use crate::ahead;
 use crate::externals::{Externals, Outer};
 use crate::hash::{Key, KeyHash};
-use crate::index::{self, Index, NUMBERS};
+use crate::index::{self, Index, NUMBERS, Sought};
 use crate::policy::{Endpoint, MappingBehaviour, Protocol, Side};
 use crate::record::{Mapping, Session, wire_halves, wire_word};
 use crate::slab::Slab;
-use crate::two_keys::{self, Hashes};
+use crate::two_keys::{self, Hashes, SoughtTwice};
 
 /// The table is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,22 +141,29 @@ impl<'m> Sessions<'m> {
         two_keys::insert(&mut self.index, &mut self.records, session, hashes)
     }
 
+    /// What is to be removed of a session.
+    #[inline]
+    pub(crate) fn seek(&self, session: &Session) -> SoughtTwice {
+        SoughtTwice::new(&self.index, self.hashes(session))
+    }
+
     /// Has the index lines of a session fetched.
-    pub(crate) fn fetch_lines(&self, hashes: &Hashes) {
-        self.index.fetch(hashes.inner);
-        self.index.fetch(hashes.outer);
+    #[inline]
+    pub(crate) fn fetch_homes(&self, sought: &SoughtTwice) {
+        sought.fetch_homes(&self.index);
     }
 
-    /// Has the lines after those fetched where a session is not in its home lines.
-    pub(crate) fn fetch_displaced(&self, hashes: &Hashes) {
-        self.index.fetch_displaced(hashes.inner);
-        self.index.fetch_displaced(hashes.outer);
+    /// Looks for a session in those lines, which should have come.
+    #[inline]
+    pub(crate) fn look_for(&self, sought: &mut SoughtTwice, number: u32) {
+        sought.look_for(&self.index, number);
     }
 
-    /// Removes a session, whose hashes are given, and returns what it was.
-    pub(crate) fn remove(&mut self, number: u32, hashes: &Hashes) -> Session {
+    /// Removes a session, and returns what it was.
+    #[inline]
+    pub(crate) fn remove(&mut self, number: u32, sought: &SoughtTwice) -> Session {
         let session = *self.records.get(number);
-        two_keys::remove(&mut self.index, &mut self.records, number, *hashes);
+        two_keys::remove(&mut self.index, &mut self.records, number, sought);
         session
     }
 
@@ -307,10 +314,11 @@ impl<'m> Mappings<'m> {
         Ok(())
     }
 
-    /// Ends the mapping that session `number` stands for, and whose [`Mappings::hash_of_sole`] is given.
-    pub(crate) fn remove_sole(&mut self, number: u32, hash: Option<u64>) {
-        if let Some(hash) = hash {
-            let removed = self.index.remove(hash, Holder::Session(number).value());
+    /// Ends the mapping that session `number` stands for, and whose [`Mappings::seek_sole`] is given.
+    #[inline]
+    pub(crate) fn remove_sole(&mut self, number: u32, sought: Option<&Sought>) {
+        if let Some(sought) = sought {
+            let removed = self.index.remove_sought(sought, Holder::Session(number).value());
             debug_assert!(removed, "the mapping of session {number} was not under its key");
         }
         self.soles -= 1;
@@ -321,6 +329,24 @@ impl<'m> Mappings<'m> {
         MappingKey::of_sole(session).map(|key| self.hash(&key))
     }
 
+    /// What is to be removed of the mapping that a session stands for, where the index has it.
+    #[inline]
+    pub(crate) fn seek_sole(&self, session: &Session) -> Option<Sought> {
+        self.hash_of_sole(session).map(|hash| self.index.seek(hash))
+    }
+
+    /// Has the index line of the mapping that a session stands for fetched.
+    #[inline]
+    pub(crate) fn fetch_home(&self, sought: &Sought) {
+        self.index.fetch_home(sought);
+    }
+
+    /// Looks for the mapping that session `number` stands for in that line, which should have come.
+    #[inline]
+    pub(crate) fn look_for_sole(&self, sought: &mut Sought, number: u32) {
+        self.index.look_for(sought, Holder::Session(number).value());
+    }
+
     /// Has the index line of a mapping fetched.
     pub(crate) fn fetch_line(&self, hash: u64) {
         self.index.fetch(hash);
@@ -329,11 +355,6 @@ impl<'m> Mappings<'m> {
     /// Has the line after it fetched where the search for a new mapping, or that mapping itself, goes on to it.
     pub(crate) fn fetch_next(&self, hash: u64) {
         self.index.fetch_next(hash);
-    }
-
-    /// Has the line after it fetched where the mapping is not in its home line.
-    pub(crate) fn fetch_displaced(&self, hash: u64) {
-        self.index.fetch_displaced(hash);
     }
 
     pub(crate) fn hash(&self, key: &MappingKey) -> u64 {

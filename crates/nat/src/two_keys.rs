@@ -3,7 +3,7 @@
 //! Knows records, numbers and hashes, not what is hashed. Called by the session table and by that of protocols without ports. Invariant: a
 //! record is in the index under both of its hashes, or there is none.
 
-use crate::index::{Index, NUMBERS};
+use crate::index::{Index, NUMBERS, Sought};
 use crate::policy::Side;
 use crate::slab::{Record, Slab};
 use crate::table::TableFull;
@@ -21,6 +21,35 @@ const fn value_of(number: u32, side: Side) -> u32 {
 pub(crate) struct Hashes {
     pub(crate) inner: u64,
     pub(crate) outer: u64,
+}
+
+/// Where a record is under both of its hashes, as far as that was found out.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct SoughtTwice {
+    inner: Sought,
+    outer: Sought,
+}
+
+impl SoughtTwice {
+    /// What is under both hashes, and will be removed. Nobody has looked for it.
+    #[inline]
+    pub(crate) fn new(index: &Index<'_>, Hashes { inner, outer }: Hashes) -> Self {
+        Self { inner: index.seek(inner), outer: index.seek(outer) }
+    }
+
+    /// Has both home lines fetched.
+    #[inline]
+    pub(crate) fn fetch_homes(&self, index: &Index<'_>) {
+        index.fetch_home(&self.inner);
+        index.fetch_home(&self.outer);
+    }
+
+    /// Looks for a record in both home lines, which should have been fetched.
+    #[inline]
+    pub(crate) fn look_for(&mut self, index: &Index<'_>, number: u32) {
+        index.look_for(&mut self.inner, value_of(number, Side::Inside));
+        index.look_for(&mut self.outer, value_of(number, Side::Outside));
+    }
 }
 
 /// Stores a record under both hashes. **Errors:** [`TableFull`]; nothing has changed then.
@@ -44,9 +73,11 @@ pub(crate) fn insert<R: Record>(
     Ok(number)
 }
 
-/// Removes a record, whose hashes are given.
-pub(crate) fn remove<R: Record>(index: &mut Index<'_>, records: &mut Slab<'_, R>, number: u32, Hashes { inner, outer }: Hashes) {
-    let removed = index.remove(inner, value_of(number, Side::Inside)) && index.remove(outer, value_of(number, Side::Outside));
+/// Removes a record.
+#[inline]
+pub(crate) fn remove<R: Record>(index: &mut Index<'_>, records: &mut Slab<'_, R>, number: u32, sought: &SoughtTwice) {
+    let removed = index.remove_sought(&sought.inner, value_of(number, Side::Inside))
+        && index.remove_sought(&sought.outer, value_of(number, Side::Outside));
     debug_assert!(removed, "record {number} was not under its keys");
     records.remove(number);
 }
