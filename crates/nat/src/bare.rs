@@ -389,7 +389,7 @@ impl State<'_> {
         let ending = self.seek_bare(number);
         self.bares.index.fetch_home(&ending.sought);
         let bare = self.bares.records.get(number);
-        self.space(bare.outer().slot(), Protocol::Udp).fetch(bare.external_port());
+        self.fetch_port_for_end(Protocol::Udp, (bare.outer().slot(), bare.external_port()));
         self.subscribers.fetch_home(ending.subscriber);
         ending
     }

@@ -260,7 +260,7 @@ impl Nat<'_> {
         if OUTBOUND {
             self.state.bares.fetch_line(found);
         } else {
-            self.state.space((found >> 16) as u16, Protocol::Udp).fetch_holder(found as u16);
+            self.state.space((found >> 16) as u16, Protocol::Udp).fetch_candidate(found as u16);
         }
     }
 
@@ -275,7 +275,7 @@ impl Nat<'_> {
                 *number = if OUTBOUND {
                     self.state.bares.candidate(hash).unwrap_or(NEW)
                 } else {
-                    self.state.space((hash >> 16) as u16, Protocol::Udp).holder(hash as u16).unwrap_or(NEW)
+                    self.state.space((hash >> 16) as u16, Protocol::Udp).candidate(hash as u16).unwrap_or(NEW)
                 };
                 self.state.bares.fetch_record(*number);
             }

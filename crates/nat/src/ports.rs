@@ -261,16 +261,18 @@ impl<'m> PortSpace<'m> {
         self.bits.words[word].taken |= 1 << (port % 64);
         self.bits.used += 1;
         self.holders[usize::from(port)] = holder + 1;
-        self.summarise(word);
+        let alike = if port.is_multiple_of(2) { EVEN } else { !EVEN };
+        let none_is_free = u64::from(self.free_in(word) & alike == 0);
+        self.bits.summary[word / 64][usize::from(port % 2)] &= !(none_is_free << (word % 64));
     }
 
-    /// Takes `port` back. **Panics** in debug builds when it is free.
+    /// Takes `port` back. Its holder's place is left as it is: a line of memory less, and what is there counts only while the port is taken. **Panics**
+    /// in debug builds when it is free.
     pub(crate) fn release(&mut self, port: u16) {
         let word = usize::from(port) / 64;
         debug_assert!(self.is_taken(port), "port {port} is free");
         self.bits.words[word].taken &= !(1 << (port % 64));
         self.bits.used -= 1;
-        self.holders[usize::from(port)] = 0;
         let may_be_taken = self.bits.words[word].allowed >> (port % 64) & 1;
         self.bits.summary[word / 64][usize::from(port % 2)] |= may_be_taken << (word % 64);
     }
@@ -281,23 +283,38 @@ impl<'m> PortSpace<'m> {
         self.holders[usize::from(port)] = holder + 1;
     }
 
-    /// Who has `port`. **Cost:** one load.
+    /// Who has `port`. **Cost:** two loads.
     #[inline]
     pub(crate) fn holder(&self, port: u16) -> Option<u32> {
+        if self.is_taken(port) { self.candidate(port) } else { None }
+    }
+
+    /// Who has `port`, or had it before it was free: for whoever asks that one. **Cost:** one load.
+    #[inline]
+    pub(crate) fn candidate(&self, port: u16) -> Option<u32> {
         let holder = self.holders[usize::from(port)];
         if holder < rest::RESTS { holder.checked_sub(1) } else { None }
     }
 
-    /// Has what [`PortSpace::take`] and [`PortSpace::release`] write fetched.
+    /// Has what [`PortSpace::take`] writes, and [`PortSpace::holder`] reads, fetched.
     #[inline]
     pub(crate) fn fetch(&self, port: u16) {
         ahead::fetch(&self.holders[usize::from(port)]);
         ahead::fetch(&self.bits.words[usize::from(port) / 64]);
     }
 
-    /// Has what [`PortSpace::holder`] reads fetched.
+    /// Has what the end of a mapping writes fetched: [`PortSpace::release`], or [`PortSpace::release_to_rest`].
     #[inline]
-    pub(crate) fn fetch_holder(&self, port: u16) {
+    pub(crate) fn fetch_for_end(&self, port: u16, rest: Rest) {
+        if !rest.is_none() {
+            ahead::fetch(&self.holders[usize::from(port)]);
+        }
+        ahead::fetch(&self.bits.words[usize::from(port) / 64]);
+    }
+
+    /// Has what [`PortSpace::candidate`] reads fetched.
+    #[inline]
+    pub(crate) fn fetch_candidate(&self, port: u16) {
         ahead::fetch(&self.holders[usize::from(port)]);
     }
 

@@ -15,7 +15,7 @@ use crate::slab::Record;
 use crate::view::{MappingView, SessionState, SessionView};
 
 /// The version of the layouts in this file and of those beside it: the index's, the ports' and the other protocols' translations.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// A session: a mapping (or a forward) with one remote. Half a cache line.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -482,8 +482,7 @@ impl<'m> State<'m> {
     ) -> Result<u32, TableFull> {
         let number = self.sessions.insert(session)?;
         if self.mappings.insert_sole(number, of_mapping).is_err() {
-            let sought = self.sessions.seek(&session);
-            self.sessions.remove(number, &sought);
+            self.take_back(number);
             return Err(TableFull);
         }
         let at = (session.slot, session.external_port.get());
@@ -496,6 +495,13 @@ impl<'m> State<'m> {
             self.count_remote(mapping, &session);
         }
         Ok(number)
+    }
+
+    /// Removes a session of which nothing else knows.
+    #[cold]
+    fn take_back(&mut self, number: u32) {
+        let sought = self.sessions.seek(self.sessions.records.get(number));
+        self.sessions.remove(number, &sought);
     }
 
     /// Gives a new mapping of that internal address its port of a slot's address.
@@ -604,6 +610,12 @@ impl<'m> State<'m> {
     fn end_mapping(&mut self, session: &Session, subscriber: usize, now: Tick, counters: &mut Counters) {
         let at = (session.slot, session.external_port.get());
         self.give_back_port(session.kind.protocol(), at, (session.internal().address, subscriber), now, counters);
+    }
+
+    /// Has what [`State::give_back_port`] writes of the port fetched.
+    #[inline]
+    pub(crate) fn fetch_port_for_end(&self, protocol: Protocol, (slot, port): (u16, u16)) {
+        self.space(slot, protocol).fetch_for_end(port, self.rests[protocol.index()]);
     }
 
     /// Gives back what a mapping of that internal address had, whose home in the table of subscribers is given.

@@ -297,7 +297,7 @@ impl<'m> State<'m> {
             |state, number, place| {
                 let is_over = state.is_over(number, (now, late), adjacencies);
                 if is_over {
-                    *place = state.fetch_for_end(number);
+                    state.fetch_for_end(number, place);
                 }
                 is_over
             },
@@ -307,7 +307,11 @@ impl<'m> State<'m> {
     }
 
     /// Whether a session is over. If it is not, says when it is looked at again, so much later than the rounds to come.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "asked twice for each of a portion's first: the compiler would make it a call for all"
+    )]
+    #[inline(always)]
     fn is_over(&mut self, number: u32, (now, late): (Tick, u32), adjacencies: &Adjacencies) -> bool {
         let session = self.sessions.records.get(number);
         if !session.is_live() {
@@ -337,17 +341,16 @@ impl<'m> State<'m> {
     }
 
     /// Has what it takes to end a session fetched.
-    #[inline]
-    fn fetch_for_end(&self, number: u32) -> EndingSession {
-        let ending = self.seek_session(number);
+    #[inline(never)]
+    fn fetch_for_end(&self, number: u32, ending: &mut EndingSession) {
+        *ending = self.seek_session(number);
         self.sessions.fetch_homes(&ending.session);
         if let Some(mapping) = &ending.mapping {
             self.mappings.fetch_home(mapping);
         }
         let session = self.sessions.records.get(number);
-        self.space(session.slot, session.kind.protocol()).fetch(session.external_port.get());
+        self.fetch_port_for_end(session.kind.protocol(), (session.slot, session.external_port.get()));
         self.subscribers.fetch_home(ending.subscriber);
-        ending
     }
 
     /// Looks for a session and its mapping in the lines that [`State::fetch_for_end`] fetched.

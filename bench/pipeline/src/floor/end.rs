@@ -1,7 +1,7 @@
 //! The floor of an end: what it costs to write the lines of memory that a session's end has to write, and nothing else.
 //!
-//! Knows memory, nothing of the NAT. What ends is the record, which says what it is the key of; the lines of the index that the session and
-//! its mapping are in, three of them; and who has the port. As the sweep does, it takes one record of thirty (two minutes' rounds of four seconds),
+//! Knows memory, nothing of the NAT. What ends is the record, which says what it is the key of; and the lines of the index that the session and
+//! its mapping are in, three of them. As the sweep does, it takes one record of thirty (two minutes' rounds of four seconds),
 //! and asks for the lines of 32 together before it writes the first. Nothing is compared, hashed well or counted, and the subscriber and the
 //! ports' bitmap are left out.
 
@@ -24,13 +24,10 @@ const BATCH: usize = 8 * TOGETHER;
 const ROUNDS: usize = 30;
 /// Entries of the indexes that a session has.
 const KEYS: usize = 3;
-/// Bytes that say who has a port.
-const HOLDER: usize = 4;
 
 struct Memory {
     records: MmapMut,
     lines: MmapMut,
-    holders: MmapMut,
 }
 
 /// Nanoseconds an end, of so many sessions.
@@ -39,9 +36,8 @@ pub(super) fn measure(sessions: u32, batches: u32) -> Result<Figures> {
     let mut memory = Memory {
         records: memory::region(sessions * RECORD, Wanted::Huge)?.0,
         lines: memory::region(index_lines(KEYS * sessions) * LINE, Wanted::Huge)?.0,
-        holders: memory::region(sessions * HOLDER, Wanted::Huge)?.0,
     };
-    for region in [&mut memory.records, &mut memory.lines, &mut memory.holders] {
+    for region in [&mut memory.records, &mut memory.lines] {
         region.fill(1);
     }
     let watch = Watch::new();
@@ -72,18 +68,15 @@ fn end(first: usize, sessions: usize, memory: &mut Memory) {
         let hash = |salt| folded(key ^ 0x9E37_79B9_7F4A_7C15, salt);
         let salts: [u64; KEYS] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB, 0xD6E8_FEB8_6659_FD93];
         let lines = salts.map(|salt| below(index_lines(KEYS * sessions), hash(salt)) * LINE);
-        let holder = below(sessions, hash(0xA076_1D64_78BD_642F)) * HOLDER;
         for line in lines {
             safe_arch::prefetch_t0(&memory.lines[line]);
         }
-        safe_arch::prefetch_t0(&memory.holders[holder]);
-        (record, lines, holder)
+        (record, lines)
     });
-    for (record, lines, holder) in places {
+    for (record, lines) in places {
         for line in lines {
             memory.lines[line] = memory.lines[line].wrapping_add(1);
         }
-        memory.holders[holder] = memory.holders[holder].wrapping_add(1);
         memory.records[record] = memory.records[record].wrapping_add(1);
     }
 }
@@ -93,16 +86,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_writes_a_record_three_lines_and_a_holder() {
+    fn an_end_writes_a_record_and_three_lines() {
         let (sessions, region) = (9000, |bytes| memory::region(bytes, Wanted::Ordinary).expect("memory").0);
-        let mut memory = Memory {
-            records: region(sessions * RECORD),
-            lines: region(index_lines(KEYS * sessions) * LINE),
-            holders: region(sessions * HOLDER),
-        };
+        let mut memory = Memory { records: region(sessions * RECORD), lines: region(index_lines(KEYS * sessions) * LINE) };
         end(30, sessions, &mut memory);
         let sum = |region: &MmapMut| region.iter().map(|&byte| usize::from(byte)).sum::<usize>();
-        assert_eq!([&memory.records, &memory.lines, &memory.holders].map(sum), [TOGETHER, KEYS * TOGETHER, TOGETHER]);
+        assert_eq!([&memory.records, &memory.lines].map(sum), [TOGETHER, KEYS * TOGETHER]);
         assert!((0..TOGETHER).all(|at| memory.records[(1 + at) * ROUNDS * RECORD] == 1));
     }
 }
