@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 
 use crate::bare::BareMapping;
 use crate::due::{self, Due};
-use crate::index::{Index, Line};
+use crate::index::{self, Index, Line};
 use crate::others::Translation;
 use crate::policy::Protocol;
 use crate::ports::{Holders, PortBits};
@@ -54,20 +54,20 @@ impl Capacity {
 
     /// Each session is found from both sides.
     fn session_lines(&self) -> usize {
-        Index::lines_for(2 * self.sessions as usize)
+        Index::lines_for(2 * self.sessions as usize, index::ROOMY)
     }
 
     fn mapping_lines(&self) -> usize {
-        Index::lines_for(self.mappings as usize)
+        Index::lines_for(self.mappings as usize, index::ROOMY)
     }
 
     /// Each translation is found from both sides.
     fn other_lines(&self) -> usize {
-        Index::lines_for(2 * self.others as usize)
+        Index::lines_for(2 * self.others as usize, index::DENSE)
     }
 
     fn bare_lines(&self) -> usize {
-        Index::lines_for(self.bare_mappings as usize)
+        Index::lines_for(self.bare_mappings as usize, index::DENSE)
     }
 
     fn port_spaces(&self) -> usize {
@@ -158,9 +158,9 @@ mod tests {
             let end = shift + capacity.bytes();
             let arenas = Arenas::cut(&mut memory[shift..end], &capacity).expect("enough memory");
             assert_eq!((arenas.sessions.len(), arenas.mappings.len(), arenas.port_bits.len(), arenas.due.len()), (65, 10, 6, 2));
-            assert_eq!((arenas.others.len(), arenas.other_lines.len()), (3, Index::lines_for(6)));
+            assert_eq!((arenas.others.len(), arenas.other_lines.len()), (3, Index::lines_for(6, index::DENSE)));
             let bare = (arenas.bares.len(), arenas.bares_due.len(), arenas.bare_lines.len());
-            assert_eq!(bare, (65, 2, Index::lines_for(65)));
+            assert_eq!(bare, (65, 2, Index::lines_for(65, index::DENSE)));
         }
         assert!(Arenas::cut(&mut memory[..capacity.bytes() - LINE - 1], &capacity).is_err());
     }

@@ -4,7 +4,7 @@
 
 use zerocopy::FromZeros as _;
 
-use crate::index::{Index, Line};
+use crate::index::{self, Index, Line};
 use crate::policy::PortSet;
 use crate::ports::{PortMemory, Wish};
 
@@ -14,7 +14,7 @@ pub struct Lines(Vec<Line>);
 impl Lines {
     /// Memory for `entries` entries.
     pub fn new(entries: usize) -> Self {
-        Self(vec![Line::new_zeroed(); Index::lines_for(entries)])
+        Self(vec![Line::new_zeroed(); Index::lines_for(entries, index::ROOMY)])
     }
 
     /// An empty index in it.

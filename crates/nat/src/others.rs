@@ -314,7 +314,7 @@ mod tests {
     use std::collections::HashMap;
     use zerocopy::FromZeros as _;
 
-    use crate::index::Line;
+    use crate::index::{self, Line};
 
     const TIMEOUTS: Timeouts = Timeouts {
         other_opening: Duration::from_millis(10),
@@ -336,7 +336,7 @@ mod tests {
     }
 
     fn memory(records: usize) -> (Vec<Line>, Vec<Translation>) {
-        (vec![Line::new_zeroed(); Index::lines_for(2 * records)], vec![Translation::new_zeroed(); records])
+        (vec![Line::new_zeroed(); Index::lines_for(2 * records, index::DENSE)], vec![Translation::new_zeroed(); records])
     }
 
     fn table((lines, records): &mut (Vec<Line>, Vec<Translation>)) -> Translations<'_> {
