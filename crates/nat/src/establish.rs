@@ -78,16 +78,22 @@ impl Choice {
         self.keys.hash_one((self.me, self.drawn))
     }
 
-    /// The number that will be drawn after so many others; none where a test says what is drawn.
-    pub(crate) fn foresee(&mut self, others: usize) -> Option<u64> {
+    /// Which number is drawn next, counted from the first.
+    pub(crate) fn position(&self) -> u64 {
+        self.drawn - self.foreseen.len() as u64
+    }
+
+    /// The number of that position, if it was not drawn yet; none where a test says what is drawn.
+    pub(crate) fn foresee(&mut self, position: u64) -> Option<u64> {
         if !self.script.is_empty() {
             return None;
         }
+        let others = position.checked_sub(self.position())? as usize;
         while self.foreseen.len() <= others {
             let next = self.next();
             self.foreseen.push_back(next);
         }
-        Some(self.foreseen[others])
+        self.foreseen.get(others).copied()
     }
 
     /// Where the search for a free port begins: at an allowed port, each as likely as another. A script says it as it is.

@@ -294,6 +294,7 @@ impl Nat<'_> {
     ) {
         if OUTBOUND && numbers.contains(&NEW) {
             self.opened = Opened::default();
+            self.preparation.clear();
             // In small tables it is all in the caches.
             if self.state.sessions.is_large() || BARE && self.state.bares.is_large() {
                 let new = burst.iter().zip(&*numbers).filter(|(_, number)| **number == NEW);
@@ -335,12 +336,12 @@ impl Nat<'_> {
             self.left.push(Verdict::Transmit(leaves));
             return device;
         }
-        if OUTBOUND
-            && number == NEW
-            && let Some(leaves) = self.open(packet, expected, now)
-        {
-            self.left.push(Verdict::Transmit(leaves));
-            return device;
+        if OUTBOUND && number == NEW {
+            self.prepare_next();
+            if let Some(leaves) = self.open(packet, expected, now) {
+                self.left.push(Verdict::Transmit(leaves));
+                return device;
+            }
         }
         course.left.add(packet);
         if packet.handed > 0 {

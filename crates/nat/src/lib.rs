@@ -41,6 +41,7 @@ mod packet;
 mod path;
 pub mod policy;
 mod ports;
+mod prepare;
 mod protocols;
 mod reach;
 mod record;

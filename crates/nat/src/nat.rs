@@ -31,6 +31,7 @@ use crate::own::Rules;
 use crate::packet::Packet;
 use crate::path::{self, Path, Paths, Whereabouts};
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Network, Policy, Protocol, Side};
+use crate::prepare::Preparation;
 use crate::reach::Reach;
 use crate::record::Session;
 use crate::refusal::{Answer, Refusal};
@@ -65,6 +66,8 @@ pub struct Nat<'m> {
     pub(crate) settled: Settled,
     /// Verdicts of a burst's packets that the fast path has left to the ordinary way. Empty between bursts.
     pub(crate) left: Vec<Verdict>,
+    /// What is fetched for those that come next.
+    pub(crate) preparation: Preparation,
     /// What the burst's packets have begun.
     pub(crate) opened: Opened,
     pub(crate) choice: Choice,
@@ -97,6 +100,7 @@ impl<'m> Nat<'m> {
         Ok(Self {
             settled: Settled::new(&state.timers),
             left: Vec::with_capacity(fast::BURST),
+            preparation: Preparation::default(),
             opened: Opened::default(),
             state,
             fragments: Fragments::new(capacity.fragments, hasher.clone(), now),

@@ -11,14 +11,13 @@ use portcullis_wire::ipv4::{TCP, UDP};
 use portcullis_wire::tcp::TcpFlags;
 
 use crate::arrival;
-use crate::establish::{self, Flow};
-use crate::fast::{self, BURST};
+use crate::establish::Flow;
+use crate::fast;
 use crate::forward;
 use crate::head::{self, Head, at};
 use crate::nat::Nat;
 use crate::packet::Packet;
 use crate::policy::{DeviceId, Endpoint, InterfaceId, Protocol, Side};
-use crate::ports::Wish;
 use crate::record::NewSession;
 use crate::table::Entry;
 use crate::tcp::Direction;
@@ -46,83 +45,7 @@ impl Opened {
     }
 }
 
-/// What a new mapping will look at.
-#[derive(Clone, Copy)]
-struct Guess {
-    flow: Flow,
-    slot: u16,
-    wish: Wish,
-    start: u16,
-}
-
 impl Nat<'_> {
-    /// Before the first packets of a burst, at most [`BURST`], are opened one after the other: has what that takes fetched for all of them, as
-    /// far as it can be foreseen. A guess that fails costs time and nothing else. Each loop asks for lines, and the one after it reads them.
-    pub(crate) fn prepare<'p>(&mut self, heads: impl Iterator<Item = &'p Head>) {
-        let mut flows = [None; BURST];
-        for (flow, place) in heads.filter_map(flow_of).zip(&mut flows) {
-            self.state.subscribers.fetch(flow.ours.address);
-            *place = Some(flow);
-        }
-        let (mut hashes, mut guesses) = ([0; BURST], [None; BURST]);
-        let mut draws = 0;
-        for (flow, (hash, guess)) in flows.iter().flatten().zip(hashes.iter_mut().zip(&mut guesses)) {
-            *hash = self.fetch_mapping(flow);
-            *guess = self.guess(*flow, &mut draws);
-        }
-        for (flow, &hash) in flows.iter().flatten().zip(&hashes) {
-            if self.state.keeps_bare(flow.protocol) {
-                self.state.bares.fetch_next(hash);
-            } else {
-                self.state.mappings.fetch_next(hash);
-            }
-        }
-        let mut inbound = [None; BURST];
-        for (&Guess { flow, slot, wish, start }, hash) in guesses.iter().flatten().zip(&mut inbound) {
-            if !self.state.keeps_bare(flow.protocol)
-                && let Some(port) = self.state.space(slot, flow.protocol).free_port(start, wish)
-            {
-                let external = (self.state.outer(slot), port);
-                let of_session = self.state.sessions.hash_inbound(flow.protocol, external, flow.remote);
-                self.state.sessions.fetch_line(of_session);
-                *hash = Some(of_session);
-            }
-        }
-        for &hash in inbound.iter().flatten() {
-            self.state.sessions.fetch_next(hash);
-        }
-    }
-
-    /// Has the line fetched that a flow's mapping is looked for in. Returns its hash.
-    fn fetch_mapping(&self, flow: &Flow) -> u64 {
-        if self.state.keeps_bare(flow.protocol) {
-            let hash = self.state.bares.hash_of(flow.ours);
-            self.state.bares.fetch_line(hash);
-            hash
-        } else {
-            let hash = self.state.mappings.hash(&establish::mapping_key(&self.policy, flow));
-            self.state.mappings.fetch_line(hash);
-            hash
-        }
-    }
-
-    /// Where the port of a flow will be looked for, if it gets a new mapping, and if all before it do, which take so many `draws`. None where
-    /// the host has no address yet. What is known there of the ports is fetched.
-    fn guess(&mut self, flow: Flow, draws: &mut usize) -> Option<Guess> {
-        let Some(slot) = self.state.subscribers.slot_of(flow.ours.address) else {
-            // One for the address, and one for the port.
-            *draws += 2;
-            return None;
-        };
-        let drawn = self.choice.foresee(*draws)?;
-        *draws += 1;
-        let wish = Wish::of(flow.protocol, flow.ours.port, self.policy.port_parity);
-        let space = self.state.space(slot, flow.protocol);
-        let start = space.draw(establish::port_part(drawn), wish)?;
-        space.fetch(start);
-        Some(Guess { flow, slot, wish, start })
-    }
-
     /// Steps 3 to 7 for a packet from inside. The device that it leaves by; none where it has to go the ordinary way, and then no table has
     /// changed.
     pub(crate) fn open(&mut self, packet: &mut Packet<'_>, expected: InterfaceId, now: Tick) -> Option<DeviceId> {
@@ -178,7 +101,7 @@ impl Nat<'_> {
 }
 
 /// The flow of a packet that may begin a session.
-fn flow_of(head: &Head) -> Option<Flow> {
+pub(crate) fn flow_of(head: &Head) -> Option<Flow> {
     const OPENING: u8 = TcpFlags::SYN.0;
     const COUNT: u8 = 0x3F;
     let protocol = match head[at::PROTOCOL] {
